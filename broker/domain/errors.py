@@ -1,0 +1,49 @@
+"""Every way in which work can go wrong, as a closed list of codes; callers act on the code, never on the text."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+__all__ = ["BrokerError", "ErrorCode", "UsageError"]
+
+
+class ErrorCode(StrEnum):
+    """Ordered by where in a job's life the error arises. What follows from each is in `rules.retrying`."""
+
+    # Refused at the door; nothing ran.
+    INVALID_LINE = "invalid_line"  # not UTF-8, not JSON, or not of the batch format
+    INVALID_CUSTOM_ID = "invalid_custom_id"  # missing, empty or over 512 characters
+    DUPLICATE_CUSTOM_ID = "duplicate_custom_id"  # an earlier line of the file has it
+    INVALID_URL = "invalid_url"  # not an endpoint that we serve, or not the batch's
+    INVALID_BODY = "invalid_body"  # a field of the request body is missing or of the wrong kind
+    UNKNOWN_MODEL = "unknown_model"  # no lane runs it
+    STREAMING_UNSUPPORTED = "streaming_unsupported"  # `stream: true` has no meaning in a batch
+    LINE_TOO_LARGE = "line_too_large"
+
+    # Ended while waiting.
+    BATCH_EXPIRED = "batch_expired"  # OpenAI's code: the window closed before the job ran
+    BATCH_CANCELLED = "batch_cancelled"
+    BUDGET_EXCEEDED = "budget_exceeded"
+
+    # From the engine.
+    ENGINE_REFUSED = "engine_refused"  # HTTP 4xx other than 408 and 429: the request itself is at fault
+    ENGINE_BUSY = "engine_busy"  # HTTP 429
+    ENGINE_FAILED = "engine_failed"  # HTTP 5xx
+    ENGINE_TIMEOUT = "engine_timeout"
+    ENGINE_UNREACHABLE = "engine_unreachable"
+    ENGINE_INVALID_REPLY = "engine_invalid_reply"  # not JSON, or without what the endpoint promises
+    ENGINE_DIED = "engine_died"  # the engine's process ended while the job ran
+
+    # From the way there.
+    PREEMPTED = "preempted"  # the provider took the machine and the worker handed the job back
+    INTERRUPTED = "interrupted"  # our own process ended; no evidence against the job
+    LEASE_LOST = "lease_lost"  # the worker fell silent: crashed, cut off, or too slow to renew
+    POISONED = "poisoned"  # three crashes with this job running alone
+
+
+class BrokerError(Exception):
+    """Something the person at the keyboard must know, said in one sentence; the command exits with 1."""
+
+
+class UsageError(BrokerError):
+    """The command or its input was wrong; the command exits with 2."""

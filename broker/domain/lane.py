@@ -1,0 +1,84 @@
+"""A lane: provider x region x accelerator x market x engine deployment, with its own queues."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NewType
+
+import msgspec
+
+__all__ = ["EngineSettings", "Lane", "LaneName", "Market", "Price", "PriceMeter", "Provider"]
+
+LaneName = NewType("LaneName", str)
+
+
+class Provider(StrEnum):
+    GOOGLE_TPU = "google-tpu"
+    AZURE_GPU = "azure-gpu"
+    ORACLE_GPU = "oracle-gpu"
+
+
+class Market(StrEnum):
+    ON_DEMAND = "on-demand"
+    SPOT = "spot"
+
+
+class PriceMeter(StrEnum):
+    """What a price is the price of."""
+
+    ACCELERATOR_HOUR = "accelerator-hour"  # one whole instance for one hour
+    TOKEN = "token"  # input and output tokens, each at its own price
+
+
+class Price(msgspec.Struct, frozen=True, kw_only=True):
+    """One immutable, versioned price. Pico-USD per instance-hour, or per token on per-token lanes."""
+
+    version: str
+    meter: PriceMeter
+    instance_hour_pico_usd: int = 0
+    input_token_pico_usd: int = 0
+    output_token_pico_usd: int = 0
+    source: str
+    as_of: str
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a lane's workers run their model. `options` are the engine driver's own settings."""
+
+    driver: str
+    models: tuple[str, ...]
+    concurrency: int = 64
+    request_timeout_seconds: float = 300.0
+    options: dict[str, str | int | float | bool] = {}
+
+
+class Lane(msgspec.Struct, frozen=True, kw_only=True):
+    """What the planner, the dispatcher and a worker know of a lane.
+
+    `slots` is how many shards may run at once over all its instances; `jobs_per_second` is the speed one
+    slot is believed to have before the ledger has seen any; `message_bytes_max` is the queue's limit.
+    """
+
+    name: LaneName
+    provider: Provider
+    region: str
+    accelerator: str
+    accelerator_count: int
+    market: Market
+    bus_url: str
+    engine: EngineSettings
+    price: Price
+    slots: int = 1
+    jobs_per_second: float = 1.0
+    shard_jobs_max: int = 512
+    shard_seconds: float = 10.0
+    message_bytes_max: int = 4_000_000
+    stand_in: bool = False
+
+    @property
+    def shards_queue(self) -> str:
+        return f"lane.{self.name}.shards"
+
+    @property
+    def events_queue(self) -> str:
+        return f"lane.{self.name}.events"

@@ -1,0 +1,70 @@
+"""The engine port: what runs the model."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from broker.domain.errors import ErrorCode
+from broker.domain.usage import Usage
+
+__all__ = ["Engine", "EngineError", "EngineReply", "EngineRequest"]
+
+
+class EngineRequest(msgspec.Struct, frozen=True):
+    """One inference request.
+
+    `endpoint` is OpenAI's path, such as `/v1/chat/completions`; `body` is the producer's JSON, unchanged;
+    `label` names the request in an engine's own call log and is never sent to it.
+    """
+
+    label: str
+    endpoint: str
+    body: bytes
+
+
+class EngineReply(msgspec.Struct, frozen=True):
+    """A valid success: HTTP 2xx with a JSON body, and the usage that the body states.
+
+    `usage.accelerator_us` is left at 0; the meter fills it in.
+    """
+
+    status_code: int
+    body: bytes
+    usage: Usage
+    request_id: str = ""
+
+
+class EngineError(Exception):
+    """The request failed. `code` says what follows; `status_code` is 0 where no HTTP reply came.
+
+    `body` is the engine's own error body, if it sent one, for the producer's error file. It may echo the
+    prompt, so it is never logged and never enters the ledger.
+    """
+
+    def __init__(self, code: ErrorCode, message: str, *, status_code: int = 0, body: bytes = b"") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.status_code = status_code
+        self.body = body
+
+
+class Engine(Protocol):
+    """Runs requests concurrently on one event loop; drivers live in `workers.engines`.
+
+    A driver never retries: it raises `EngineError` and lets the broker decide.
+    """
+
+    async def start(self) -> None:
+        """Bring the engine to where it can answer, loading the model if it must.
+
+        Raises EngineError when it can't be brought up; calling it again tries again.
+        """
+
+    async def run(self, request: EngineRequest) -> EngineReply:
+        """The reply to one request. Raises EngineError. Cancelling the call aborts the request at the engine."""
+
+    async def stop(self) -> None:
+        """Release everything; harmless when not started."""
