@@ -8,7 +8,16 @@ from __future__ import annotations
 from decimal import Decimal, InvalidOperation
 from typing import NewType
 
-__all__ = ["NANO_PER_USD", "PICO_PER_USD", "NanoUsd", "PicoUsd", "divide_half_even", "format_usd", "nano_from_usd", "pico_from_usd"]
+__all__ = [
+    "NANO_PER_USD",
+    "PICO_PER_USD",
+    "NanoUsd",
+    "PicoUsd",
+    "divide_half_even",
+    "format_usd",
+    "nano_from_usd",
+    "pico_from_usd",
+]
 
 NanoUsd = NewType("NanoUsd", int)
 PicoUsd = NewType("PicoUsd", int)
