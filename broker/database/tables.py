@@ -1,0 +1,261 @@
+"""The operational tables: what is waiting, what is under way, and what was asked for.
+
+Nothing here is the ledger (`broker.ledger.tables`), and none of it is updated once per job: a job is
+inserted, its waiting span in `ready` is deleted at dispatch, and its end is a row in the ledger's
+`job_outcome`. The only row that changes on the hot path is `shard`. Times are Unix microseconds (UTC).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from broker.database.types import BigCounter, Digest, Id, metadata
+
+__all__ = [
+    "assignment",
+    "batch",
+    "batch_count",
+    "batch_refusal",
+    "job",
+    "outbox",
+    "payload",
+    "plan",
+    "ready",
+    "result",
+    "shard",
+    "shard_span",
+    "signing_key",
+    "tenant",
+    "work_group",
+]
+
+tenant = Table(
+    "tenant",
+    metadata,
+    Column("tenant_id", String(64), primary_key=True),
+    Column("created_us", BigInteger, nullable=False),
+)
+
+signing_key = Table(
+    "signing_key",
+    metadata,
+    Column("key_id", String(64), primary_key=True),
+    Column("role", String(16), nullable=False),  # broker, lane, producer
+    Column("owner", String(128), nullable=False),  # a lane's name, a tenant, or the broker
+    Column("public_key", LargeBinary(32), nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("revoked_us", BigInteger),
+)
+
+work_group = Table(
+    "work_group",
+    metadata,
+    Column("group_id", Id, primary_key=True),
+    Column("digest", Digest, nullable=False),
+    Column("tenant_id", ForeignKey("tenant.tenant_id"), nullable=False),
+    Column("endpoint", String(64), nullable=False),
+    Column("model", String(256), nullable=False),
+    Column("constraints", Text, nullable=False),  # canonical JSON of domain.job.Constraints
+    Column("deadline_us", BigInteger, nullable=False),  # the end of its deadline bucket
+    Column("created_us", BigInteger, nullable=False),
+    UniqueConstraint("digest"),
+)
+
+batch = Table(
+    "batch",
+    metadata,
+    Column("batch_id", Id, primary_key=True),
+    Column("tenant_id", ForeignKey("tenant.tenant_id"), nullable=False),
+    Column("source_name", Text, nullable=False),
+    Column("source_digest", Digest, nullable=False),
+    Column("source_bytes", BigInteger, nullable=False),
+    Column("output_path", Text),
+    Column("error_path", Text),
+    Column("window_seconds", BigInteger, nullable=False),
+    Column("deadline_us", BigInteger, nullable=False),
+    Column("max_cost_nano_usd", BigInteger),
+    Column("constraints", Text, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    # How far intake has read the source: the next line and byte, moved in the transaction that inserts the jobs.
+    Column("read_lines", BigInteger, nullable=False, default=0),
+    Column("read_bytes", BigInteger, nullable=False, default=0),
+    Column("accepted_jobs", BigInteger, nullable=False, default=0),
+    Column("refused_lines", BigInteger, nullable=False, default=0),
+    Column("read_us", BigInteger),  # when the whole source was in
+    Column("cancel_requested_us", BigInteger),
+    Column("finished_us", BigInteger),
+    Column("status", String(16), nullable=False),
+    Index("ix_batch_source", "tenant_id", "source_digest", "created_us"),
+)
+
+batch_refusal = Table(
+    "batch_refusal",
+    metadata,
+    Column("batch_id", ForeignKey("batch.batch_id"), primary_key=True),
+    Column("line_number", BigInteger, primary_key=True),
+    Column("custom_id", Text),
+    Column("error_code", String(32), nullable=False),
+    Column("message", Text, nullable=False),
+)
+
+job = Table(
+    "job",
+    metadata,
+    Column("job_id", Id, primary_key=True),
+    Column("tenant_id", String(64), nullable=False),
+    Column("group_id", Id, nullable=False),
+    Column("batch_id", Id),
+    Column("line_number", BigInteger),
+    Column("custom_id", Text),
+    Column("body_bytes", Integer, nullable=False),
+    Column("submitted_us", BigInteger, nullable=False),
+    Column("deadline_us", BigInteger, nullable=False),
+    Column("budget_nano_usd", BigInteger),
+    Column("tags", Text),
+    Index("ix_job_batch", "batch_id", "line_number", unique=True),
+    Index("ix_job_custom", "batch_id", "custom_id", unique=True),
+)
+
+payload = Table(
+    "payload",
+    metadata,
+    Column("job_id", Id, primary_key=True),
+    Column("body", LargeBinary),
+    Column("object_ref", Text),
+    # Keys the digests that the ledger keeps; when it goes with the payload, they say nothing any more.
+    Column("salt", LargeBinary(16), nullable=False),
+    CheckConstraint("(body IS NULL) <> (object_ref IS NULL)", name="one_place"),
+)
+
+result = Table(
+    "result",
+    metadata,
+    Column("job_id", Id, primary_key=True),
+    Column("attempt_id", Id),
+    Column("status_code", Integer, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("error_code", String(32)),
+    Column("message", Text),
+    Column("body", LargeBinary),
+    Column("object_ref", Text),
+)
+
+ready = Table(
+    "ready",
+    metadata,
+    Column("first_job_id", Id, primary_key=True),
+    Column("jobs_count", Integer, nullable=False),
+    Column("group_id", ForeignKey("work_group.group_id"), nullable=False),
+    Column("batch_id", Id),
+    Column("deadline_us", BigInteger, nullable=False),
+    Column("body_bytes_max", Integer, nullable=False),
+    Column("attempt_number", Integer, nullable=False),  # that its next attempt will have
+    Column("crashes", Integer, nullable=False),
+    Column("alone", Boolean, nullable=False),  # a crash's suspect: travels in a shard of its own
+    Column("not_before_us", BigInteger, nullable=False),
+    Index("ix_ready_order", "group_id", "deadline_us", "first_job_id"),
+)
+
+plan = Table(
+    "plan",
+    metadata,
+    Column("generation", BigCounter, primary_key=True, autoincrement=False),
+    Column("plan_id", Id, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("inputs_digest", Digest, nullable=False),
+)
+
+assignment = Table(
+    "assignment",
+    metadata,
+    Column("assignment_id", Id, primary_key=True),
+    Column("generation", ForeignKey("plan.generation"), nullable=False),
+    Column("group_id", ForeignKey("work_group.group_id"), nullable=False),
+    Column("candidates", Text, nullable=False),  # JSON: lanes in merit order, each with its price version and cost per job
+    Column("removed", Text, nullable=False),  # JSON: lanes that may not serve the group, each with the filter that says so
+    Index("ix_assignment_group", "group_id", "generation"),
+)
+
+shard = Table(
+    "shard",
+    metadata,
+    Column("shard_id", Id, primary_key=True),
+    Column("tenant_id", String(64), nullable=False),
+    Column("group_id", Id, nullable=False),
+    Column("batch_id", Id),
+    Column("lane", String(128), nullable=False),
+    Column("assignment_id", Id),
+    Column("reason", Text, nullable=False),
+    Column("jobs_count", Integer, nullable=False),
+    Column("state", String(16), nullable=False),  # domain.shard.ShardState
+    Column("created_us", BigInteger, nullable=False),
+    Column("claim_by_us", BigInteger, nullable=False),
+    Column("claimed_us", BigInteger),
+    Column("lease_until_us", BigInteger),
+    Column("worker_id", String(128)),
+    Column("recorded", LargeBinary, nullable=False),  # bitmap of the indices whose attempts are in the ledger
+    Column("running", LargeBinary),  # bitmap of the indices that the last renewal named
+    Column("closed_us", BigInteger),
+    Index(
+        "ix_shard_open",
+        "lane",
+        "state",
+        sqlite_where=Column("closed_us").is_(None),
+        postgresql_where=Column("closed_us").is_(None),
+    ),
+)
+
+shard_span = Table(
+    "shard_span",
+    metadata,
+    Column("shard_id", Id, primary_key=True),
+    Column("first_index", Integer, primary_key=True),
+    Column("first_job_id", Id, nullable=False),
+    Column("jobs_count", Integer, nullable=False),
+    Column("attempt_number", Integer, nullable=False),
+    Column("crashes", Integer, nullable=False),
+    Column("deadline_us", BigInteger, nullable=False),
+    Index("ix_shard_span_job", "first_job_id"),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("outbox_id", BigCounter, primary_key=True, autoincrement=True),
+    Column("shard_id", Id, nullable=False),
+    Column("lane", String(128), nullable=False),
+)
+
+batch_count = Table(
+    "batch_count",
+    metadata,
+    Column("batch_id", Id, primary_key=True),
+    Column("writer", String(64), primary_key=True),
+    *(
+        Column(name, BigInteger, nullable=False, default=0)
+        for name in (
+            "succeeded",
+            "failed",
+            "cancelled",
+            "expired",
+            "attempts",
+            "input_tokens",
+            "output_tokens",
+            "cost_nano_usd",
+            "wasted_nano_usd",
+        )
+    ),
+)

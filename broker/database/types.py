@@ -1,0 +1,51 @@
+"""Column types that mean the same on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from sqlalchemy import BigInteger, Dialect, Integer, LargeBinary, MetaData
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+__all__ = ["BigCounter", "Digest", "Id", "metadata"]
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+
+class Id(TypeDecorator[bytes]):
+    """A UUIDv7, 16 bytes in Python: `uuid` on PostgreSQL, a 16-byte blob on SQLite."""
+
+    impl = LargeBinary(16)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(postgresql.UUID(as_uuid=True))
+        return dialect.type_descriptor(LargeBinary(16))
+
+    def process_bind_param(self, value: bytes | None, dialect: Dialect) -> Any:  # noqa: ANN401 (SQLAlchemy's signature)
+        if value is None or dialect.name != "postgresql":
+            return value
+        return uuid.UUID(bytes=value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> bytes | None:  # noqa: ANN401 (SQLAlchemy's signature)
+        if value is None or dialect.name != "postgresql":
+            return value
+        return bytes(value.bytes)
+
+
+Digest = LargeBinary(32)
+"""A SHA-256 or keyed BLAKE2b digest."""
+
+BigCounter = BigInteger().with_variant(Integer, "sqlite")
+"""An int64; on SQLite spelled INTEGER, the only spelling that can be a row id."""

@@ -1,0 +1,169 @@
+"""The ledger's tables: append-only, never updated, proven row by row.
+
+Every ledger row carries the stream and sequence of its writer, the number of the batch record that
+covers it, its schema version, and `leaf`, the SHA-256 of its canonical bytes (`broker.ledger.canonical`).
+On PostgreSQL the large ones are partitioned by month of `recorded_us`, so that retention is a dropped
+partition. Uniqueness across partitions lives in `job_outcome`, which is not partitioned.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, String, Table, Text
+
+from broker.database.types import Digest, Id, metadata
+
+__all__ = ["PARTITIONED", "attempt", "cost_entry", "job_outcome", "ledger_batch", "ledger_stream", "price"]
+
+
+def _proof_columns() -> tuple[Column[int] | Column[bytes], ...]:
+    return (
+        Column("stream_id", Id, primary_key=True),
+        Column("seq", BigInteger, primary_key=True, autoincrement=False),
+        Column("ledger_batch", BigInteger, nullable=False),
+        Column("schema_version", Integer, nullable=False),
+    )
+
+
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("recorded_us", BigInteger, primary_key=True, autoincrement=False),
+    *_proof_columns(),
+    Column("attempt_id", Id, nullable=False),
+    Column("job_id", Id, nullable=False),
+    Column("batch_id", Id),
+    Column("tenant_id", String(64), nullable=False),
+    Column("shard_id", Id, nullable=False),
+    Column("shard_index", Integer, nullable=False),
+    Column("attempt_number", Integer, nullable=False),
+    Column("assignment_id", Id),
+    # Where.
+    Column("lane", String(128), nullable=False),
+    Column("provider", String(32), nullable=False),
+    Column("region", String(64), nullable=False),
+    Column("accelerator", String(64), nullable=False),
+    Column("accelerator_count", Integer, nullable=False),
+    Column("market", String(16), nullable=False),
+    Column("engine", String(32), nullable=False),
+    Column("model", String(256), nullable=False),
+    Column("worker_id", String(128), nullable=False),
+    Column("stand_in", Boolean, nullable=False),  # the hardware was not the lane's
+    # How it ended.
+    Column("outcome", String(16), nullable=False),
+    Column("error_code", String(32)),
+    Column("status_code", Integer, nullable=False),
+    Column("decisive", Boolean, nullable=False),  # this attempt ended its job
+    # How long; the *_us durations of the run are from the worker's monotonic clock.
+    Column("submitted_us", BigInteger, nullable=False),
+    Column("dispatched_us", BigInteger, nullable=False),
+    Column("started_us", BigInteger),
+    Column("ended_us", BigInteger, nullable=False),
+    Column("queue_us", BigInteger, nullable=False),
+    Column("run_us", BigInteger, nullable=False),
+    # What it used and cost.
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("cached_input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("accelerator_us", BigInteger, nullable=False),
+    Column("price_version", String(64), nullable=False),
+    Column("list_cost_nano_usd", BigInteger, nullable=False),
+    Column("cost_nano_usd", BigInteger, nullable=False),
+    Column("cost_upper_nano_usd", BigInteger, nullable=False),  # above cost_nano_usd only where the basis is unknown
+    Column("cost_basis", String(16), nullable=False),
+    # What proves it, without the text itself.
+    Column("request_digest", Digest),
+    Column("reply_digest", Digest),
+    Column("reply_bytes", BigInteger, nullable=False),
+    Column("provider_request_id", Text, nullable=False),
+    Column("trace_id", LargeBinary(16)),
+    Column("leaf", Digest, nullable=False),
+    Index("ix_attempt_job", "job_id"),
+    Index("ix_attempt_batch", "batch_id"),
+    Index("ix_attempt_tenant", "tenant_id", "recorded_us"),
+    postgresql_partition_by="RANGE (recorded_us)",
+)
+
+cost_entry = Table(
+    "cost_entry",
+    metadata,
+    Column("recorded_us", BigInteger, primary_key=True, autoincrement=False),
+    *_proof_columns(),
+    Column("entry_id", Id, nullable=False),
+    Column("kind", String(16), nullable=False),  # attribution idle overhead true_up correction adjustment credit
+    Column("tenant_id", String(64)),
+    Column("batch_id", Id),
+    Column("attempt_id", Id),
+    Column("lane", String(128), nullable=False),
+    Column("provider", String(32), nullable=False),
+    Column("worker_id", String(128), nullable=False),
+    Column("stand_in", Boolean, nullable=False),
+    Column("period_start_us", BigInteger, nullable=False),
+    Column("period_end_us", BigInteger, nullable=False),
+    Column("accelerator_us", BigInteger, nullable=False),
+    Column("price_version", String(64), nullable=False),
+    Column("cost_nano_usd", BigInteger, nullable=False),
+    Column("cost_basis", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("leaf", Digest, nullable=False),
+    Index("ix_cost_entry_lane", "lane", "recorded_us"),
+    postgresql_partition_by="RANGE (recorded_us)",
+)
+
+job_outcome = Table(
+    "job_outcome",
+    metadata,
+    Column("job_id", Id, primary_key=True),
+    Column("stream_id", Id, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("ledger_batch", BigInteger, nullable=False),
+    Column("schema_version", Integer, nullable=False),
+    Column("recorded_us", BigInteger, nullable=False),
+    Column("tenant_id", String(64), nullable=False),
+    Column("batch_id", Id),
+    Column("outcome", String(16), nullable=False),
+    Column("error_code", String(32)),
+    Column("attempt_id", Id),  # null where the job ended while waiting
+    Column("leaf", Digest, nullable=False),
+)
+
+ledger_stream = Table(
+    "ledger_stream",
+    metadata,
+    Column("stream_id", Id, primary_key=True),
+    Column("slot", String(64), nullable=False, unique=True),  # the writer's durable place, such as recorder-0
+    Column("opened_us", BigInteger, nullable=False),
+)
+
+ledger_batch = Table(
+    "ledger_batch",
+    metadata,
+    Column("stream_id", Id, primary_key=True),
+    Column("batch_number", BigInteger, primary_key=True, autoincrement=False),
+    Column("schema_version", Integer, nullable=False),
+    Column("first_seq", BigInteger, nullable=False),
+    Column("rows_count", Integer, nullable=False),
+    Column("sum_cost_nano_usd", BigInteger, nullable=False),
+    Column("merkle_root", Digest, nullable=False),
+    Column("previous_hash", Digest, nullable=False),
+    Column("batch_hash", Digest, nullable=False),
+    Column("committed_us", BigInteger, nullable=False),
+)
+
+price = Table(
+    "price",
+    metadata,
+    Column("version", String(64), primary_key=True),
+    Column("lane", String(128), nullable=False),
+    Column("meter", String(32), nullable=False),
+    Column("instance_hour_pico_usd", BigInteger, nullable=False),
+    Column("input_token_pico_usd", BigInteger, nullable=False),
+    Column("output_token_pico_usd", BigInteger, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("as_of", String(10), nullable=False),
+    Column("imported_us", BigInteger, nullable=False),
+    Index("ix_price_lane", "lane", "imported_us"),
+)
+
+PARTITIONED = (attempt, cost_entry)
+"""The tables that are partitioned by month on PostgreSQL."""
