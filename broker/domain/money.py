@@ -59,7 +59,7 @@ def _scaled(text: str, scale: int) -> int:
 
 
 def format_usd(amount: int) -> str:
-    """Dollars for people: two decimals for large amounts, up to nine for small ones, never rounded below a nano-dollar."""
+    """Dollars for people: two decimals for large amounts, up to nine for small ones, exact to the nano-dollar."""
     sign, amount = ("-", -amount) if amount < 0 else ("", amount)
     whole, nano = divmod(amount, NANO_PER_USD)
     decimals = f"{nano:09d}".rstrip("0")
