@@ -163,7 +163,8 @@ ready = Table(
     Column("deadline_us", BigInteger, nullable=False),
     Column("body_bytes_max", Integer, nullable=False),
     Column("attempt_number", Integer, nullable=False),  # that its next attempt will have
-    Column("crashes", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),  # attempts that counted against rules.retrying.FAILURES_MAX
+    Column("crashes", Integer, nullable=False),  # likewise against CRASHES_MAX
     Column("alone", Boolean, nullable=False),  # a crash's suspect: travels in a shard of its own
     Column("not_before_us", BigInteger, nullable=False),
     Index("ix_ready_order", "group_id", "deadline_us", "first_job_id"),
@@ -208,6 +209,7 @@ shard = Table(
     Column("worker_id", String(128)),
     Column("recorded", LargeBinary, nullable=False),  # bitmap of the indices whose attempts are in the ledger
     Column("running", LargeBinary),  # bitmap of the indices that the last renewal named
+    Column("hold_nano_usd", BigInteger, nullable=False),  # its expected cost, set aside from the batch's budget
     Column("closed_us", BigInteger),
     Index(
         "ix_shard_open",
@@ -226,7 +228,9 @@ shard_span = Table(
     Column("first_job_id", Id, nullable=False),
     Column("jobs_count", Integer, nullable=False),
     Column("attempt_number", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
     Column("crashes", Integer, nullable=False),
+    Column("body_bytes_max", Integer, nullable=False),
     Column("deadline_us", BigInteger, nullable=False),
     Index("ix_shard_span_job", "first_job_id"),
 )

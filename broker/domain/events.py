@@ -1,0 +1,57 @@
+"""What a worker says happened: past tense, frozen, numbered per shard, signed by its lane."""
+
+from __future__ import annotations
+
+import msgspec
+
+from broker.domain.errors import ErrorCode
+from broker.domain.outcome import Outcome
+from broker.domain.usage import Usage
+
+__all__ = ["JobRan", "JobsRan", "ShardReturned", "WorkerEvent"]
+
+
+class JobRan(msgspec.Struct, frozen=True, array_like=True):
+    """One attempt as the worker saw it.
+
+    `started_us` and `ended_us` are the worker's UTC clock; `run_us` is its monotonic clock. `body` is the
+    reply, or the engine's error body; `message` is for the producer's error file; neither enters the ledger.
+    The digests are BLAKE2b-256 keyed with the job's salt.
+    """
+
+    index: int
+    outcome: Outcome
+    status_code: int
+    started_us: int
+    ended_us: int
+    run_us: int
+    usage: Usage
+    body: bytes
+    error_code: ErrorCode | None = None
+    message: str = ""
+    request_id: str = ""
+    request_digest: bytes = b""
+    reply_digest: bytes = b""
+
+
+class JobsRan(msgspec.Struct, frozen=True, array_like=True, tag="jobs_ran"):
+    """Attempts of one shard that ended since the last event; `number` counts a shard's events from 0."""
+
+    shard_id: bytes
+    lane: str
+    worker_id: str
+    number: int
+    jobs: tuple[JobRan, ...]
+
+
+class ShardReturned(msgspec.Struct, frozen=True, array_like=True, tag="shard_returned"):
+    """A worker hands back what it will not do (preemption, shutdown); what it did was in earlier events."""
+
+    shard_id: bytes
+    lane: str
+    worker_id: str
+    number: int
+    reason: ErrorCode
+
+
+WorkerEvent = JobsRan | ShardReturned

@@ -1,0 +1,86 @@
+"""Jobs, and what a producer may demand of the place where they run."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from broker.domain.errors import ErrorCode
+
+__all__ = ["ENDPOINTS", "AcceptedLine", "BatchStatus", "Constraints", "GroupKey", "RefusedLine", "WaitingSpan", "WorkGroup"]
+
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+"""The OpenAI paths that an engine serves."""
+
+
+class BatchStatus(StrEnum):
+    """Where a batch is, with the states that may follow."""
+
+    READING = "reading"  # -> running, cancelling
+    RUNNING = "running"  # -> finalizing, cancelling
+    CANCELLING = "cancelling"  # -> finalizing
+    FINALIZING = "finalizing"  # every line has ended, its files are being written -> completed, cancelled
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+
+
+class Constraints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Hard limits on where a job may run; empty means no limit. Never relaxed, also not on retry."""
+
+    lanes: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    markets: tuple[str, ...] = ()
+
+
+class GroupKey(msgspec.Struct, frozen=True):
+    """What the planner can tell jobs apart by; `deadline_us` is the end of the job's deadline bucket."""
+
+    tenant_id: str
+    endpoint: str
+    model: str
+    constraints: str
+    deadline_us: int
+
+
+class WorkGroup(msgspec.Struct, frozen=True):
+    """Waiting jobs that the planner can't tell apart."""
+
+    group_id: bytes
+    key: GroupKey
+
+
+class WaitingSpan(msgspec.Struct, frozen=True):
+    """A row of `ready`: jobs of one group with consecutive ids, waiting for a lane."""
+
+    first_job_id: bytes
+    jobs_count: int
+    group_id: bytes
+    batch_id: bytes | None
+    deadline_us: int
+    body_bytes_max: int
+    attempt_number: int = 1
+    failures: int = 0
+    crashes: int = 0
+    alone: bool = False
+    not_before_us: int = 0
+
+
+class AcceptedLine(msgspec.Struct, frozen=True):
+    """A line of a batch file that will run."""
+
+    line_number: int
+    custom_id: str
+    endpoint: str
+    model: str
+    body: bytes
+
+
+class RefusedLine(msgspec.Struct, frozen=True):
+    """A line of a batch file that will not; `custom_id` is None where it could not be read."""
+
+    line_number: int
+    custom_id: str | None
+    code: ErrorCode
+    message: str

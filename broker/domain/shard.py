@@ -1,0 +1,131 @@
+"""Shards: what travels to a lane as one message, and the right to work on it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+__all__ = [
+    "Bitmap",
+    "ClaimAnswer",
+    "ClaimShard",
+    "RenewAnswer",
+    "RenewLease",
+    "RunShard",
+    "ShardJob",
+    "ShardSpan",
+    "ShardState",
+]
+
+
+class ShardState(StrEnum):
+    """A shard's state, with the states that may follow."""
+
+    SENT = "sent"  # written, and on its way to the lane -> running, taken_back
+    RUNNING = "running"  # claimed by a worker -> done, returned, taken_back
+    DONE = "done"  # every index is in the ledger
+    RETURNED = "returned"  # the worker handed back what it had not done, which travels on under a new shard id
+    TAKEN_BACK = "taken_back"  # nobody claimed it, or its worker fell silent; likewise
+
+
+class ShardJob(msgspec.Struct, frozen=True, array_like=True):
+    """One job inside the message. `salt` keys the digests of request and reply."""
+
+    job_id: bytes
+    body: bytes
+    salt: bytes
+
+
+class RunShard(msgspec.Struct, frozen=True, array_like=True):
+    """The order to a lane: run these jobs. A job's index is its place in `jobs`."""
+
+    shard_id: bytes
+    lane: str
+    tenant_id: str
+    endpoint: str
+    model: str
+    jobs: tuple[ShardJob, ...]
+
+
+class ShardSpan(msgspec.Struct, frozen=True):
+    """Jobs with consecutive ids inside a shard; they hold its indices from `first_index` on."""
+
+    first_index: int
+    first_job_id: bytes
+    jobs_count: int
+    attempt_number: int
+    failures: int
+    crashes: int
+    body_bytes_max: int
+    deadline_us: int
+
+
+class ClaimShard(msgspec.Struct, frozen=True, array_like=True):
+    """A worker asks for the one right to run a shard."""
+
+    shard_id: bytes
+    lane: str
+    worker_id: str
+
+
+class ClaimAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """`granted` is False when the shard is not the worker's: drop the message, run nothing.
+
+    `lease_seconds` counts from the moment the worker sent the question, by its own monotonic clock.
+    """
+
+    granted: bool
+    lease_seconds: float = 0.0
+    cancelled: bool = False
+
+
+class RenewLease(msgspec.Struct, frozen=True, array_like=True):
+    """A worker is still at it; `running` is the bitmap of the indices that its engine holds now."""
+
+    shard_id: bytes
+    worker_id: str
+    running: bytes
+
+
+class RenewAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """`granted` is False when the lease is lost: stop. `cancelled` asks the worker to stop and say so."""
+
+    granted: bool
+    lease_seconds: float = 0.0
+    cancelled: bool = False
+
+
+class Bitmap:
+    """A set of small indices as bytes: bit i of byte i // 8."""
+
+    __slots__ = ("_bits",)
+
+    def __init__(self, data: bytes = b"") -> None:
+        self._bits = int.from_bytes(data, "little")
+
+    @classmethod
+    def of(cls, indices: list[int]) -> Bitmap:
+        """The set of these indices."""
+        bitmap = cls()
+        for index in indices:
+            bitmap.add(index)
+        return bitmap
+
+    def __contains__(self, index: int) -> bool:
+        return bool(self._bits >> index & 1)
+
+    def __len__(self) -> int:
+        return self._bits.bit_count()
+
+    def add(self, index: int) -> None:
+        """Put `index` in the set."""
+        self._bits |= 1 << index
+
+    def missing(self, count: int) -> list[int]:
+        """The indices below `count` that are not in the set, ascending."""
+        return [index for index in range(count) if not self._bits >> index & 1]
+
+    def to_bytes(self) -> bytes:
+        """The inverse of the constructor."""
+        return self._bits.to_bytes((self._bits.bit_length() + 7) // 8, "little")

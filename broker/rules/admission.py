@@ -1,0 +1,102 @@
+"""Which lines of a batch file may run: every other one is refused with a code and one clear sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated
+
+import msgspec
+
+from broker.domain.errors import ErrorCode
+from broker.domain.job import ENDPOINTS, AcceptedLine, RefusedLine
+
+__all__ = ["CUSTOM_ID_CHARS_MAX", "admit_line"]
+
+CUSTOM_ID_CHARS_MAX = 512
+
+
+class _Line(msgspec.Struct):
+    custom_id: str
+    url: str
+    body: msgspec.Raw
+    method: str
+
+
+class _LineName(msgspec.Struct):
+    custom_id: str | None = None
+
+
+class _Chat(msgspec.Struct):
+    model: str
+    messages: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
+    stream: bool | None = None
+
+
+class _Completion(msgspec.Struct):
+    model: str
+    prompt: str | list[msgspec.Raw]
+    stream: bool | None = None
+
+
+class _Embedding(msgspec.Struct):
+    model: str
+    input: str | list[msgspec.Raw]
+
+
+_line_decoder = msgspec.json.Decoder(_Line)
+_name_decoder = msgspec.json.Decoder(_LineName)
+_body_decoders = dict(
+    zip(ENDPOINTS, (msgspec.json.Decoder(kind) for kind in (_Chat, _Completion, _Embedding)), strict=True)
+)
+
+
+def admit_line(line_number: int, line: bytes, models: Collection[str]) -> AcceptedLine | RefusedLine:
+    """What becomes of one non-empty line. `models` are those that some lane runs. Duplicates are the caller's matter."""
+    try:
+        parsed = _line_decoder.decode(line)
+    except msgspec.ValidationError as error:
+        name = _custom_id_of(line)
+        code = ErrorCode.INVALID_LINE if name else ErrorCode.INVALID_CUSTOM_ID
+        return RefusedLine(line_number, name, code, f"the line is not of the batch format: {error}")
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return RefusedLine(line_number, None, ErrorCode.INVALID_LINE, f"the line is not valid JSON in UTF-8: {error}")
+    return _check_id(line_number, parsed) or _check_request(line_number, parsed, models)
+
+
+def _custom_id_of(line: bytes) -> str | None:
+    try:
+        return _name_decoder.decode(line).custom_id
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _check_id(line_number: int, line: _Line) -> RefusedLine | None:
+    if not 0 < len(line.custom_id) <= CUSTOM_ID_CHARS_MAX:
+        found = f"has {len(line.custom_id)} characters"
+    elif "\0" in line.custom_id:
+        found = "holds a NUL character"
+    else:
+        return None
+    message = f"custom_id {found}; it must have 1 to {CUSTOM_ID_CHARS_MAX} and none of them NUL"
+    return RefusedLine(line_number, None, ErrorCode.INVALID_CUSTOM_ID, message)
+
+
+def _check_request(line_number: int, line: _Line, models: Collection[str]) -> AcceptedLine | RefusedLine:
+    def refuse(code: ErrorCode, message: str) -> RefusedLine:
+        return RefusedLine(line_number, line.custom_id, code, message)
+
+    if line.method != "POST":
+        return refuse(ErrorCode.INVALID_LINE, f"method is {line.method[:20]!r}; only POST is served")
+    decoder = _body_decoders.get(line.url)
+    if decoder is None:
+        return refuse(ErrorCode.INVALID_URL, f"url is {line.url[:80]!r}; it must be one of {', '.join(ENDPOINTS)}")
+    try:
+        body = decoder.decode(line.body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return refuse(ErrorCode.INVALID_BODY, f"body: {error}")
+    if getattr(body, "stream", None):
+        return refuse(ErrorCode.STREAMING_UNSUPPORTED, "body.stream is true; a batch's replies can't be streamed")
+    if body.model not in models:
+        known = ", ".join(sorted(models))
+        return refuse(ErrorCode.UNKNOWN_MODEL, f"body.model is {body.model[:80]!r}; the lanes run {known}")
+    return AcceptedLine(line_number, line.custom_id, line.url, body.model, bytes(line.body))

@@ -1,0 +1,32 @@
+"""Usage x price = cost, in integers, rounded once and half to even."""
+
+from __future__ import annotations
+
+from broker.domain.lane import Price, PriceMeter
+from broker.domain.money import NanoUsd, divide_half_even
+from broker.domain.usage import Usage
+
+__all__ = ["accelerator_cost_nano_usd", "cost_nano_usd", "expected_job_cost_nano_usd"]
+
+_PICO_PER_NANO = 1_000
+_US_PER_HOUR = 3_600_000_000
+
+
+def accelerator_cost_nano_usd(price: Price, accelerator_us: int) -> NanoUsd:
+    """What `accelerator_us` microseconds of one instance cost at `price`, in nano-USD."""
+    return NanoUsd(divide_half_even(price.instance_hour_pico_usd * accelerator_us, _US_PER_HOUR * _PICO_PER_NANO))
+
+
+def cost_nano_usd(price: Price, usage: Usage) -> NanoUsd:
+    """What `usage` costs at `price`, in nano-USD: accelerator time, or tokens on per-token lanes."""
+    match price.meter:
+        case PriceMeter.ACCELERATOR_HOUR:
+            return accelerator_cost_nano_usd(price, usage.accelerator_us)
+        case PriceMeter.TOKEN:
+            pico = usage.input_tokens * price.input_token_pico_usd + usage.output_tokens * price.output_token_pico_usd
+            return NanoUsd(divide_half_even(pico, _PICO_PER_NANO))
+
+
+def expected_job_cost_nano_usd(price: Price, jobs_per_second: float) -> NanoUsd:
+    """What one job is expected to cost on an instance that ends `jobs_per_second` of them; 0 on per-token lanes."""
+    return accelerator_cost_nano_usd(price, round(1_000_000 / jobs_per_second))

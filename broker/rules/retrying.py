@@ -1,0 +1,62 @@
+"""One table: what follows from each error code."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from broker.domain.errors import ErrorCode
+
+__all__ = ["FAILURES_MAX", "CRASHES_MAX", "Verdict", "backoff_seconds", "verdict"]
+
+FAILURES_MAX = 4
+"""With so many attempts failed by the engine's fault, the job itself ends as failed."""
+
+CRASHES_MAX = 3
+"""Crashes of a job that ran alone before it is taken for the cause."""
+
+
+class Verdict(Enum):
+    FINAL = "final"  # the job ends with this error; another try would be the same
+    RETRY = "retry"  # another try, after a pause, counted against FAILURES_MAX
+    LANE_FAULT = "lane_fault"  # likewise, and the lane's health suffers
+    FREE_RETRY = "free_retry"  # another try at once, not counted: nothing speaks against the job
+    SUSPECT = "suspect"  # another try alone, counted against CRASHES_MAX
+
+
+_TABLE = {
+    ErrorCode.INVALID_LINE: Verdict.FINAL,
+    ErrorCode.INVALID_CUSTOM_ID: Verdict.FINAL,
+    ErrorCode.DUPLICATE_CUSTOM_ID: Verdict.FINAL,
+    ErrorCode.INVALID_URL: Verdict.FINAL,
+    ErrorCode.INVALID_BODY: Verdict.FINAL,
+    ErrorCode.UNKNOWN_MODEL: Verdict.FINAL,
+    ErrorCode.STREAMING_UNSUPPORTED: Verdict.FINAL,
+    ErrorCode.LINE_TOO_LARGE: Verdict.FINAL,
+    ErrorCode.BATCH_EXPIRED: Verdict.FINAL,
+    ErrorCode.BATCH_CANCELLED: Verdict.FINAL,
+    ErrorCode.BUDGET_EXCEEDED: Verdict.FINAL,
+    ErrorCode.ENGINE_REFUSED: Verdict.FINAL,
+    ErrorCode.ENGINE_BUSY: Verdict.RETRY,
+    ErrorCode.ENGINE_FAILED: Verdict.RETRY,
+    ErrorCode.ENGINE_TIMEOUT: Verdict.RETRY,
+    ErrorCode.ENGINE_INVALID_REPLY: Verdict.RETRY,
+    ErrorCode.ENGINE_UNREACHABLE: Verdict.LANE_FAULT,
+    ErrorCode.ENGINE_DIED: Verdict.SUSPECT,
+    ErrorCode.PREEMPTED: Verdict.FREE_RETRY,
+    ErrorCode.INTERRUPTED: Verdict.FREE_RETRY,
+    ErrorCode.LEASE_LOST: Verdict.SUSPECT,
+    ErrorCode.POISONED: Verdict.FINAL,
+}
+
+
+def verdict(code: ErrorCode, failures: int) -> Verdict:
+    """What follows when an attempt ended with `code`, after `failures` counted ones before it."""
+    found = _TABLE[code]
+    if found in {Verdict.RETRY, Verdict.LANE_FAULT} and failures + 1 >= FAILURES_MAX:
+        return Verdict.FINAL
+    return found
+
+
+def backoff_seconds(failures: int) -> float:
+    """The pause after the `failures`-th counted failure: 0.5 s, doubling, 30 s at most."""
+    return min(0.5 * 2.0 ** (failures - 1), 30.0)

@@ -1,0 +1,75 @@
+"""What one attempt's end means for its job: the end of it, or another try."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import msgspec
+
+from broker.domain.errors import ErrorCode
+from broker.domain.outcome import Outcome
+from broker.rules.retrying import CRASHES_MAX, Verdict, backoff_seconds, verdict
+
+__all__ = ["Ended", "Retry", "Settlement", "settle"]
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """The job ends with this attempt."""
+
+    outcome: Outcome
+    error_code: ErrorCode | None
+
+
+class Retry(msgspec.Struct, frozen=True):
+    """The job goes back to waiting."""
+
+    delay_seconds: float
+    failures: int
+    crashes: int
+    alone: bool
+
+
+class Settlement(msgspec.Struct, frozen=True):
+    """`outcome` is the attempt's own; `then` is what follows for the job, None when another attempt decided it."""
+
+    outcome: Outcome
+    then: Ended | Retry | None
+
+
+def settle(  # noqa: PLR0913 (each is a fact that the decision needs; all but the first three keyword-only)
+    outcome: Outcome,
+    code: ErrorCode | None,
+    already_ended: bool,
+    *,
+    failures: int,
+    crashes: int,
+    alone: bool,
+) -> Settlement:
+    """Decide. The first valid success wins; whatever comes after a job's end is superseded or just its own."""
+    if outcome is Outcome.SUCCEEDED:
+        if already_ended:
+            return Settlement(Outcome.SUPERSEDED, None)
+        return Settlement(outcome, Ended(outcome, None))
+    if already_ended:
+        return Settlement(outcome, None)
+    if outcome is Outcome.CANCELLED:
+        return Settlement(outcome, Ended(outcome, code))
+    return Settlement(outcome, _follow(code or ErrorCode.ENGINE_FAILED, failures=failures, crashes=crashes, alone=alone))
+
+
+def _follow(code: ErrorCode, *, failures: int, crashes: int, alone: bool) -> Ended | Retry:
+    found = verdict(code, failures)
+    match found:
+        case Verdict.FINAL:
+            return Ended(Outcome.FAILED, code)
+        case Verdict.RETRY | Verdict.LANE_FAULT:
+            return Retry(backoff_seconds(failures + 1), failures + 1, crashes, alone)
+        case Verdict.FREE_RETRY:
+            return Retry(0.0, failures, crashes, alone)
+        case Verdict.SUSPECT:
+            # A crash in company is no evidence against any one job; a crash alone is.
+            counted = crashes + 1 if alone else crashes
+            if counted >= CRASHES_MAX:
+                return Ended(Outcome.FAILED, ErrorCode.POISONED)
+            return Retry(0.0, failures, counted, alone=True)
+    assert_never(found)

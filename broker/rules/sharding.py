@@ -1,0 +1,26 @@
+"""How many jobs make a shard."""
+
+from __future__ import annotations
+
+from broker.domain.job import WaitingSpan
+from broker.domain.lane import Lane
+
+__all__ = ["JOB_OVERHEAD_BYTES", "jobs_per_shard"]
+
+JOB_OVERHEAD_BYTES = 64
+"""What a job adds to a message beyond its body: id, salt and lengths (44 bytes), rounded up."""
+
+_ENVELOPE_BYTES = 1_024
+
+
+def jobs_per_shard(lane: Lane, span: WaitingSpan) -> int:
+    """The most jobs like those of `span` that one message to `lane` should carry, at least 1.
+
+    Bounded by the lane's count, by its queue's message size, and by about `shard_seconds` of expected work,
+    so that little is lost with a worker and late binding stays late. A crash's suspects travel alone.
+    """
+    if span.alone:
+        return 1
+    by_bytes = (lane.message_bytes_max - _ENVELOPE_BYTES) // (span.body_bytes_max + JOB_OVERHEAD_BYTES)
+    by_work = round(lane.jobs_per_second * lane.shard_seconds)
+    return max(1, min(lane.shard_jobs_max, by_bytes, by_work))
