@@ -1,0 +1,132 @@
+"""The one wire form: a versioned MessagePack envelope, signed with Ed25519.
+
+`[content, signature]`, where `content` is the MessagePack array
+`[version, kind, key id, audience, issued, expires, trace, body]` and the signature covers those bytes as
+they are, under a prefix that no other use of the key shares. What a transport adds around it (Celery's
+headers, a queue's properties) is never trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from broker.domain.events import WorkerEvent
+from broker.domain.shard import RunShard
+
+__all__ = ["EnvelopeError", "KeyRing", "Kind", "Opened", "Signer", "open_event", "open_shard"]
+
+ENVELOPE_VERSION = 1
+_PREFIX = b"inference-broker envelope v1\0"
+_CLOCK_SKEW_US = 60_000_000
+
+T = TypeVar("T")
+
+
+class Kind(StrEnum):
+    """What an envelope carries, and the role whose key must have signed it."""
+
+    SHARD = "shard"  # broker -> lane
+    EVENT = "event"  # lane -> broker
+
+
+class EnvelopeError(Exception):
+    """The bytes are no envelope that we accept; retrying is no use."""
+
+
+class _Content(msgspec.Struct, frozen=True, array_like=True):
+    version: int
+    kind: str
+    key_id: str
+    audience: str
+    issued_us: int
+    expires_us: int
+    trace: str
+    body: bytes
+
+
+class Opened(msgspec.Struct, Generic[T], frozen=True):
+    """A verified envelope. `owner` is whom the key belongs to: a lane's name, or `broker`."""
+
+    owner: str
+    audience: str
+    trace: str
+    body: T
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_outer_decoder = msgspec.msgpack.Decoder(tuple[bytes, bytes])
+_content_decoder = msgspec.msgpack.Decoder(_Content)
+_shard_decoder = msgspec.msgpack.Decoder(RunShard)
+_event_decoder: msgspec.msgpack.Decoder[WorkerEvent] = msgspec.msgpack.Decoder(WorkerEvent)
+
+
+class Signer:
+    """Signs with one private key."""
+
+    def __init__(self, key_id: str, private_key: Ed25519PrivateKey) -> None:
+        self.key_id = key_id
+        self._private_key = private_key
+
+    def seal(  # noqa: PLR0913 (the fields that the signature binds)
+        self, kind: Kind, audience: str, body: RunShard | WorkerEvent, *, now_us: int, valid_us: int, trace: str = ""
+    ) -> bytes:
+        """The envelope of `body` for `audience`, valid for `valid_us` microseconds from `now_us`."""
+        content = _encode(
+            _Content(
+                ENVELOPE_VERSION, kind, self.key_id, audience, now_us, now_us + valid_us, trace, _encode(body)
+            )
+        )
+        return _encode((content, self._private_key.sign(_PREFIX + content)))
+
+
+class KeyRing:
+    """Public keys by id, each for one kind of envelope and with its owner."""
+
+    def __init__(self, keys: Mapping[str, tuple[Kind, str, Ed25519PublicKey]]) -> None:
+        self._keys = dict(keys)
+
+    def verify(self, envelope: bytes, kind: Kind, now_us: int) -> tuple[_Content, str]:
+        """The content and the key's owner. Raises EnvelopeError, which never quotes the content."""
+        try:
+            signed, signature = _outer_decoder.decode(envelope)
+            content = _content_decoder.decode(signed)
+        except msgspec.DecodeError:
+            raise EnvelopeError("not an envelope") from None
+        if content.version != ENVELOPE_VERSION:
+            raise EnvelopeError(f"envelope version {content.version}; this program reads {ENVELOPE_VERSION}")
+        key_kind, owner, public_key = self._keys.get(content.key_id, (None, "", None))
+        if public_key is None:
+            raise EnvelopeError(f"signed with the unknown key {content.key_id[:32]!r}")
+        if not content.kind == kind == key_kind:
+            raise EnvelopeError(f"a {content.kind[:16]!r} envelope by a key for {key_kind!r} where {kind!r} belongs")
+        try:
+            public_key.verify(signature, _PREFIX + signed)
+        except InvalidSignature:
+            raise EnvelopeError(f"the signature of key {content.key_id} does not match") from None
+        if content.expires_us < now_us or content.issued_us > now_us + _CLOCK_SKEW_US:
+            raise EnvelopeError("expired, or issued in the future")
+        return content, owner
+
+
+def open_shard(ring: KeyRing, envelope: bytes, now_us: int) -> Opened[RunShard]:
+    """A verified order to a lane. Raises EnvelopeError."""
+    content, owner = ring.verify(envelope, Kind.SHARD, now_us)
+    try:
+        return Opened(owner, content.audience, content.trace, _shard_decoder.decode(content.body))
+    except msgspec.DecodeError:
+        raise EnvelopeError("the body is no shard") from None
+
+
+def open_event(ring: KeyRing, envelope: bytes, now_us: int) -> Opened[WorkerEvent]:
+    """A verified event of a lane. Raises EnvelopeError."""
+    content, owner = ring.verify(envelope, Kind.EVENT, now_us)
+    try:
+        return Opened(owner, content.audience, content.trace, _event_decoder.decode(content.body))
+    except msgspec.DecodeError:
+        raise EnvelopeError("the body is no worker event") from None

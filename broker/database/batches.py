@@ -1,0 +1,176 @@
+"""Statements on batches: asked for, read, counted, finished."""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from broker.database.tables import batch, batch_count, batch_refusal, tenant
+from broker.domain.job import BatchStatus, RefusedLine
+
+__all__ = [
+    "BatchRecord",
+    "Counts",
+    "add_counts",
+    "advance_reading",
+    "create",
+    "find_latest",
+    "get",
+    "progress",
+    "refuse_lines",
+    "set_status",
+    "unfinished",
+]
+
+
+class BatchRecord(msgspec.Struct, kw_only=True):
+    """A row of `batch`."""
+
+    batch_id: bytes
+    tenant_id: str
+    source_name: str
+    source_digest: bytes
+    source_bytes: int
+    output_path: str | None
+    error_path: str | None
+    window_seconds: int
+    deadline_us: int
+    max_cost_nano_usd: int | None
+    constraints: str
+    created_us: int
+    status: BatchStatus
+    read_lines: int = 0
+    read_bytes: int = 0
+    accepted_jobs: int = 0
+    refused_lines: int = 0
+    read_us: int | None = None
+    cancel_requested_us: int | None = None
+    finished_us: int | None = None
+
+
+class Counts(msgspec.Struct, kw_only=True):
+    """What one writer, or all of them, counted for a batch."""
+
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    attempts: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_nano_usd: int = 0
+    wasted_nano_usd: int = 0
+
+    @property
+    def ended(self) -> int:
+        """Jobs that have an outcome."""
+        return self.succeeded + self.failed + self.cancelled + self.expired
+
+
+def create(connection: Connection, record: BatchRecord) -> None:
+    """Insert a batch; its tenant is made on first use."""
+    kind = postgresql if connection.dialect.name == "postgresql" else sqlite
+    connection.execute(
+        kind.insert(tenant)
+        .values(tenant_id=record.tenant_id, created_us=record.created_us)
+        .on_conflict_do_nothing()
+    )
+    connection.execute(insert(batch).values(**msgspec.structs.asdict(record)))
+
+
+def get(connection: Connection, batch_id: bytes) -> BatchRecord | None:
+    """The batch of this id."""
+    row = connection.execute(select(batch).where(batch.c.batch_id == batch_id)).one_or_none()
+    return _record(row) if row else None
+
+
+def find_latest(connection: Connection, tenant_id: str, source_digest: bytes) -> BatchRecord | None:
+    """The newest batch of the tenant made from a source with this digest."""
+    row = connection.execute(
+        select(batch)
+        .where(batch.c.tenant_id == tenant_id, batch.c.source_digest == source_digest)
+        .order_by(batch.c.created_us.desc())
+        .limit(1)
+    ).one_or_none()
+    return _record(row) if row else None
+
+
+def unfinished(connection: Connection) -> list[BatchRecord]:
+    """The batches that still have something to do, oldest first."""
+    rows = connection.execute(select(batch).where(batch.c.finished_us.is_(None)).order_by(batch.c.created_us))
+    return [_record(row) for row in rows]
+
+
+def _record(row: Row[tuple[object, ...]]) -> BatchRecord:
+    return msgspec.convert(row._mapping, BatchRecord)  # noqa: SLF001 (SQLAlchemy's public name for it)
+
+
+def advance_reading(  # noqa: PLR0913 (one statement's values, all keyword-only)
+    connection: Connection,
+    batch_id: bytes,
+    *,
+    lines: int,
+    bytes_read: int,
+    accepted: int,
+    refused: int,
+    read_us: int | None,
+) -> None:
+    """Add to how far intake has read; `read_us` says that this was the end of the source."""
+    connection.execute(
+        update(batch)
+        .where(batch.c.batch_id == batch_id)
+        .values(
+            read_lines=batch.c.read_lines + lines,
+            read_bytes=batch.c.read_bytes + bytes_read,
+            accepted_jobs=batch.c.accepted_jobs + accepted,
+            refused_lines=batch.c.refused_lines + refused,
+            read_us=read_us,
+            status=BatchStatus.READING if read_us is None else BatchStatus.RUNNING,
+        )
+    )
+
+
+def set_status(connection: Connection, batch_id: bytes, status: BatchStatus, *, finished_us: int | None = None) -> None:
+    """Move a batch on."""
+    connection.execute(
+        update(batch).where(batch.c.batch_id == batch_id).values(status=status, finished_us=finished_us)
+    )
+
+
+def refuse_lines(connection: Connection, batch_id: bytes, lines: list[RefusedLine]) -> None:
+    """Keep the lines that will not run, for the error file."""
+    if lines:
+        connection.execute(
+            insert(batch_refusal),
+            [
+                {
+                    "batch_id": batch_id,
+                    "line_number": line.line_number,
+                    "custom_id": line.custom_id,
+                    "error_code": line.code,
+                    "message": line.message,
+                }
+                for line in lines
+            ],
+        )
+
+
+def add_counts(connection: Connection, batch_id: bytes, writer: str, counts: Counts) -> None:
+    """Add one flush to the writer's counters, in the flush's own transaction."""
+    kind = postgresql if connection.dialect.name == "postgresql" else sqlite
+    values = msgspec.structs.asdict(counts)
+    statement = kind.insert(batch_count).values(batch_id=batch_id, writer=writer, **values)
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=[batch_count.c.batch_id, batch_count.c.writer],
+            set_={name: batch_count.c[name] + statement.excluded[name] for name in values},
+        )
+    )
+
+
+def progress(connection: Connection, batch_id: bytes) -> Counts:
+    """The sum over all writers."""
+    columns = [func.coalesce(func.sum(batch_count.c[name]), 0).label(name) for name in Counts.__struct_fields__]
+    row = connection.execute(select(*columns).where(batch_count.c.batch_id == batch_id)).one()
+    return Counts(**{name: int(value) for name, value in row._mapping.items()})  # noqa: SLF001 (as above)

@@ -1,0 +1,137 @@
+"""Statements on jobs, their groups and their payloads."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+from sqlalchemy import Connection, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from broker.database.connection import bulk_insert
+from broker.database.tables import job, payload, ready, work_group
+from broker.domain.ids import ids_of_span, new_id, new_span
+from broker.domain.job import AcceptedLine, GroupKey, WaitingSpan, WorkGroup
+from broker.domain.shard import ShardJob, ShardSpan
+from broker.rules.grouping import group_digest
+
+__all__ = ["ensure_group", "insert_span", "known_custom_ids", "load_groups", "load_shard_jobs", "wait"]
+
+_SALT_BYTES = 16
+
+
+def ensure_group(connection: Connection, key: GroupKey, now_us: int) -> bytes:
+    """The id of the group with this key, made on first use."""
+    kind = postgresql if connection.dialect.name == "postgresql" else sqlite
+    digest = group_digest(key)
+    connection.execute(
+        kind.insert(work_group)
+        .values(group_id=new_id(), digest=digest, created_us=now_us, **msgspec.structs.asdict(key))
+        .on_conflict_do_nothing(index_elements=[work_group.c.digest])
+    )
+    return connection.execute(select(work_group.c.group_id).where(work_group.c.digest == digest)).scalar_one()
+
+
+def load_groups(connection: Connection, group_ids: list[bytes]) -> list[WorkGroup]:
+    """The groups of these ids."""
+    rows = connection.execute(select(work_group).where(work_group.c.group_id.in_(group_ids)))
+    return [
+        WorkGroup(row.group_id, GroupKey(row.tenant_id, row.endpoint, row.model, row.constraints, row.deadline_us))
+        for row in rows
+    ]
+
+
+def known_custom_ids(connection: Connection, batch_id: bytes, custom_ids: list[str]) -> set[str]:
+    """Which of these names the batch's earlier lines have taken."""
+    taken: set[str] = set()
+    for start in range(0, len(custom_ids), 500):
+        part = custom_ids[start : start + 500]
+        taken.update(
+            connection.execute(
+                select(job.c.custom_id).where(job.c.batch_id == batch_id, job.c.custom_id.in_(part))
+            ).scalars()
+        )
+    return taken
+
+
+def insert_span(  # noqa: PLR0913 (one statement's values)
+    connection: Connection,
+    *,
+    tenant_id: str,
+    group_id: bytes,
+    batch_id: bytes | None,
+    lines: list[AcceptedLine],
+    submitted_us: int,
+    deadline_us: int,
+) -> WaitingSpan:
+    """Insert the jobs of one group with consecutive ids, and their payloads; they still have to `wait`."""
+    first = new_span()
+    ids = ids_of_span(first, len(lines))
+    salts = os.urandom(_SALT_BYTES * len(lines))
+    bulk_insert(
+        connection,
+        job,
+        [
+            (
+                job_id,
+                tenant_id,
+                group_id,
+                batch_id,
+                line.line_number,
+                line.custom_id,
+                len(line.body),
+                submitted_us,
+                deadline_us,
+                None,
+                None,
+            )
+            for job_id, line in zip(ids, lines, strict=True)
+        ],
+    )
+    bulk_insert(
+        connection,
+        payload,
+        [
+            (job_id, line.body, None, salts[place * _SALT_BYTES : (place + 1) * _SALT_BYTES])
+            for place, (job_id, line) in enumerate(zip(ids, lines, strict=True))
+        ],
+    )
+    return WaitingSpan(first, len(lines), group_id, batch_id, deadline_us, max(len(line.body) for line in lines))
+
+
+def wait(connection: Connection, spans: list[WaitingSpan]) -> None:
+    """Put spans in the line."""
+    bulk_insert(
+        connection,
+        ready,
+        [
+            (
+                span.first_job_id,
+                span.jobs_count,
+                span.group_id,
+                span.batch_id,
+                span.deadline_us,
+                span.body_bytes_max,
+                span.attempt_number,
+                span.failures,
+                span.crashes,
+                span.alone,
+                span.not_before_us,
+            )
+            for span in spans
+        ],
+    )
+
+
+def load_shard_jobs(connection: Connection, spans: list[ShardSpan]) -> list[ShardJob]:
+    """What the worker needs of each job, in the order of the shard's indices."""
+    jobs: list[ShardJob] = []
+    for span in spans:
+        ids = ids_of_span(span.first_job_id, span.jobs_count)
+        rows = connection.execute(
+            select(payload.c.job_id, payload.c.body, payload.c.salt)
+            .where(payload.c.job_id.between(ids[0], ids[-1]))
+            .order_by(payload.c.job_id)
+        ).all()
+        jobs.extend(ShardJob(row.job_id, row.body, row.salt) for row in rows)
+    return jobs

@@ -1,0 +1,253 @@
+"""Statements on shards: the only rows that change on the hot path, and the fence around each piece of work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy import Connection, case, delete, func, insert, select, update
+
+from broker.database.connection import bulk_insert
+from broker.database.tables import outbox, shard, shard_span, work_group
+from broker.domain.ids import id_at
+from broker.domain.shard import Bitmap, ShardSpan, ShardState
+
+__all__ = [
+    "OutboxRow",
+    "ShardRecord",
+    "claim",
+    "close",
+    "forget_sent",
+    "held_nano_usd",
+    "held_shards",
+    "load",
+    "open_shards",
+    "outbox_rows",
+    "renew",
+    "save_recorded",
+    "silent_shards",
+    "unclosed_taken_back",
+    "unsent_count",
+    "write_shards",
+]
+
+OPEN_STATES = (ShardState.SENT, ShardState.RUNNING)
+
+
+class ShardRecord(msgspec.Struct, kw_only=True):
+    """A shard with its spans and the group that its jobs are of."""
+
+    shard_id: bytes
+    tenant_id: str
+    group_id: bytes
+    batch_id: bytes | None
+    lane: str
+    assignment_id: bytes | None
+    reason: str
+    jobs_count: int
+    created_us: int
+    claim_by_us: int
+    hold_nano_usd: int
+    spans: list[ShardSpan]
+    endpoint: str = ""
+    model: str = ""
+    state: ShardState = ShardState.SENT
+    claimed_us: int | None = None
+    lease_until_us: int | None = None
+    worker_id: str | None = None
+    recorded: Bitmap = msgspec.field(default_factory=Bitmap)
+    running: bytes | None = None
+    closed_us: int | None = None
+
+    def span_at(self, index: int) -> ShardSpan:
+        """The span that holds this index."""
+        for span in self.spans:
+            if index < span.first_index + span.jobs_count:
+                return span
+        raise IndexError(f"shard {self.shard_id.hex()} has no index {index}")
+
+    def job_id_at(self, index: int) -> bytes:
+        """The job at this index."""
+        span = self.span_at(index)
+        return id_at(span.first_job_id, index - span.first_index)
+
+
+class OutboxRow(msgspec.Struct, frozen=True):
+    """A shard that still has to be published."""
+
+    outbox_id: int
+    shard_id: bytes
+    lane: str
+
+
+def write_shards(connection: Connection, records: Sequence[ShardRecord]) -> None:
+    """Write new shards, their spans and their outbox rows."""
+    bulk_insert(
+        connection,
+        shard,
+        [
+            (
+                record.shard_id,
+                record.tenant_id,
+                record.group_id,
+                record.batch_id,
+                record.lane,
+                record.assignment_id,
+                record.reason,
+                record.jobs_count,
+                record.state,
+                record.created_us,
+                record.claim_by_us,
+                None,
+                None,
+                None,
+                b"",
+                None,
+                record.hold_nano_usd,
+                None,
+            )
+            for record in records
+        ],
+    )
+    bulk_insert(
+        connection,
+        shard_span,
+        [(record.shard_id, *msgspec.structs.astuple(span)) for record in records for span in record.spans],
+    )
+    if records:
+        connection.execute(insert(outbox), [{"shard_id": record.shard_id, "lane": record.lane} for record in records])
+
+
+def outbox_rows(connection: Connection, after: int, limit: int) -> list[OutboxRow]:
+    """Shards to publish with a number above `after`, in the order in which they were written."""
+    rows = connection.execute(
+        select(outbox).where(outbox.c.outbox_id > after).order_by(outbox.c.outbox_id).limit(limit)
+    )
+    return [OutboxRow(row.outbox_id, row.shard_id, row.lane) for row in rows]
+
+
+def forget_sent(connection: Connection, outbox_ids: Sequence[int]) -> None:
+    """The bus has confirmed these."""
+    connection.execute(delete(outbox).where(outbox.c.outbox_id.in_(list(outbox_ids))))
+
+
+def unsent_count(connection: Connection) -> int:
+    """How many shards wait to be published."""
+    return int(connection.execute(select(func.count()).select_from(outbox)).scalar_one())
+
+
+def load(connection: Connection, shard_ids: Sequence[bytes], *, lock: bool = False) -> dict[bytes, ShardRecord]:
+    """These shards by id; with `lock`, locked against other writers, in id order so that none waits in a circle."""
+    query = (
+        select(shard, work_group.c.endpoint, work_group.c.model)
+        .join(work_group, work_group.c.group_id == shard.c.group_id)
+        .where(shard.c.shard_id.in_(list(shard_ids)))
+        .order_by(shard.c.shard_id)
+    )
+    if lock:
+        query = query.with_for_update(of=shard)
+    found: dict[bytes, ShardRecord] = {}
+    for row in connection.execute(query):
+        fields = dict(row._mapping)  # noqa: SLF001 (SQLAlchemy's public name for it)
+        fields["recorded"] = Bitmap(fields["recorded"])
+        fields["state"] = ShardState(fields["state"])
+        found[row.shard_id] = ShardRecord(spans=[], **fields)
+    for row in connection.execute(
+        select(shard_span)
+        .where(shard_span.c.shard_id.in_(list(shard_ids)))
+        .order_by(shard_span.c.shard_id, shard_span.c.first_index)
+    ):
+        if row.shard_id in found:
+            found[row.shard_id].spans.append(ShardSpan(*row[1:]))
+    return found
+
+
+def claim(connection: Connection, shard_id: bytes, lane: str, worker_id: str, now_us: int, lease_until_us: int) -> bool:
+    """Give the shard to this worker, if it is still free. A shard id is claimed once; this is the fence."""
+    taken = connection.execute(
+        update(shard)
+        .where(shard.c.shard_id == shard_id, shard.c.lane == lane, shard.c.state == ShardState.SENT)
+        .values(state=ShardState.RUNNING, worker_id=worker_id, claimed_us=now_us, lease_until_us=lease_until_us)
+    )
+    return taken.rowcount == 1
+
+
+def renew(connection: Connection, shard_id: bytes, worker_id: str, running: bytes, lease_until_us: int) -> bool:
+    """Extend the worker's lease, if it still has it."""
+    extended = connection.execute(
+        update(shard)
+        .where(shard.c.shard_id == shard_id, shard.c.worker_id == worker_id, shard.c.state == ShardState.RUNNING)
+        .values(lease_until_us=lease_until_us, running=running)
+    )
+    return extended.rowcount == 1
+
+
+def save_recorded(connection: Connection, record: ShardRecord) -> None:
+    """Keep which indices are in the ledger, and the state that this leads to."""
+    connection.execute(
+        update(shard)
+        .where(shard.c.shard_id == record.shard_id)
+        .values(recorded=record.recorded.to_bytes(), state=record.state, closed_us=record.closed_us)
+    )
+
+
+def close(connection: Connection, shard_id: bytes, state: ShardState, closed_us: int | None) -> None:
+    """Move a shard on; with `closed_us`, for good."""
+    connection.execute(update(shard).where(shard.c.shard_id == shard_id).values(state=state, closed_us=closed_us))
+
+
+def open_shards(connection: Connection) -> dict[str, int]:
+    """How many shards each lane has, sent or running."""
+    rows = connection.execute(
+        select(shard.c.lane, func.count())
+        .where(shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES))
+        .group_by(shard.c.lane)
+    )
+    return {lane: count for lane, count in rows}
+
+
+def held_nano_usd(connection: Connection, batch_id: bytes) -> int:
+    """What is set aside for the batch's shards that are sent or running."""
+    held = connection.execute(
+        select(func.sum(shard.c.hold_nano_usd)).where(
+            shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES), shard.c.batch_id == batch_id
+        )
+    ).scalar_one()
+    return int(held or 0)
+
+
+def held_shards(connection: Connection, worker_prefix: str = "") -> list[bytes]:
+    """Every shard that is sent or running; with a prefix, only those claimed by such workers."""
+    query = select(shard.c.shard_id).where(shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES))
+    if worker_prefix:
+        query = query.where(shard.c.worker_id.startswith(worker_prefix, autoescape=True))
+    return list(connection.execute(query.order_by(shard.c.shard_id)).scalars())
+
+
+def silent_shards(connection: Connection, now_us: int, limit: int) -> list[bytes]:
+    """Shards that nobody claimed by `claim_by_us`, or whose lease has run out."""
+    due = case((shard.c.state == ShardState.SENT, shard.c.claim_by_us), else_=shard.c.lease_until_us)
+    return list(
+        connection.execute(
+            select(shard.c.shard_id)
+            .where(shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES), due < now_us)
+            .order_by(shard.c.shard_id)
+            .limit(limit)
+        ).scalars()
+    )
+
+
+def unclosed_taken_back(connection: Connection, before_us: int, limit: int) -> list[bytes]:
+    """Shards taken back whose lease ended before `before_us`, and whose late results no longer come."""
+    return list(
+        connection.execute(
+            select(shard.c.shard_id)
+            .where(
+                shard.c.closed_us.is_(None),
+                shard.c.state == ShardState.TAKEN_BACK,
+                func.coalesce(shard.c.lease_until_us, shard.c.claim_by_us) < before_us,
+            )
+            .order_by(shard.c.shard_id)
+            .limit(limit)
+        ).scalars()
+    )

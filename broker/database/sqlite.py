@@ -1,0 +1,169 @@
+"""SQLite: one process, one writer thread with group commit, read-only connections for readers.
+
+The writer takes whatever gathered while the last commit ran into the next one, each unit of work under its
+own savepoint, so that one that fails takes nothing with it. WAL with synchronous=FULL: a commit survives a
+power cut.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.pool import QueuePool
+
+from broker.domain.errors import BrokerError
+
+__all__ = ["SqliteDatabase", "lock_folder"]
+
+T = TypeVar("T")
+
+_GROUP_MAX = 64
+_CACHE_KIB = 64 * 1024
+
+
+def lock_folder(folder: Path) -> int:
+    """Take the one-process lock of a data folder; it goes when the process does. Returns the file descriptor."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "broker.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise BrokerError(
+            f"{folder} is in use by another broker (process {holder}): stop it, or name another folder with --data"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+class SqliteDatabase:
+    """The `Database` port on one SQLite file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.engine: Engine = _open(path, begin="BEGIN IMMEDIATE", query_only=False)
+        self._readers: Engine = _open(path, begin="BEGIN", query_only=True)
+        self._pending: queue.SimpleQueue[tuple[Callable[[Connection], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write_groups, name="database-writer", daemon=True)
+        self._closed = False
+        self._writer.start()
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """See `Database.write`."""
+        if self._closed:
+            raise BrokerError("the database is closed")
+        future: Future[T] = Future()
+        self._pending.put((work, future))
+        return future.result()
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """See `Database.read`."""
+        with self._readers.begin() as connection:
+            return work(connection)
+
+    def close(self) -> None:
+        """See `Database.close`."""
+        self._closed = True
+        self._pending.put(None)
+        self._writer.join()
+        self._readers.dispose()
+        self.engine.dispose()
+
+    def _write_groups(self) -> None:
+        with self.engine.connect() as connection:
+            while True:
+                group = self._next_group()
+                if group:
+                    _commit_group(connection, group)
+                if len(group) == 0:
+                    return
+
+    def _next_group(self) -> list[tuple[Callable[[Connection], Any], Future[Any]]]:
+        """What has gathered; empty once closed and drained."""
+        first = self._pending.get()
+        if first is None:
+            return []
+        group = [first]
+        while len(group) < _GROUP_MAX:
+            try:
+                following = self._pending.get_nowait()
+            except queue.Empty:
+                break
+            if following is None:
+                self._pending.put(None)
+                break
+            group.append(following)
+        return group
+
+
+def _commit_group(connection: Connection, group: list[tuple[Callable[[Connection], Any], Future[Any]]]) -> None:
+    settled: list[tuple[Future[Any], Any, BaseException | None]] = []
+    try:
+        with connection.begin():
+            for work, future in group:
+                try:
+                    if len(group) == 1:
+                        settled.append((future, work(connection), None))
+                    else:
+                        with connection.begin_nested():
+                            settled.append((future, work(connection), None))
+                except Exception as error:  # noqa: BLE001 (it belongs to the caller, who gets it)
+                    if len(group) == 1:
+                        raise
+                    settled.append((future, None, error))
+    except Exception as error:  # noqa: BLE001 (the whole group was rolled back; every caller must know)
+        for _, future in group:
+            future.set_exception(error)
+        return
+    for future, value, failure in settled:
+        if failure is None:
+            future.set_result(value)
+        else:
+            future.set_exception(failure)
+
+
+def _open(path: Path, *, begin: str, query_only: bool) -> Engine:
+    engine = create_engine(
+        f"sqlite:///{path}", poolclass=QueuePool, pool_size=4, max_overflow=8, connect_args={"check_same_thread": False}
+    )
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # transactions begin where we say, not where the driver guesses
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "busy_timeout=5000",
+            "temp_store=MEMORY",
+            f"cache_size=-{_CACHE_KIB}",
+            *(("query_only=ON",) if query_only else ()),
+        ):
+            try:
+                connection.execute(f"PRAGMA {pragma}")
+            except sqlite3.DatabaseError as error:
+                raise BrokerError(f"{path} is not an Inference Broker database: {error}") from error
+
+    @event.listens_for(engine, "begin")
+    def start(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed because the disk is full, which passes; nothing of it was kept."""
+    return isinstance(error, DatabaseError) and "disk is full" in str(error.orig)

@@ -1,0 +1,72 @@
+"""The lease door: where a worker claims a shard and renews its right to it.
+
+Called directly in the embedded form, over HTTP elsewhere. All times are the database's side's; the worker
+gets a length and counts it on its own monotonic clock from before it asked.
+"""
+
+from __future__ import annotations
+
+import structlog
+from sqlalchemy import Connection, select
+
+from broker.clock import Clock
+from broker.database import shards
+from broker.database.connection import Database
+from broker.database.tables import batch, shard
+from broker.domain.shard import ClaimAnswer, ClaimShard, RenewAnswer, RenewLease
+
+__all__ = ["LEASE_SECONDS", "LeaseDoor"]
+
+LEASE_SECONDS = 15.0
+"""How long a worker may be silent before its shard is taken back."""
+
+_log = structlog.get_logger(__name__)
+
+
+class LeaseDoor:
+    """Grants each shard once."""
+
+    def __init__(self, database: Database, clock: Clock, lease_seconds: float = LEASE_SECONDS) -> None:
+        self._database = database
+        self._clock = clock
+        self._lease_seconds = lease_seconds
+
+    def claim(self, question: ClaimShard) -> ClaimAnswer:
+        """Grant the shard, unless it was claimed or taken back before."""
+
+        def work(connection: Connection) -> ClaimAnswer:
+            now_us = self._clock()
+            until_us = now_us + self._lease_us()
+            granted = shards.claim(
+                connection, question.shard_id, question.lane, question.worker_id, now_us, until_us
+            )
+            if not granted:
+                return ClaimAnswer(granted=False)
+            return ClaimAnswer(True, self._lease_seconds, _cancel_requested(connection, question.shard_id))
+
+        answer = self._database.write(work)
+        _log.debug("shard_claimed" if answer.granted else "claim_refused", shard=question.shard_id.hex())
+        return answer
+
+    def renew(self, question: RenewLease) -> RenewAnswer:
+        """Extend the lease, unless it is lost."""
+
+        def work(connection: Connection) -> RenewAnswer:
+            until_us = self._clock() + self._lease_us()
+            if not shards.renew(connection, question.shard_id, question.worker_id, question.running, until_us):
+                return RenewAnswer(granted=False)
+            return RenewAnswer(True, self._lease_seconds, _cancel_requested(connection, question.shard_id))
+
+        return self._database.write(work)
+
+    def _lease_us(self) -> int:
+        return int(self._lease_seconds * 1_000_000)
+
+
+def _cancel_requested(connection: Connection, shard_id: bytes) -> bool:
+    requested = connection.execute(
+        select(batch.c.cancel_requested_us)
+        .join(shard, shard.c.batch_id == batch.c.batch_id)
+        .where(shard.c.shard_id == shard_id)
+    ).scalar_one_or_none()
+    return requested is not None

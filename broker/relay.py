@@ -1,0 +1,85 @@
+"""Relay: committed shards go out to their lanes' queues, each confirmed by the bus before it is forgotten here."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import structlog
+from sqlalchemy import Connection
+
+from broker.bus.envelope import Kind, Signer
+from broker.clock import Clock
+from broker.database import jobs, shards
+from broker.database.connection import Database
+from broker.database.shards import OutboxRow, ShardRecord
+from broker.domain.lane import Lane
+from broker.domain.shard import RunShard, ShardState
+
+__all__ = ["Relay", "ShardPublisher"]
+
+_ROWS_PER_STEP = 32
+_VALID_US = 24 * 3_600 * 1_000_000
+
+_log = structlog.get_logger(__name__)
+
+
+class ShardPublisher(Protocol):
+    """The part of `broker.bus.publisher.Publisher` that the relay needs."""
+
+    def publish_shards(self, queue: str, envelopes: Sequence[bytes]) -> None:
+        """Returns when the bus has confirmed every message."""
+
+
+class Relay:
+    """Empties the outbox."""
+
+    def __init__(
+        self,
+        database: Database,
+        lanes: Sequence[Lane],
+        publishers: Mapping[str, ShardPublisher],
+        signer: Signer,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._lanes = {str(lane.name): lane for lane in lanes}
+        self._publishers = publishers
+        self._signer = signer
+        self._clock = clock
+
+    def step(self) -> int:
+        """Publish the oldest outbox rows; how many rows were handled.
+
+        A crash between the confirmation and the delete publishes a shard again: its id is claimed once, so
+        the second copy is dropped at the lease door.
+        """
+        rows = self._database.read(lambda connection: shards.outbox_rows(connection, 0, _ROWS_PER_STEP))
+        if rows:
+            envelopes = self._database.read(lambda connection: self._seal(connection, rows))
+            for lane, sealed in envelopes.items():
+                self._publishers[lane].publish_shards(self._lanes[lane].shards_queue, sealed)
+            done = [row.outbox_id for row in rows]
+            self._database.write(lambda connection: shards.forget_sent(connection, done))
+        return len(rows)
+
+    def _seal(self, connection: Connection, rows: list[OutboxRow]) -> dict[str, list[bytes]]:
+        records = shards.load(connection, [row.shard_id for row in rows])
+        sealed: dict[str, list[bytes]] = defaultdict(list)
+        for row in rows:
+            record = records[row.shard_id]
+            if record.state is ShardState.SENT:
+                sealed[row.lane].append(self._envelope(connection, record))
+        return sealed
+
+    def _envelope(self, connection: Connection, record: ShardRecord) -> bytes:
+        order = RunShard(
+            record.shard_id,
+            record.lane,
+            record.tenant_id,
+            record.endpoint,
+            record.model,
+            tuple(jobs.load_shard_jobs(connection, record.spans)),
+        )
+        return self._signer.seal(Kind.SHARD, record.lane, order, now_us=self._clock(), valid_us=_VALID_US)
