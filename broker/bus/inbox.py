@@ -1,0 +1,149 @@
+"""Receiving plain envelopes in bulk, acknowledged only when the caller has made them durable."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import structlog
+from kombu import Connection, Consumer
+
+from broker.bus.driver import BusUnavailable
+from broker.bus.serializer import CONTENT_TYPE, unwrap
+from broker.bus.topology import lane_queue, open_connection
+
+__all__ = ["Delivery", "Inbox"]
+
+log = structlog.get_logger()
+
+RECONNECT_SECONDS = 0.5
+
+
+class Delivery:
+    """One envelope and the queue it came from. It is delivered again unless its inbox acknowledges it."""
+
+    __slots__ = ("envelope", "message", "queue")
+
+    def __init__(self, envelope: bytes, queue: str, message: Any) -> None:
+        self.envelope = envelope
+        self.queue = queue
+        self.message = message
+        """kombu's message, for the inbox alone."""
+
+
+class Inbox:
+    """The receiving end of several queues of one bus, for one thread.
+
+    At least once: after a lost connection everything unacknowledged is delivered again. Acknowledging a delivery
+    twice, or one from before a reconnect, changes nothing. Messages that aren't envelopes never reach the
+    caller: they are rejected, into the dead letters where the bus has them, and logged.
+    """
+
+    def __init__(
+        self, bus_url: str, queues: Sequence[str], prefetch: int, transport_options: Mapping[str, Any] | None = None
+    ) -> None:
+        self._bus_url = bus_url
+        self._queues = tuple(queues)
+        self._prefetch = prefetch
+        self._transport_options = dict(transport_options or {})
+        self._connection: Connection | None = None
+        self._consumer: Consumer | None = None
+        self._arrived: deque[Delivery] = deque()
+        self._closed = False
+
+    def receive(self, limit: int, wait_seconds: float) -> list[Delivery]:
+        """Up to `limit` deliveries: waits for the first, then adds what is there already.
+
+        Empty when the wait is over, also when the bus couldn't be reached for its length.
+        """
+        deadline = time.monotonic() + wait_seconds
+        while not self._closed:
+            try:
+                self._connect()
+                self._drain(limit, deadline)
+                break
+            except Exception as error:
+                if not self._is_bus_error(error):
+                    raise
+                log.warning("inbox_disconnected", queues=self._queues, error=type(error).__name__)
+                self._disconnect()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                time.sleep(min(left, RECONNECT_SECONDS))
+        return [self._arrived.popleft() for _ in range(min(limit, len(self._arrived)))]
+
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """Remove them from the bus. One that can't be, since its connection is gone, is delivered again."""
+        refused = 0
+        for delivery in deliveries:
+            try:
+                delivery.message.ack()
+            except Exception as error:  # noqa: BLE001  # settled before, or the connection is gone: either way nothing is lost
+                refused += 1
+                log.debug("acknowledgement_refused", error=type(error).__name__)
+        if refused:
+            log.info("acknowledgements_refused", count=refused, of=len(deliveries))
+
+    def close(self) -> None:
+        """Disconnect; the unacknowledged go back to their queues."""
+        self._closed = True
+        self._disconnect()
+
+    def _connect(self) -> None:
+        if self._consumer is not None:
+            return
+        connection = self._connection = open_connection(self._bus_url, self._transport_options)
+        connection.connect()
+        channel = connection.channel()
+        consumer = Consumer(
+            channel,
+            queues=[lane_queue(self._bus_url, queue) for queue in self._queues],
+            accept=[CONTENT_TYPE],
+            on_message=self._on_message,
+        )
+        consumer.qos(prefetch_count=self._prefetch, apply_global=False)
+        consumer.consume()
+        self._consumer = consumer
+
+    def _drain(self, limit: int, deadline: float) -> None:
+        connection = self._connection
+        if connection is None:
+            raise BusUnavailable("the inbox is not connected")
+        with suppress(TimeoutError, BlockingIOError):
+            while not self._arrived:
+                left = deadline - time.monotonic()
+                connection.drain_events(timeout=max(left, 0))
+                if left <= 0:
+                    break
+            while len(self._arrived) < limit:
+                connection.drain_events(timeout=0)
+
+    def _on_message(self, message: Any) -> None:
+        queue = message.delivery_info.get("routing_key", "")
+        try:
+            # kombu lets a few content types through whatever `accept` says, so the type is checked here as well.
+            if message.content_type != CONTENT_TYPE:
+                raise TypeError("unknown content type")
+            envelope = unwrap(message.decode())
+        except Exception as error:  # noqa: BLE001  # whatever a foreign message does, the good ones must go on
+            log.warning("message_refused", queue=queue, content_type=message.content_type, error=type(error).__name__)
+            message.reject(requeue=False)
+            return
+        self._arrived.append(Delivery(envelope, queue, message))
+
+    def _is_bus_error(self, error: Exception) -> bool:
+        if isinstance(error, BusUnavailable | OSError):
+            return True
+        connection = self._connection
+        return connection is not None and isinstance(error, connection.connection_errors + connection.channel_errors)
+
+    def _disconnect(self) -> None:
+        connection, self._connection, self._consumer = self._connection, None, None
+        self._arrived.clear()  # not handed out, so still the bus's
+        if connection is not None:
+            with suppress(Exception):  # broken or no longer wanted; the bus takes the unacknowledged back by itself
+                connection.release()
