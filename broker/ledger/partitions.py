@@ -85,7 +85,7 @@ def _partitioned(connection: Connection) -> list[_Partitioned]:
     rows = connection.execute(
         text(
             "SELECT c.relname, p.partdefid <> 0 FROM pg_partitioned_table p JOIN pg_class c ON c.oid = p.partrelid"
-            " WHERE c.relnamespace = CAST(current_schema() AS regnamespace)"
+            " WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())"
             " AND pg_get_partkeydef(c.oid) = 'RANGE (recorded_us)' ORDER BY c.relname"
         )
     )
@@ -97,32 +97,33 @@ def _ensure(connection: Connection, table: _Partitioned, wanted: range) -> list[
     if not table.default_exists:
         _create(connection, table, table.default, "DEFAULT")
         created.append(table.default)
-    stray = _stray_months(connection, table, wanted.stop)
-    missing = sorted({*_missing(connection, table, wanted), *stray})
-    if not stray:
+    stray = _absent(connection, table, _stray_months(connection, table, wanted.stop))
+    missing = sorted(stray | _absent(connection, table, wanted))
+    if stray:
+        _move_out_of_default(connection, table, missing)
+    elif missing:
         try:
             with connection.begin_nested():
                 _create_months(connection, table, missing)
         except IntegrityError:  # a row of such a month reached DEFAULT since we looked
             _move_out_of_default(connection, table, missing)
-    else:
-        _move_out_of_default(connection, table, missing)
     return created + [table.of(month) for month in missing]
 
 
-def _missing(connection: Connection, table: _Partitioned, wanted: range) -> list[int]:
-    # to_regclass sees what other transactions have committed, even under REPEATABLE READ.
-    exists = text("SELECT to_regclass(current_schema() || '.' || :name) IS NOT NULL")
-    return [month for month in wanted if not connection.execute(exists, {"name": table.of(month)}).scalar_one()]
+def _absent(connection: Connection, table: _Partitioned, months: Iterable[int]) -> set[int]:
+    # to_regclass sees what other transactions have committed, even under REPEATABLE READ. It also sees a partition
+    # that was detached and kept, whose name is taken; late rows of its month stay in DEFAULT.
+    exists = text("SELECT to_regclass(quote_ident(current_schema()) || '.' || :name) IS NOT NULL")
+    return {month for month in months if not connection.execute(exists, {"name": table.of(month)}).scalar_one()}
 
 
 def _stray_months(connection: Connection, table: _Partitioned, end: int) -> set[int]:
-    """The months before `end` that have rows in DEFAULT; they have no partition, or the rows would be there."""
+    """The months before `end` that have rows in DEFAULT."""
     rows = connection.execute(
         text(
-            "SELECT DISTINCT date_part('year', month), date_part('month', month) FROM (SELECT"
+            "SELECT DISTINCT date_part('year', month), date_part('month', month) FROM (SELECT"  # noqa: S608 (our name)
             " to_timestamp(recorded_us / 1000000) AT TIME ZONE 'UTC' AS month"
-            f" FROM {table.default} WHERE recorded_us >= 0 AND recorded_us < :end) AS found"  # noqa: S608 (our name)
+            f" FROM {table.default} WHERE recorded_us >= 0 AND recorded_us < :end) AS found"
         ),
         {"end": month_bounds(end)[0]},
     )

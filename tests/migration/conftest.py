@@ -1,0 +1,59 @@
+"""An empty database of each kind for each test, and a look at PostgreSQL's partitions."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.pool import NullPool
+
+
+@pytest.fixture
+def sqlite_engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = create_engine(f"sqlite:///{tmp_path / 'broker.db'}", poolclass=NullPool)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def postgres_engine(postgres_url: str) -> Iterator[Engine]:
+    """An empty schema of the test's own, with a name that must be quoted."""
+    schema = f"Test {uuid.uuid4().hex[:8]}"
+    admin = create_engine(postgres_url, poolclass=NullPool)
+    with admin.begin() as connection:
+        connection.execute(text(f'CREATE SCHEMA "{schema}"'))
+    engine = create_engine(postgres_url, poolclass=NullPool)
+
+    @event.listens_for(engine, "connect")
+    def use_schema(driver_connection: Any, _record: object) -> None:
+        driver_connection.execute(f'SET search_path TO "{schema}"')
+        driver_connection.commit()
+
+    yield engine
+    engine.dispose()
+    with admin.begin() as connection:
+        connection.execute(text(f'DROP SCHEMA "{schema}" CASCADE'))
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    # Asked for by name, so that a missing PostgreSQL skips one half only.
+    return request.getfixturevalue(f"{request.param}_engine")
+
+
+@pytest.fixture(scope="session")
+def partitions_of() -> Callable[[Connection, str], list[str]]:
+    """The names of a table's partitions, in order."""
+
+    def find(connection: Connection, table: str) -> list[str]:
+        question = (
+            "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
+            " WHERE i.inhparent = to_regclass(:name) ORDER BY 1"
+        )
+        return list(connection.execute(text(question), {"name": table}).scalars())
+
+    return find
