@@ -10,11 +10,10 @@ from collections.abc import Sequence
 
 import msgspec
 import structlog
-from sqlalchemy import Connection
 
 from broker.clock import Clock
 from broker.database import batches, jobs, plans, ready, shards
-from broker.database.connection import Database
+from broker.database.connection import Connection, Database
 from broker.database.plans import Assignment
 from broker.domain.ids import id_at, id_offset, ids_of_span, new_id
 from broker.domain.job import WaitingSpan
@@ -120,26 +119,25 @@ class Dispatcher:
             if not waiting:
                 return None
             batch_id = waiting[0].batch_id
-            if batch_id is None or self._affords(connection, batch_id, lane, candidate, waiting[0]):
+            affordable = self._affordable_jobs(connection, batch_id, candidate) if batch_id else None
+            if batch_id is None or affordable is None or affordable > 0:
                 break
             room.held_batches.add(batch_id)
-        spans = _take_spans(connection, lane, waiting)
+        spans = _take_spans(connection, lane, waiting, affordable)
         if not spans:
             return self._cut(connection, assignment, choice, room, now_us)
         room.free[candidate.lane] -= 1
         room.shards_left -= 1
         return self._record(connection, assignment, candidate, reason, waiting[0], spans, now_us)
 
-    def _affords(
-        self, connection: Connection, batch_id: bytes, lane: Lane, candidate: Candidate, span: WaitingSpan
-    ) -> bool:
-        """Whether the batch's budget covers a shard of these jobs beside what is spent and held."""
+    @staticmethod
+    def _affordable_jobs(connection: Connection, batch_id: bytes, candidate: Candidate) -> int | None:
+        """How many jobs the batch's budget still covers, beside what is spent and held; None without a budget."""
         record = batches.get(connection, batch_id)
         if record is None or record.max_cost_nano_usd is None:
-            return True
+            return None
         spent = batches.progress(connection, batch_id).cost_nano_usd + shards.held_nano_usd(connection, batch_id)
-        jobs_count = min(span.jobs_count, jobs_per_shard(lane, span))
-        return spent + jobs_count * candidate.expected_job_cost_nano_usd <= record.max_cost_nano_usd
+        return max(0, record.max_cost_nano_usd - spent) // max(1, candidate.expected_job_cost_nano_usd)
 
     def _record(  # noqa: PLR0913, PLR0917 (what a shard is made of)
         self,
@@ -171,13 +169,17 @@ class Dispatcher:
         )
 
 
-def _take_spans(connection: Connection, lane: Lane, waiting: list[WaitingSpan]) -> list[ShardSpan]:
+def _take_spans(
+    connection: Connection, lane: Lane, waiting: list[WaitingSpan], affordable: int | None
+) -> list[ShardSpan]:
     """Take jobs of the first span's batch out of the line, up to what the lane's shards carry.
 
     Empty when every job looked at had ended meanwhile (a late result won), and left the line for that.
     """
     first = waiting[0]
     room = min(jobs_per_shard(lane, span) for span in waiting if span.batch_id == first.batch_id)
+    if affordable is not None:
+        room = min(room, affordable)
     taken: list[ShardSpan] = []
     index = 0
     for span in waiting:
@@ -194,6 +196,7 @@ def _take_spans(connection: Connection, lane: Lane, waiting: list[WaitingSpan]) 
                     span.attempt_number,
                     span.failures,
                     span.crashes,
+                    span.alone,
                     span.body_bytes_max,
                     span.deadline_us,
                 )

@@ -7,12 +7,10 @@ gets a length and counts it on its own monotonic clock from before it asked.
 from __future__ import annotations
 
 import structlog
-from sqlalchemy import Connection, select
 
 from broker.clock import Clock
 from broker.database import shards
-from broker.database.connection import Database
-from broker.database.tables import batch, shard
+from broker.database.connection import Connection, Database
 from broker.domain.shard import ClaimAnswer, ClaimShard, RenewAnswer, RenewLease
 
 __all__ = ["LEASE_SECONDS", "LeaseDoor"]
@@ -42,7 +40,7 @@ class LeaseDoor:
             )
             if not granted:
                 return ClaimAnswer(granted=False)
-            return ClaimAnswer(True, self._lease_seconds, _cancel_requested(connection, question.shard_id))
+            return ClaimAnswer(True, self._lease_seconds, shards.cancel_requested(connection, question.shard_id))
 
         answer = self._database.write(work)
         _log.debug("shard_claimed" if answer.granted else "claim_refused", shard=question.shard_id.hex())
@@ -55,18 +53,10 @@ class LeaseDoor:
             until_us = self._clock() + self._lease_us()
             if not shards.renew(connection, question.shard_id, question.worker_id, question.running, until_us):
                 return RenewAnswer(granted=False)
-            return RenewAnswer(True, self._lease_seconds, _cancel_requested(connection, question.shard_id))
+            return RenewAnswer(True, self._lease_seconds, shards.cancel_requested(connection, question.shard_id))
 
         return self._database.write(work)
 
     def _lease_us(self) -> int:
         return int(self._lease_seconds * 1_000_000)
 
-
-def _cancel_requested(connection: Connection, shard_id: bytes) -> bool:
-    requested = connection.execute(
-        select(batch.c.cancel_requested_us)
-        .join(shard, shard.c.batch_id == batch.c.batch_id)
-        .where(shard.c.shard_id == shard_id)
-    ).scalar_one_or_none()
-    return requested is not None

@@ -11,11 +11,10 @@ from hashlib import sha256
 
 import msgspec
 import structlog
-from sqlalchemy import Connection
 
 from broker.clock import Clock
 from broker.database import jobs, plans, ready
-from broker.database.connection import Database
+from broker.database.connection import Connection, Database
 from broker.domain.lane import Lane
 from broker.rules.planning import GroupPlan, plan_group
 from broker.wakeups import Topic, Wakeups

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import structlog
-from sqlalchemy import Connection
 
 from broker.bus.envelope import Kind, Signer
 from broker.clock import Clock
 from broker.database import jobs, shards
-from broker.database.connection import Database
+from broker.database.connection import Connection, Database
 from broker.database.shards import OutboxRow, ShardRecord
 from broker.domain.lane import Lane
 from broker.domain.shard import RunShard, ShardState

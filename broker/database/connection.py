@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, Table, insert
 
-__all__ = ["Database", "bulk_insert"]
+__all__ = ["Connection", "Database", "bulk_insert"]
 
 T = TypeVar("T")
 

@@ -8,13 +8,14 @@ import msgspec
 from sqlalchemy import Connection, case, delete, func, insert, select, update
 
 from broker.database.connection import bulk_insert
-from broker.database.tables import outbox, shard, shard_span, work_group
+from broker.database.tables import batch, outbox, shard, shard_span, work_group
 from broker.domain.ids import id_at
 from broker.domain.shard import Bitmap, ShardSpan, ShardState
 
 __all__ = [
     "OutboxRow",
     "ShardRecord",
+    "cancel_requested",
     "claim",
     "close",
     "forget_sent",
@@ -180,6 +181,16 @@ def renew(connection: Connection, shard_id: bytes, worker_id: str, running: byte
         .values(lease_until_us=lease_until_us, running=running)
     )
     return extended.rowcount == 1
+
+
+def cancel_requested(connection: Connection, shard_id: bytes) -> bool:
+    """Whether the shard's batch is to be cancelled."""
+    requested = connection.execute(
+        select(batch.c.cancel_requested_us)
+        .join(shard, shard.c.batch_id == batch.c.batch_id)
+        .where(shard.c.shard_id == shard_id)
+    ).scalar_one_or_none()
+    return requested is not None
 
 
 def save_recorded(connection: Connection, record: ShardRecord) -> None:

@@ -230,6 +230,7 @@ shard_span = Table(
     Column("attempt_number", Integer, nullable=False),
     Column("failures", Integer, nullable=False),
     Column("crashes", Integer, nullable=False),
+    Column("alone", Boolean, nullable=False),
     Column("body_bytes_max", Integer, nullable=False),
     Column("deadline_us", BigInteger, nullable=False),
     Index("ix_shard_span_job", "first_job_id"),

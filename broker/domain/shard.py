@@ -57,6 +57,7 @@ class ShardSpan(msgspec.Struct, frozen=True):
     attempt_number: int
     failures: int
     crashes: int
+    alone: bool
     body_bytes_max: int
     deadline_us: int
 

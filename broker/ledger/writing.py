@@ -119,7 +119,7 @@ class _Proof(msgspec.Struct):
         return found
 
     def sealed(self, table: Table, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        leaf = row_leaf(table.name, values)
+        leaf = row_leaf(str(table.name), values)
         self.leaves.append(leaf)
         return (*values, leaf)
 

@@ -1,0 +1,14 @@
+"""Inference Broker: submit an inference job once; it ends at the lowest defensible cost, and the ledger proves it.
+
+The flow, one file per step:
+
+    intake      checks what a producer sends and commits it; from here nothing can lose it
+    planner     decides which lanes may serve each group of jobs, in which order, and why
+    dispatcher  cuts shards from the waiting jobs, earliest deadline first, for lanes with room
+    relay       publishes committed shards on the lanes' queues (`bus`)
+    workers     claim a shard at the lease door (`leasing`), run it on an engine, publish what happened
+    recorder    turns those events into the ledger: attempts, costs, outcomes, proof
+    rescuer     sends on what a worker will not finish; `closer` ends what waits in vain
+    assembler   writes a finished batch's files
+    ledger      answers what it cost, how long it took, and why it ran there
+"""

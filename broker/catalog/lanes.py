@@ -1,0 +1,164 @@
+"""Lanes from one TOML file, checked whole before anything runs."""
+
+from __future__ import annotations
+
+import tomllib
+from hashlib import sha256
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from broker.domain.errors import UsageError
+from broker.domain.lane import EngineSettings, Lane, LaneName, Market, Price, PriceMeter, Provider
+from broker.domain.money import pico_from_usd
+
+__all__ = ["DEMO_CATALOG", "load_lanes"]
+
+DEMO_CATALOG = "demo"
+"""The name of the catalog that ships with the package: three clouds' list prices, one CPU standing in for all."""
+
+_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+class _PriceEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    source: str
+    as_of: str
+    instance_hour_usd: str | None = None
+    input_mtok_usd: str | None = None
+    output_mtok_usd: str | None = None
+
+
+class _EngineEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    driver: str
+    models: list[str]
+    concurrency: int = 64
+    request_timeout_seconds: float = 300.0
+    options: dict[str, str | int | float | bool] = {}
+
+
+class _LaneEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    name: str
+    provider: Provider
+    region: str
+    accelerator: str
+    accelerator_count: int
+    market: Market
+    price: _PriceEntry
+    engine: _EngineEntry
+    bus_url: str = "lanemem://embedded"
+    slots: int = 1
+    jobs_per_second: float = 1.0
+    shard_jobs_max: int = 512
+    shard_seconds: float = 10.0
+    message_bytes_max: int = 4_000_000
+    stand_in: bool = False
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    lane: list[_LaneEntry]
+
+
+def load_lanes(catalog: str | Path) -> list[Lane]:
+    """The lanes of a TOML file, or of the catalog that ships under the name `demo`.
+
+    Raises UsageError with one sentence naming the file, the lane, the field and the limit.
+    """
+    name, text = _read(catalog)
+    try:
+        parsed = msgspec.convert(tomllib.loads(text), _File)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{name} is not valid TOML: {error}") from None
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{name}: {error}") from None
+    lanes = [_lane(name, entry) for entry in parsed.lane]
+    if not lanes:
+        raise UsageError(f"{name} names no lane")
+    doubled = {lane.name for lane in lanes if sum(other.name == lane.name for other in lanes) > 1}
+    if doubled:
+        raise UsageError(f"{name} names the lane {min(doubled)} twice")
+    return lanes
+
+
+def _read(catalog: str | Path) -> tuple[str, str]:
+    if catalog == DEMO_CATALOG:
+        return "the demo catalog", resources.files("broker.catalog").joinpath("demo.toml").read_text()
+    try:
+        return str(catalog), Path(catalog).read_text()
+    except OSError as error:
+        raise UsageError(f"can't read the catalog {catalog}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{catalog} is not valid TOML: it is not UTF-8") from None
+
+
+def _lane(file: str, entry: _LaneEntry) -> Lane:
+    _check(file, entry)
+    fields: dict[str, Any] = {
+        name: getattr(entry, name) for name in entry.__struct_fields__ if name not in {"name", "price", "engine"}
+    }
+    return Lane(
+        name=LaneName(entry.name),
+        price=_price(file, entry),
+        engine=EngineSettings(
+            driver=entry.engine.driver,
+            models=tuple(entry.engine.models),
+            concurrency=entry.engine.concurrency,
+            request_timeout_seconds=entry.engine.request_timeout_seconds,
+            options=entry.engine.options,
+        ),
+        **fields,
+    )
+
+
+def _check(file: str, entry: _LaneEntry) -> None:
+    where = f"{file}, lane {entry.name!r}"
+    if not entry.name or set(entry.name) - _NAME_CHARS or len(entry.name) > 64:  # noqa: PLR2004 (said in the sentence)
+        raise UsageError(f"{where}: a name has 1 to 64 characters, of a-z, 0-9 and '-'")
+    for name, value, least in (
+        ("accelerator_count", entry.accelerator_count, 1),
+        ("slots", entry.slots, 1),
+        ("shard_jobs_max", entry.shard_jobs_max, 1),
+        ("message_bytes_max", entry.message_bytes_max, 64_000),
+        ("engine.concurrency", entry.engine.concurrency, 1),
+    ):
+        if value < least:
+            raise UsageError(f"{where}: {name} is {value}; it must be at least {least}")
+    for name, number in (
+        ("jobs_per_second", entry.jobs_per_second),
+        ("shard_seconds", entry.shard_seconds),
+        ("engine.request_timeout_seconds", entry.engine.request_timeout_seconds),
+    ):
+        if not 0 < number < float("inf"):
+            raise UsageError(f"{where}: {name} is {number}; it must be above 0")
+    if not entry.engine.models:
+        raise UsageError(f"{where}: engine.models is empty; name at least one model")
+
+
+def _price(file: str, entry: _LaneEntry) -> Price:
+    where = f"{file}, lane {entry.name!r}, price"
+    given = entry.price
+    per_hour, per_token = given.instance_hour_usd, (given.input_mtok_usd, given.output_mtok_usd)
+    try:
+        if per_hour is not None and per_token == (None, None):
+            meter, fields = PriceMeter.ACCELERATOR_HOUR, {"instance_hour_pico_usd": pico_from_usd(per_hour)}
+        elif per_hour is None and None not in per_token:
+            meter = PriceMeter.TOKEN
+            fields = {
+                "input_token_pico_usd": _per_token(str(given.input_mtok_usd)),
+                "output_token_pico_usd": _per_token(str(given.output_mtok_usd)),
+            }
+        else:
+            raise UsageError(f"{where}: give instance_hour_usd, or input_mtok_usd and output_mtok_usd")
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
+    content = msgspec.json.encode([entry.name, meter, fields, given.source, given.as_of], order="sorted")
+    version = f"{given.as_of}.{sha256(content).hexdigest()[:8]}"
+    return Price(version=version, meter=meter, source=given.source, as_of=given.as_of, **fields)
+
+
+def _per_token(usd_per_million: str) -> int:
+    pico, rest = divmod(pico_from_usd(usd_per_million), 1_000_000)
+    if rest:
+        raise ValueError(f"{usd_per_million!r} per million tokens is finer than a pico-dollar per token")
+    return pico

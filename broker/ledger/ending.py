@@ -1,0 +1,217 @@
+"""One transaction's worth of attempts that ended: what they cost, what they mean for their jobs, what is written.
+
+Used by whoever learns of an end: the recorder from a worker's events, the rescuer from a worker's silence.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection
+
+from broker.database import batches, jobs
+from broker.database.batches import Counts
+from broker.database.connection import bulk_insert
+from broker.database.shards import ShardRecord
+from broker.database.tables import result
+from broker.domain.events import JobRan
+from broker.domain.ids import id_at, new_id, time_us_of
+from broker.domain.job import WaitingSpan
+from broker.domain.lane import Lane
+from broker.domain.outcome import CostBasis, Outcome
+from broker.domain.shard import ShardSpan, ShardState
+from broker.ledger.writing import AttemptRow, Flush, OutcomeRow, append, ended_jobs
+from broker.rules.pricing import cost_nano_usd
+from broker.rules.regrouping import regroup
+from broker.rules.settling import Ended, Retry, settle
+
+__all__ = ["AttemptEnds"]
+
+
+class AttemptEnds:
+    """Collects ends, then writes them all: attempts, outcomes, results, counters, and the retries to come."""
+
+    def __init__(self, connection: Connection, writer: str, stream_id: bytes, now_us: int) -> None:
+        self._connection = connection
+        self._writer = writer
+        self._stream_id = stream_id
+        self._now_us = now_us
+        self._flush = Flush()
+        self._results: list[tuple[Any, ...]] = []
+        self._waiting: list[WaitingSpan] = []
+        self._counts: dict[bytes, Counts] = defaultdict(Counts)
+        self._ended: set[bytes] = set()
+        self._looked_up: set[bytes] = set()
+
+    def add(self, shard: ShardRecord, lane: Lane, ran: JobRan, cost_upper_nano_usd: int | None = None) -> None:
+        """One attempt ended. `cost_upper_nano_usd` bounds a cost that nobody could measure.
+
+        A job that needs another try waits again, unless its shard was taken back, which sent it on already.
+        """
+        span = shard.span_at(ran.index)
+        job_id = id_at(span.first_job_id, ran.index - span.first_index)
+        self._look_up_ended(shard)
+        settlement = settle(
+            ran.outcome,
+            ran.error_code,
+            job_id in self._ended,
+            failures=span.failures,
+            crashes=span.crashes,
+            alone=span.alone,
+        )
+        row = _attempt_row(shard, lane, ran, span, settlement.outcome, settlement.then, cost_upper_nano_usd)
+        self._flush.attempts.append(row)
+        match settlement.then:
+            case Ended() as ended:
+                self._end_job(shard, job_id, row.attempt_id, ran, ended)
+            case Retry() as retry if shard.state is not ShardState.TAKEN_BACK:
+                self._wait_again(shard, span, job_id, retry)
+            case Retry() | None:
+                pass
+        if shard.batch_id:
+            _count(self._counts[shard.batch_id], row)
+
+    def give_back(self, shard: ShardRecord, indices: list[int]) -> None:
+        """Jobs of the shard that never started: they wait again as they were."""
+        self._look_up_ended(shard)
+        for index in indices:
+            span = shard.span_at(index)
+            job_id = id_at(span.first_job_id, index - span.first_index)
+            if job_id not in self._ended:
+                self._waiting.append(_waiting_span(shard, span, job_id))
+
+    def write(self) -> None:
+        """Write everything, inside the caller's transaction."""
+        append(self._connection, self._stream_id, self._flush, self._now_us)
+        bulk_insert(self._connection, result, self._results)
+        jobs.wait(self._connection, regroup(self._waiting))
+        for batch_id, counts in self._counts.items():
+            batches.add_counts(self._connection, batch_id, self._writer, counts)
+
+    def _look_up_ended(self, shard: ShardRecord) -> None:
+        """A first attempt inside its lease is the only one its job has had, so nothing can have ended it."""
+        if shard.shard_id in self._looked_up:
+            return
+        self._looked_up.add(shard.shard_id)
+        for span in shard.spans:
+            if span.attempt_number > 1 or shard.state is not ShardState.RUNNING:
+                last = id_at(span.first_job_id, span.jobs_count - 1)
+                self._ended |= ended_jobs(self._connection, span.first_job_id, last)
+
+    def _end_job(self, shard: ShardRecord, job_id: bytes, attempt_id: bytes, ran: JobRan, ended: Ended) -> None:
+        self._ended.add(job_id)
+        self._flush.outcomes.append(
+            OutcomeRow(
+                job_id=job_id,
+                tenant_id=shard.tenant_id,
+                batch_id=shard.batch_id,
+                outcome=ended.outcome,
+                error_code=ended.error_code,
+                attempt_id=attempt_id,
+            )
+        )
+        self._results.append(
+            (job_id, attempt_id, ran.status_code, ran.request_id, ended.error_code, ran.message or None, ran.body, None)
+        )
+        if shard.batch_id:
+            counts = self._counts[shard.batch_id]
+            counts.succeeded += ended.outcome is Outcome.SUCCEEDED
+            counts.failed += ended.outcome is Outcome.FAILED
+            counts.cancelled += ended.outcome is Outcome.CANCELLED
+            counts.expired += ended.outcome is Outcome.EXPIRED
+
+    def _wait_again(self, shard: ShardRecord, span: ShardSpan, job_id: bytes, retry: Retry) -> None:
+        self._waiting.append(
+            msgspec.structs.replace(
+                _waiting_span(shard, span, job_id),
+                attempt_number=span.attempt_number + 1,
+                failures=retry.failures,
+                crashes=retry.crashes,
+                alone=retry.alone,
+                not_before_us=self._now_us + int(retry.delay_seconds * 1_000_000) if retry.delay_seconds else 0,
+            )
+        )
+
+
+def _waiting_span(shard: ShardRecord, span: ShardSpan, job_id: bytes) -> WaitingSpan:
+    return WaitingSpan(
+        job_id,
+        1,
+        shard.group_id,
+        shard.batch_id,
+        span.deadline_us,
+        span.body_bytes_max,
+        span.attempt_number,
+        span.failures,
+        span.crashes,
+        span.alone,
+    )
+
+
+def _count(counts: Counts, row: AttemptRow) -> None:
+    counts.attempts += 1
+    counts.input_tokens += row.input_tokens
+    counts.output_tokens += row.output_tokens
+    counts.cost_nano_usd += row.cost_nano_usd
+    if row.outcome != Outcome.SUCCEEDED:
+        counts.wasted_nano_usd += row.cost_nano_usd
+
+
+def _attempt_row(  # noqa: PLR0913, PLR0917 (what a row is made of)
+    shard: ShardRecord,
+    lane: Lane,
+    ran: JobRan,
+    span: ShardSpan,
+    outcome: Outcome,
+    then: Ended | Retry | None,
+    cost_upper_nano_usd: int | None,
+) -> AttemptRow:
+    job_id = id_at(span.first_job_id, ran.index - span.first_index)
+    submitted_us = time_us_of(job_id)
+    cost = cost_nano_usd(lane.price, ran.usage)
+    return AttemptRow(
+        attempt_id=new_id(),
+        job_id=job_id,
+        batch_id=shard.batch_id,
+        tenant_id=shard.tenant_id,
+        shard_id=shard.shard_id,
+        shard_index=ran.index,
+        attempt_number=span.attempt_number,
+        assignment_id=shard.assignment_id,
+        lane=shard.lane,
+        provider=lane.provider,
+        region=lane.region,
+        accelerator=lane.accelerator,
+        accelerator_count=lane.accelerator_count,
+        market=lane.market,
+        engine=lane.engine.driver,
+        model=shard.model,
+        worker_id=shard.worker_id or "",
+        stand_in=lane.stand_in,
+        outcome=outcome,
+        error_code=ran.error_code,
+        status_code=ran.status_code,
+        decisive=isinstance(then, Ended),
+        submitted_us=submitted_us,
+        dispatched_us=shard.created_us,
+        started_us=ran.started_us,
+        ended_us=ran.ended_us,
+        queue_us=max(0, ran.started_us - submitted_us),
+        run_us=ran.run_us,
+        input_tokens=ran.usage.input_tokens,
+        cached_input_tokens=ran.usage.cached_input_tokens,
+        output_tokens=ran.usage.output_tokens,
+        reasoning_tokens=ran.usage.reasoning_tokens,
+        accelerator_us=ran.usage.accelerator_us,
+        price_version=lane.price.version,
+        list_cost_nano_usd=cost,
+        cost_nano_usd=cost,
+        cost_upper_nano_usd=cost if cost_upper_nano_usd is None else cost_upper_nano_usd,
+        cost_basis=CostBasis.ATTRIBUTED if cost_upper_nano_usd is None else CostBasis.UNKNOWN,
+        request_digest=ran.request_digest or None,
+        reply_digest=ran.reply_digest or None,
+        reply_bytes=len(ran.body),
+        provider_request_id=ran.request_id,
+    )

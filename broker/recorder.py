@@ -1,0 +1,125 @@
+"""Recorder: what the workers say happened becomes the ledger, one transaction per flush.
+
+It locks the shards in id order, drops the indices already recorded, and writes attempts, outcomes, results,
+counters, retries and the Merkle batch record together. Only then are the events acknowledged, so a crash
+in between repeats them, and repeating them changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, assert_never
+
+import structlog
+
+from broker.bus.envelope import EnvelopeError, KeyRing, open_event
+from broker.clock import Clock
+from broker.database import shards
+from broker.database.connection import Connection, Database
+from broker.database.shards import ShardRecord
+from broker.domain.events import JobsRan, ShardReturned, WorkerEvent
+from broker.domain.lane import Lane
+from broker.domain.shard import ShardState
+from broker.ledger.ending import AttemptEnds
+from broker.ledger.writing import open_stream
+from broker.wakeups import Topic, Wakeups
+
+__all__ = ["Delivered", "Recorder"]
+
+_log = structlog.get_logger(__name__)
+
+
+class Delivered(Protocol):
+    """A message as the recorder sees it; `broker.bus.inbox.Delivery` is one."""
+
+    @property
+    def queue(self) -> str:
+        """The lane's events queue that it came over."""
+
+    @property
+    def envelope(self) -> bytes:
+        """The signed bytes."""
+
+
+class Recorder:
+    """Records the events of the lanes it was given."""
+
+    def __init__(  # noqa: PLR0913 (its surroundings, all keyword-only)
+        self,
+        *,
+        database: Database,
+        lanes: Sequence[Lane],
+        ring: KeyRing,
+        clock: Clock,
+        wakeups: Wakeups,
+        slot: str = "recorder-0",
+    ) -> None:
+        self._database = database
+        self._lanes = {str(lane.name): lane for lane in lanes}
+        self._lane_of_queue = {lane.events_queue: str(lane.name) for lane in lanes}
+        self._ring = ring
+        self._clock = clock
+        self._wakeups = wakeups
+        self._slot = slot
+        self._stream_id = database.write(lambda connection: open_stream(connection, slot, clock()))
+
+    def record(self, deliveries: Sequence[Delivered]) -> None:
+        """Make these events durable; the caller acknowledges them when this returns."""
+        events = self._verified(deliveries)
+        if events:
+            self._database.write(lambda connection: self._write(connection, events))
+            self._wakeups.notify(Topic.DISPATCHER, Topic.ASSEMBLER)
+
+    def _verified(self, deliveries: Sequence[Delivered]) -> list[WorkerEvent]:
+        """The events that are what they claim to be; a lane speaks for its own shards only, over its own queue."""
+        events = []
+        for delivery in deliveries:
+            try:
+                opened = open_event(self._ring, delivery.envelope, self._clock())
+            except EnvelopeError as error:
+                _log.warning("event_rejected", queue=delivery.queue, reason=str(error))
+                continue
+            if not opened.owner == opened.body.lane == self._lane_of_queue.get(delivery.queue):
+                _log.warning("event_rejected", queue=delivery.queue, reason=f"signed by lane {opened.owner}")
+                continue
+            events.append(opened.body)
+        return events
+
+    def _write(self, connection: Connection, events: list[WorkerEvent]) -> None:
+        now_us = self._clock()
+        records = shards.load(connection, sorted({event.shard_id for event in events}), lock=True)
+        ends = AttemptEnds(connection, self._slot, self._stream_id, now_us)
+        touched: dict[bytes, ShardRecord] = {}
+        for event in events:
+            record = records.get(event.shard_id)
+            if record is None or record.lane != event.lane:
+                _log.warning("event_rejected", lane=event.lane, reason="it names a shard of another lane, or none")
+                continue
+            self._apply(ends, record, event, now_us)
+            touched[record.shard_id] = record
+        ends.write()
+        for record in touched.values():
+            shards.save_recorded(connection, record)
+
+    def _apply(self, ends: AttemptEnds, record: ShardRecord, event: WorkerEvent, now_us: int) -> None:
+        lane = self._lanes[record.lane]
+        match event:
+            case JobsRan():
+                for ran in event.jobs:
+                    if ran.index >= record.jobs_count or ran.index in record.recorded:
+                        continue
+                    record.recorded.add(ran.index)
+                    ends.add(record, lane, ran)
+            case ShardReturned():
+                if record.state is ShardState.RUNNING:
+                    ends.give_back(record, record.recorded.missing(record.jobs_count))
+                    record.state, record.closed_us = ShardState.RETURNED, now_us
+                    _log.info("shard_returned", shard=record.shard_id.hex(), lane=record.lane, reason=event.reason)
+            case _:
+                assert_never(event)
+        if len(record.recorded) == record.jobs_count and record.closed_us is None:
+            record.closed_us = now_us
+            if record.state is ShardState.RUNNING:
+                record.state = ShardState.DONE
+            _log.info("shard_recorded", shard=record.shard_id.hex(), lane=record.lane, jobs=record.jobs_count)
+

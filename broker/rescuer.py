@@ -1,0 +1,218 @@
+"""Rescuer: work that its worker will not finish travels on under a new shard id.
+
+A shard that nobody claimed in time goes back as it was. One whose worker fell silent goes back with the
+jobs that were running as suspects; its late results still count for a while, and the first valid success
+wins. After the gap in its own loop that follows an outage of ours it rests one lease, so that an outage
+never re-executes everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from broker.clock import Clock
+from broker.database import jobs, shards
+from broker.database.connection import Connection, Database
+from broker.database.shards import ShardRecord
+from broker.domain.errors import ErrorCode
+from broker.domain.events import JobRan
+from broker.domain.ids import id_at
+from broker.domain.job import WaitingSpan
+from broker.domain.lane import Lane
+from broker.domain.outcome import Outcome
+from broker.domain.shard import Bitmap, ShardState
+from broker.domain.usage import Usage
+from broker.ledger.ending import AttemptEnds
+from broker.ledger.writing import ended_jobs, open_stream
+from broker.rules.pricing import accelerator_cost_nano_usd
+from broker.rules.regrouping import regroup
+from broker.rules.settling import Ended, Retry, settle
+from broker.wakeups import Topic, Wakeups
+
+__all__ = ["LATE_SECONDS", "Rescuer"]
+
+LATE_SECONDS = 900.0
+"""How long a taken-back shard's late results are still awaited before its attempts are written off as lost."""
+
+_SHARDS_PER_STEP = 64
+
+_log = structlog.get_logger(__name__)
+
+
+class Rescuer:
+    """Takes shards back."""
+
+    def __init__(  # noqa: PLR0913 (its surroundings, all keyword-only)
+        self,
+        *,
+        database: Database,
+        lanes: Sequence[Lane],
+        clock: Clock,
+        wakeups: Wakeups,
+        lease_seconds: float,
+        slot: str = "rescuer-0",
+    ) -> None:
+        self._database = database
+        self._lanes = {str(lane.name): lane for lane in lanes}
+        self._clock = clock
+        self._wakeups = wakeups
+        self._lease_us = int(lease_seconds * 1_000_000)
+        self._slot = slot
+        self._stream_id = database.write(lambda connection: open_stream(connection, slot, clock()))
+        self._last_step_us = clock()
+        self._rest_until_us = self._last_step_us
+
+    def step(self) -> int:
+        """Take back what is due; how many shards that was."""
+        now_us = self._clock()
+        if now_us - self._last_step_us > self._lease_us // 2:
+            self._rest_until_us = now_us + self._lease_us
+            _log.warning("rescue_rested", after_gap_seconds=(now_us - self._last_step_us) / 1_000_000)
+        self._last_step_us = now_us
+        if now_us < self._rest_until_us:
+            return 0
+        taken = self._database.write(self._take_back_silent)
+        self._database.write(self._write_off_late)
+        if taken:
+            self._wakeups.notify(Topic.DISPATCHER)
+        return taken
+
+    def recover(self) -> int:
+        """At the start of the embedded form: whatever was under way died with the process, so all of it goes on.
+
+        Nothing speaks against the jobs that were running, so none of them loses a try.
+        """
+
+        def work(connection: Connection) -> int:
+            now_us = self._clock()
+            held = shards.held_shards(connection) + shards.unclosed_taken_back(connection, now_us, 1_000_000)
+            for start in range(0, len(held), _SHARDS_PER_STEP):
+                records = shards.load(connection, held[start : start + _SHARDS_PER_STEP], lock=True)
+                for record in records.values():
+                    self._write_off(connection, record, ErrorCode.INTERRUPTED, now_us)
+            return len(held)
+
+        recovered = self._database.write(work)
+        if recovered:
+            _log.info("shards_recovered", shards=recovered)
+        return recovered
+
+    def _take_back_silent(self, connection: Connection) -> int:
+        now_us = self._clock()
+        due = shards.silent_shards(connection, now_us, _SHARDS_PER_STEP)
+        for record in shards.load(connection, due, lock=True).values():
+            if record.state is ShardState.SENT:
+                self._give_back_unclaimed(connection, record, now_us)
+            else:
+                self._take_back_running(connection, record, now_us)
+            _log.warning("shard_taken_back", shard=record.shard_id.hex(), lane=record.lane, was=record.state)
+        return len(due)
+
+    def _give_back_unclaimed(self, connection: Connection, record: ShardRecord, now_us: int) -> None:
+        ends = AttemptEnds(connection, self._slot, self._stream_id, now_us)
+        ends.give_back(record, record.recorded.missing(record.jobs_count))
+        ends.write()
+        shards.close(connection, record.shard_id, ShardState.TAKEN_BACK, now_us)
+
+    def _take_back_running(self, connection: Connection, record: ShardRecord, now_us: int) -> None:
+        """The jobs go on at once; their attempts stay open for late results, but for those that end here."""
+        missing = record.recorded.missing(record.jobs_count)
+        running = Bitmap(record.running) if record.running is not None else Bitmap.of(missing)
+        shares = self._upper_costs(record, missing, now_us)
+        ends = AttemptEnds(connection, self._slot, self._stream_id, now_us)
+        ends.give_back(record, [index for index in missing if index not in running])
+        retries: list[WaitingSpan] = []
+        for index in missing:
+            if index not in running:
+                continue
+            then = self._follow(connection, record, index)
+            if isinstance(then, Ended):
+                record.recorded.add(index)
+                ends.add(record, self._lanes[record.lane], _lost(record, index, ErrorCode.LEASE_LOST, now_us), shares[index])
+            elif then is not None:
+                retries.append(_retry_span(record, index, then))
+        ends.write()
+        jobs.wait(connection, regroup(retries))
+        record.state = ShardState.TAKEN_BACK
+        shards.save_recorded(connection, record)
+
+    def _follow(self, connection: Connection, record: ShardRecord, index: int) -> Ended | Retry | None:
+        span = record.span_at(index)
+        job_id = record.job_id_at(index)
+        return settle(
+            Outcome.LOST,
+            ErrorCode.LEASE_LOST,
+            bool(ended_jobs(connection, job_id, job_id)),
+            failures=span.failures,
+            crashes=span.crashes,
+            alone=span.alone,
+        ).then
+
+    def _write_off_late(self, connection: Connection) -> None:
+        now_us = self._clock()
+        due = shards.unclosed_taken_back(connection, now_us - int(LATE_SECONDS * 1_000_000), _SHARDS_PER_STEP)
+        for record in shards.load(connection, due, lock=True).values():
+            self._write_off(connection, record, ErrorCode.LEASE_LOST, now_us)
+
+    def _write_off(self, connection: Connection, record: ShardRecord, code: ErrorCode, now_us: int) -> None:
+        """Close a shard whose results no longer come; attempts that ran are lost, at an unknown cost with a bound.
+
+        A shard taken back earlier has sent its jobs on already; here only its attempts are written.
+        """
+        missing = record.recorded.missing(record.jobs_count)
+        ends = AttemptEnds(connection, self._slot, self._stream_id, now_us)
+        if record.claimed_us is None:
+            ends.give_back(record, missing)
+        else:
+            shares = self._upper_costs(record, missing, now_us)
+            for index in missing:
+                record.recorded.add(index)
+                lost = _lost(record, index, code, now_us)
+                ends.add(record, self._lanes[record.lane], lost, shares[index])
+        ends.write()
+        record.state, record.closed_us = ShardState.TAKEN_BACK, now_us
+        shards.save_recorded(connection, record)
+
+    def _upper_costs(self, record: ShardRecord, indices: list[int], now_us: int) -> dict[int, int]:
+        """At most the whole time from claim to lease end was these jobs': its cost, divided without remainder."""
+        if not indices or record.claimed_us is None:
+            return dict.fromkeys(indices, 0)
+        until_us = min(now_us, record.lease_until_us or now_us)
+        whole = accelerator_cost_nano_usd(self._lanes[record.lane].price, max(0, until_us - record.claimed_us))
+        share, extra = divmod(whole, len(indices))
+        return {index: share + (place < extra) for place, index in enumerate(indices)}
+
+
+def _lost(record: ShardRecord, index: int, code: ErrorCode, now_us: int) -> JobRan:
+    started_us = record.claimed_us or record.created_us
+    ended_us = max(started_us, min(now_us, record.lease_until_us or now_us))
+    return JobRan(
+        index=index,
+        outcome=Outcome.LOST,
+        status_code=0,
+        started_us=started_us,
+        ended_us=ended_us,
+        run_us=ended_us - started_us,
+        usage=Usage(),
+        body=b"",
+        error_code=code,
+        message="the worker fell silent while it ran",
+    )
+
+
+def _retry_span(record: ShardRecord, index: int, retry: Retry) -> WaitingSpan:
+    span = record.span_at(index)
+    return WaitingSpan(
+        id_at(span.first_job_id, index - span.first_index),
+        1,
+        record.group_id,
+        record.batch_id,
+        span.deadline_us,
+        span.body_bytes_max,
+        span.attempt_number + 1,
+        retry.failures,
+        retry.crashes,
+        retry.alone,
+    )

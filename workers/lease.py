@@ -1,0 +1,68 @@
+"""The lease port: claim a shard, renew the right to it, and know when that right is gone.
+
+A worker hears of time only as lengths. It counts each lease on its own monotonic clock from before it asked,
+so it never believes in a lease longer than the broker does.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from broker.domain.shard import ClaimAnswer, ClaimShard, RenewAnswer, RenewLease
+
+__all__ = ["Lease", "LeaseDoor"]
+
+
+class LeaseDoor(Protocol):
+    """The broker's side: `broker.leasing.LeaseDoor` itself in the embedded form."""
+
+    def claim(self, question: ClaimShard) -> ClaimAnswer:
+        """May this worker run the shard? Blocks; raises when the broker can't be asked."""
+
+    def renew(self, question: RenewLease) -> RenewAnswer:
+        """May it go on? Blocks; raises when the broker can't be asked."""
+
+
+class Lease:
+    """The right to one shard, as this worker may count on it."""
+
+    def __init__(self, door: LeaseDoor, shard_id: bytes, lane: str, worker_id: str) -> None:
+        self._door = door
+        self._shard_id = shard_id
+        self._lane = lane
+        self._worker_id = worker_id
+        self._until = 0.0
+        self._seconds = 0.0
+        self.cancelled = False
+
+    def claim(self) -> bool:
+        """Ask for the shard; False when it is another's."""
+        asked = time.monotonic()
+        answer = self._door.claim(ClaimShard(self._shard_id, self._lane, self._worker_id))
+        self._follow(asked, answer.lease_seconds)
+        self.cancelled = answer.cancelled
+        return answer.granted
+
+    def renew(self, running: bytes) -> bool:
+        """Ask for more time, naming the indices under way; False when the lease is lost."""
+        asked = time.monotonic()
+        answer = self._door.renew(RenewLease(self._shard_id, self._worker_id, running))
+        if answer.granted:
+            self._follow(asked, answer.lease_seconds)
+        self.cancelled = answer.cancelled
+        return answer.granted
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its time ran out without a renewal."""
+        return time.monotonic() >= self._until
+
+    @property
+    def renew_seconds(self) -> float:
+        """How often to renew: two renewals may fail before the lease ends."""
+        return max(0.05, self._seconds / 3)
+
+    def _follow(self, asked: float, seconds: float) -> None:
+        self._seconds = seconds
+        self._until = asked + seconds

@@ -1,0 +1,111 @@
+"""Outcome events: gathered as jobs finish, signed, and published until the bus has confirmed them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from broker.bus.envelope import Kind, Signer
+from broker.clock import Clock
+from broker.domain.errors import ErrorCode
+from broker.domain.events import JobRan, JobsRan, ShardReturned, WorkerEvent
+
+__all__ = ["FLUSH_BYTES", "FLUSH_SECONDS", "EventPublisher", "OutcomeReport"]
+
+FLUSH_SECONDS = 0.2
+FLUSH_BYTES = 64_000
+_VALID_US = 7 * 24 * 3_600 * 1_000_000
+_RETRY_SECONDS = 0.5
+
+_log = structlog.get_logger(__name__)
+
+
+class EventPublisher(Protocol):
+    """The part of `broker.bus.publisher.Publisher` that a worker needs."""
+
+    def publish_events(self, queue: str, envelopes: Sequence[bytes]) -> None:
+        """Returns when the bus has confirmed every message."""
+
+
+class OutcomeReport:
+    """The events of one shard, numbered from 0. For the event loop; publishing happens on other threads."""
+
+    def __init__(  # noqa: PLR0913 (its surroundings, all keyword-only)
+        self,
+        *,
+        shard_id: bytes,
+        lane: str,
+        worker_id: str,
+        queue: str,
+        publisher: EventPublisher,
+        signer: Signer,
+        clock: Clock,
+        give_up: Callable[[], bool],
+    ) -> None:
+        self._shard_id = shard_id
+        self._lane = lane
+        self._worker_id = worker_id
+        self._queue = queue
+        self._publisher = publisher
+        self._signer = signer
+        self._clock = clock
+        self._give_up = give_up
+        self._number = 0
+        self._pending: list[JobRan] = []
+        self._pending_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._sending: set[asyncio.Task[None]] = set()
+
+    def add(self, ran: JobRan) -> None:
+        """One job ended. Sent after FLUSH_SECONDS, with what else has gathered, or once FLUSH_BYTES are reached."""
+        self._pending.append(ran)
+        self._pending_bytes += len(ran.body)
+        if self._pending_bytes >= FLUSH_BYTES:
+            self._flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
+
+    async def finish(self, returned: ErrorCode | None = None) -> None:
+        """Send the rest and wait for the bus to confirm all of it; then, if so, say that the shard is handed back."""
+        self._flush()
+        while self._sending:
+            await asyncio.gather(*self._sending)
+        if returned is not None:
+            await self._publish(
+                ShardReturned(self._shard_id, self._lane, self._worker_id, self._next_number(), returned)
+            )
+
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._pending:
+            return
+        event = JobsRan(self._shard_id, self._lane, self._worker_id, self._next_number(), tuple(self._pending))
+        self._pending, self._pending_bytes = [], 0
+        task = asyncio.get_running_loop().create_task(self._publish(event))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    def _next_number(self) -> int:
+        number = self._number
+        self._number += 1
+        return number
+
+    async def _publish(self, event: WorkerEvent) -> None:
+        """Until confirmed: results exist nowhere else. Given up only when nobody waits for them any more."""
+        loop = asyncio.get_running_loop()
+        envelope = self._signer.seal(Kind.EVENT, "broker", event, now_us=self._clock(), valid_us=_VALID_US)
+        while True:
+            try:
+                await loop.run_in_executor(None, self._publisher.publish_events, self._queue, [envelope])
+            except Exception as error:  # noqa: BLE001 (whatever the bus raises, the answer is to try again)
+                _log.warning("event_publish_failed", lane=self._lane, error=type(error).__name__)
+                if self._give_up():
+                    return
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return

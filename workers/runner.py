@@ -1,0 +1,250 @@
+"""One shard, step by step: verify, claim, run all its jobs at once, meter, report, hand back what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from enum import Enum
+from hashlib import blake2b
+
+import structlog
+
+from broker.bus.envelope import EnvelopeError, KeyRing, Signer, open_shard
+from broker.clock import Clock
+from broker.domain.errors import ErrorCode
+from broker.domain.events import JobRan
+from broker.domain.lane import Lane
+from broker.domain.outcome import Outcome
+from broker.domain.shard import Bitmap, RunShard, ShardJob
+from broker.domain.usage import Usage
+from workers.engine import Engine, EngineError, EngineReply, EngineRequest
+from workers.lease import Lease, LeaseDoor
+from workers.meter import Meter, Reading
+from workers.outcomes import EventPublisher, OutcomeReport
+
+__all__ = ["Deployment", "ShardRunner"]
+
+_DIGEST_BYTES = 32
+_SLOT_POLL_SECONDS = 0.5
+
+_log = structlog.get_logger(__name__)
+
+
+class _Stop(Enum):
+    """Why a shard's jobs are stopped before their end; the outcome and the code that each then has."""
+
+    PREEMPTED = (Outcome.PREEMPTED, ErrorCode.PREEMPTED)
+    INTERRUPTED = (Outcome.PREEMPTED, ErrorCode.INTERRUPTED)
+    CANCELLED = (Outcome.CANCELLED, ErrorCode.BATCH_CANCELLED)
+    LEASE_LOST = (Outcome.PREEMPTED, ErrorCode.INTERRUPTED, "lease lost")
+
+
+class Deployment:
+    """A lane as this worker serves it: its engine, the meter on it, and the way its events go."""
+
+    def __init__(self, lane: Lane, engine: Engine, publisher: EventPublisher, signer: Signer) -> None:
+        self.lane = lane
+        self.engine = engine
+        self.publisher = publisher
+        self.signer = signer
+        self.meter = Meter()
+        self.slots = threading.Semaphore(lane.slots)
+
+
+class ShardRunner:
+    """Runs the shards that the bus brings; one for all lanes of a worker process."""
+
+    def __init__(  # noqa: PLR0913 (its surroundings, all keyword-only)
+        self,
+        *,
+        worker_id: str,
+        deployments: Mapping[str, Deployment],
+        ring: KeyRing,
+        door: LeaseDoor,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+    ) -> None:
+        self._worker_id = worker_id
+        self._deployments = deployments
+        self._ring = ring
+        self._door = door
+        self._loop = loop
+        self._clock = clock
+        self._stopping: _Stop | None = None
+        self._running: set[_ShardRun] = set()
+
+    def run(self, envelope: bytes) -> None:
+        """Returns when the shard is no longer this worker's: done and confirmed, handed back, or never its own."""
+        order = self._open(envelope)
+        if order is None:
+            return
+        deployment = self._deployments[order.lane]
+        if not self._wait_for_slot(deployment):
+            return
+        try:
+            lease = Lease(self._door, order.shard_id, order.lane, self._worker_id)
+            if lease.claim():
+                asyncio.run_coroutine_threadsafe(self._work(order, deployment, lease), self._loop).result()
+            else:
+                _log.info("shard_not_ours", shard=order.shard_id.hex(), lane=order.lane)
+        finally:
+            deployment.slots.release()
+
+    def preempt(self, *, interrupted: bool = False) -> None:
+        """Stop everything that runs and hand it back; `interrupted` when it is our own process that ends."""
+        self._stopping = _Stop.INTERRUPTED if interrupted else _Stop.PREEMPTED
+        self._loop.call_soon_threadsafe(self._stop_all, self._stopping)
+
+    def _open(self, envelope: bytes) -> RunShard | None:
+        try:
+            opened = open_shard(self._ring, envelope, self._clock())
+        except EnvelopeError as error:
+            _log.warning("shard_rejected", reason=str(error))
+            return None
+        if opened.audience != opened.body.lane or opened.body.lane not in self._deployments:
+            _log.warning("shard_rejected", reason=f"it is for lane {opened.audience}")
+            return None
+        return opened.body
+
+    def _wait_for_slot(self, deployment: Deployment) -> bool:
+        """False when the worker stops first; the shard, unclaimed, is then taken back and goes elsewhere."""
+        while self._stopping is None:
+            if deployment.slots.acquire(timeout=_SLOT_POLL_SECONDS):
+                return True
+        return False
+
+    async def _work(self, order: RunShard, deployment: Deployment, lease: Lease) -> None:
+        run = _ShardRun(order, deployment, lease, self._worker_id, self._clock)
+        self._running.add(run)
+        try:
+            await run.run(self._stopping)
+        finally:
+            self._running.discard(run)
+
+    def _stop_all(self, reason: _Stop) -> None:
+        for run in self._running:
+            run.stop(reason)
+
+
+class _ShardRun:
+    """One shard while it runs. Everything here happens on the event loop."""
+
+    def __init__(
+        self, order: RunShard, deployment: Deployment, lease: Lease, worker_id: str, clock: Clock
+    ) -> None:
+        self._order = order
+        self._engine = deployment.engine
+        self._meter = deployment.meter
+        self._lease = lease
+        self._clock = clock
+        self._stopped: _Stop | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._done = Bitmap()
+        self._report = OutcomeReport(
+            shard_id=order.shard_id,
+            lane=order.lane,
+            worker_id=worker_id,
+            queue=deployment.lane.events_queue,
+            publisher=deployment.publisher,
+            signer=deployment.signer,
+            clock=clock,
+            give_up=lambda: self._stopped is not None or lease.is_over,
+        )
+
+    async def run(self, already_stopping: _Stop | None) -> None:
+        """All jobs in flight at once, until each has ended or been stopped."""
+        self._tasks = [asyncio.ensure_future(self._run_job(index, job)) for index, job in enumerate(self._order.jobs)]
+        keeper = asyncio.ensure_future(self._keep_lease())
+        if already_stopping or self._lease.cancelled:
+            self.stop(already_stopping or _Stop.CANCELLED)
+        await asyncio.wait(self._tasks)
+        keeper.cancel()
+        # A shard whose lease is lost is no longer ours to hand back; what it brought still counts.
+        handed_back = self._stopped is not None and self._stopped is not _Stop.LEASE_LOST
+        await self._report.finish(self._stopped.value[1] if self._stopped and handed_back else None)
+        _log.info("shard_ran", shard=self._order.shard_id.hex(), lane=self._order.lane, jobs=len(self._order.jobs))
+
+    def stop(self, reason: _Stop) -> None:
+        """Stop the jobs that still run; the first reason counts."""
+        if self._stopped is None:
+            self._stopped = reason
+            for task in self._tasks:
+                task.cancel()
+
+    async def _run_job(self, index: int, job: ShardJob) -> None:
+        reading = self._meter.begin()
+        started_us = self._clock()
+        request = EngineRequest(job.job_id.hex(), self._order.endpoint, job.body)
+        try:
+            ended: EngineReply | EngineError | _Stop = await self._engine.run(request)
+        except EngineError as error:
+            ended = error
+        except asyncio.CancelledError:
+            ended = self._stopped or _Stop.INTERRUPTED
+        except Exception as error:  # noqa: BLE001 (a driver's bug must end its job, not silence the shard)
+            _log.exception("engine_driver_failed", lane=self._order.lane)
+            ended = EngineError(ErrorCode.ENGINE_INVALID_REPLY, f"the engine's driver failed: {type(error).__name__}")
+        self._done.add(index)
+        self._report.add(self._ran(index, job, ended, reading, started_us))
+
+    def _ran(
+        self, index: int, job: ShardJob, ended: EngineReply | EngineError | _Stop, reading: Reading, started_us: int
+    ) -> JobRan:
+        accelerator_us, run_us = self._meter.end(reading)
+        ended_us = started_us + run_us
+        digest = blake2b(job.body, key=job.salt, digest_size=_DIGEST_BYTES).digest()
+        match ended:
+            case EngineReply():
+                told = ended.usage
+                usage = Usage(
+                    told.input_tokens,
+                    told.cached_input_tokens,
+                    told.output_tokens,
+                    told.reasoning_tokens,
+                    accelerator_us,
+                )
+                return JobRan(
+                    index,
+                    Outcome.SUCCEEDED,
+                    ended.status_code,
+                    started_us,
+                    ended_us,
+                    run_us,
+                    usage,
+                    ended.body,
+                    request_id=ended.request_id,
+                    request_digest=digest,
+                    reply_digest=blake2b(ended.body, key=job.salt, digest_size=_DIGEST_BYTES).digest(),
+                )
+            case EngineError():
+                outcome, code, status, body, message = (
+                    Outcome.FAILED,
+                    ended.code,
+                    ended.status_code,
+                    ended.body,
+                    ended.message,
+                )
+            case _Stop():
+                (outcome, code), status, body, message = ended.value[:2], 0, b"", ""
+        usage = Usage(accelerator_us=accelerator_us)
+        return JobRan(
+            index, outcome, status, started_us, ended_us, run_us, usage, body, code, message, request_digest=digest
+        )
+
+    async def _keep_lease(self) -> None:
+        """Renew until cancelled; stop the jobs when the lease is lost or the batch is cancelled."""
+        loop = asyncio.get_running_loop()
+        while self._stopped is None:
+            await asyncio.sleep(self._lease.renew_seconds)
+            running = Bitmap.of(self._done.missing(len(self._order.jobs))).to_bytes()
+            try:
+                granted = await loop.run_in_executor(None, self._lease.renew, running)
+            except Exception as error:  # noqa: BLE001 (the broker can't be asked; the lease still runs)
+                _log.warning("renewal_failed", shard=self._order.shard_id.hex(), error=type(error).__name__)
+                granted = not self._lease.is_over
+            if not granted:
+                _log.warning("lease_lost", shard=self._order.shard_id.hex(), lane=self._order.lane)
+                self.stop(_Stop.LEASE_LOST)
+            elif self._lease.cancelled:
+                self.stop(_Stop.CANCELLED)
