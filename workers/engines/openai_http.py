@@ -1,0 +1,185 @@
+"""Any server that speaks OpenAI's HTTP interface: vLLM, llama.cpp, TGI, SGLang, or a vendor's own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from broker.domain.errors import ErrorCode
+from workers.engine import EngineError, EngineReply, EngineRequest
+from workers.engines.reply import ENDPOINTS, code_of_status, read_usage, request_id_of
+
+__all__ = ["ERROR_BODY_BYTES_MAX", "REPLY_BYTES_MAX", "OpenAIHttpEngine"]
+
+REPLY_BYTES_MAX = 64_000_000
+ERROR_BODY_BYTES_MAX = 1_000_000
+
+# Shorter than the 5 s after which llama.cpp and uvicorn close an idle connection: a request sent into a
+# connection that the server is just closing fails, and we may not send it again.
+_KEEP_ALIVE_SECONDS = 2.0
+
+
+class OpenAIHttpEngine:
+    """Posts each body unchanged to `base_url` + endpoint; at most `concurrency` requests are under way.
+
+    `base_url` is without the `/v1`; one at its end is dropped. `api_key_variable` names the environment variable
+    that holds the key; the key itself is read at `start` and appears nowhere else. `api_key` is for a caller
+    that made the key up itself. `served_model`, if set, replaces the body's `model`. `health_path`, if set, must
+    answer 2xx for `start` to succeed. `use_proxy` lets HTTP_PROXY and its kin apply.
+
+    `request_timeout_seconds` spans one request from its sending to the reply's last byte; waiting for one of the
+    `concurrency` places doesn't count. `connect_timeout_seconds` is the part of it that connecting may take.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        concurrency: int = 64,
+        request_timeout_seconds: float = 300.0,
+        connect_timeout_seconds: float = 5.0,
+        served_model: str = "",
+        api_key_variable: str = "",
+        api_key: str = "",
+        health_path: str = "",
+        use_proxy: bool = True,
+        reply_bytes_max: int = REPLY_BYTES_MAX,
+    ) -> None:
+        self._base_url = _checked_base_url(base_url)
+        self._concurrency = concurrency
+        self._request_timeout_seconds = request_timeout_seconds
+        self._connect_timeout_seconds = connect_timeout_seconds
+        self._served_model = msgspec.Raw(msgspec.json.encode(served_model)) if served_model else None
+        self._api_key_variable = api_key_variable
+        self._api_key = api_key
+        self._health_path = health_path
+        self._use_proxy = use_proxy
+        self._reply_bytes_max = reply_bytes_max
+        self._places = asyncio.Semaphore(concurrency)
+        self._client: httpx.AsyncClient | None = None
+
+    async def start(self) -> None:
+        client = self._opened_client()
+        if not self._health_path:
+            return
+        try:
+            async with asyncio.timeout(self._request_timeout_seconds):
+                status_code = (await client.get(self._base_url + self._health_path)).status_code
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise _unreachable(self._base_url, type(error).__name__) from None
+        if not 200 <= status_code < 300:
+            raise _unreachable(self._base_url, f"its health check answers HTTP {status_code}")
+
+    async def run(self, request: EngineRequest) -> EngineReply:
+        if request.endpoint not in ENDPOINTS:
+            # The endpoint becomes part of an address: what isn't known is never sent.
+            raise EngineError(ErrorCode.INVALID_URL, f"this engine serves {', '.join(ENDPOINTS)} only")
+        client = self._opened_client()
+        content = self._content(request.body)
+        async with self._places:
+            status_code, request_id, body = await self._post(client, request.endpoint, content)
+        if not 200 <= status_code < 300:
+            code, message = code_of_status(status_code), f"the engine answered HTTP {status_code}"
+            raise EngineError(code, message, status_code=status_code, body=body)
+        usage, reply_id = read_usage(request.endpoint, status_code, body)
+        return EngineReply(status_code, body, usage, request_id_of(request_id or reply_id))
+
+    async def stop(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    def _opened_client(self) -> httpx.AsyncClient:
+        if self._client is None:
+            headers = {"content-type": "application/json", "accept": "application/json", "accept-encoding": "identity"}
+            if key := self._read_key():
+                headers["authorization"] = f"Bearer {key}"
+            self._client = httpx.AsyncClient(
+                headers=headers,
+                # The whole request has one limit, set around it; httpx's own would count each read anew.
+                timeout=httpx.Timeout(None, connect=self._connect_timeout_seconds),
+                limits=httpx.Limits(
+                    max_connections=self._concurrency,
+                    max_keepalive_connections=self._concurrency,
+                    keepalive_expiry=_KEEP_ALIVE_SECONDS,
+                ),
+                # Loading the certificates takes 20 ms or more; without TLS and redirects there is nothing to verify.
+                verify=self._base_url.startswith("https:"),
+                follow_redirects=False,  # a redirect would carry prompts and key to a place nobody named
+                trust_env=self._use_proxy,
+            )
+        return self._client
+
+    def _read_key(self) -> str:
+        if not self._api_key_variable:
+            return self._api_key
+        key = os.environ.get(self._api_key_variable, "").strip()
+        if not (key and key.isascii() and key.isprintable()):
+            problem = f"the environment variable {self._api_key_variable} must hold its API key"
+            raise _unreachable(self._base_url, problem)
+        return key
+
+    def _content(self, body: bytes) -> bytes:
+        if self._served_model is None:
+            return body
+        try:
+            fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise EngineError(ErrorCode.INVALID_BODY, "the request's body is not a JSON object") from None
+        fields["model"] = self._served_model
+        return msgspec.json.encode(fields)
+
+    async def _post(self, client: httpx.AsyncClient, endpoint: str, content: bytes) -> tuple[int, str, bytes]:
+        """Status, request id and body of one exchange; an error's body is dropped where it is too large."""
+        status_code = 0
+        try:
+            async with (
+                asyncio.timeout(self._request_timeout_seconds),
+                client.stream("POST", self._base_url + endpoint, content=content) as response,
+            ):
+                status_code = response.status_code
+                body = await self._read_body(response)
+                return status_code, response.headers.get("x-request-id", ""), body
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise _unreachable(self._base_url, type(error).__name__) from None
+        except (TimeoutError, httpx.TimeoutException):
+            message = f"the engine gave no full answer within {self._request_timeout_seconds:g} s"
+            raise EngineError(ErrorCode.ENGINE_TIMEOUT, message, status_code=status_code) from None
+        except httpx.DecodingError:
+            message = "the engine's reply is invalid: its content encoding is broken"
+            raise EngineError(ErrorCode.ENGINE_INVALID_REPLY, message, status_code=status_code) from None
+        except httpx.HTTPError as error:
+            # The request was on its way, so it may have run, and may have been what broke the connection.
+            message = f"the connection to the engine broke ({type(error).__name__})"
+            raise EngineError(ErrorCode.ENGINE_FAILED, message, status_code=status_code) from None
+
+    async def _read_body(self, response: httpx.Response) -> bytes:
+        is_success = response.is_success
+        limit = self._reply_bytes_max if is_success else ERROR_BODY_BYTES_MAX
+        chunks, size = [], 0
+        async for chunk in response.aiter_bytes():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                if not is_success:
+                    return b""
+                message = f"the engine's reply is invalid: larger than {limit} bytes"
+                raise EngineError(ErrorCode.ENGINE_INVALID_REPLY, message, status_code=response.status_code)
+        return b"".join(chunks)
+
+
+def _checked_base_url(base_url: str) -> str:
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"engine option base_url={base_url!r} must be http(s)://host[:port][/path]")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("engine option base_url must not hold a user name or password; use api_key_variable")
+    return base_url.rstrip("/").removesuffix("/v1")
+
+
+def _unreachable(base_url: str, reason: str) -> EngineError:
+    return EngineError(ErrorCode.ENGINE_UNREACHABLE, f"the engine at {base_url} can't be reached: {reason}")
