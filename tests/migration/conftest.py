@@ -31,6 +31,7 @@ def postgres_engine(postgres_url: str) -> Iterator[Engine]:
     @event.listens_for(engine, "connect")
     def use_schema(driver_connection: Any, _record: object) -> None:
         driver_connection.execute(f'SET search_path TO "{schema}"')
+        driver_connection.execute("SET synchronous_commit TO off")  # the disk is not what is tested
         driver_connection.commit()
 
     yield engine

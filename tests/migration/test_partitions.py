@@ -53,28 +53,26 @@ def digits_of(time: datetime) -> int:
 # ------------------------------------------------------------------------------------------------- immutable ledger
 
 
-@pytest.mark.parametrize("table", LEDGER, ids=lambda table: table.name)
-def test_ledger_rows_are_never_changed(engine, table):
+def test_ledger_rows_are_never_changed(engine):
     upgrade(engine)
-    now_us = now()
-    with engine.begin() as connection:
-        connection.execute(insert(table), [row_of(table, now_us)])
-        before = connection.execute(select(table)).all()
-    key = next(iter(table.primary_key)).name
-    changes = {"UPDATE": f"UPDATE {table.name} SET {key} = {key}", "DELETE": f"DELETE FROM {table.name}"}
-    if engine.dialect.name == "postgresql":
-        changes["TRUNCATE"] = f"TRUNCATE {table.name}"
-    else:
-        changes["OR REPLACE"] = f"INSERT OR REPLACE INTO {table.name} SELECT * FROM {table.name}"
-    for change, statement in changes.items():
-        verb = change if change != "OR REPLACE" else "DELETE"
+    for table in LEDGER:
+        with engine.begin() as connection:
+            connection.execute(insert(table), [row_of(table, now())])
+            before = connection.execute(select(table)).all()
+        key = next(iter(table.primary_key)).name
+        refused = [("UPDATE", f"UPDATE {table.name} SET {key} = {key}"), ("DELETE", f"DELETE FROM {table.name}")]
+        if engine.dialect.name == "postgresql":
+            refused.append(("TRUNCATE", f"TRUNCATE {table.name}"))
+        else:
+            refused.append(("DELETE", f"INSERT OR REPLACE INTO {table.name} SELECT * FROM {table.name}"))
+        for verb, statement in refused:
+            with engine.connect() as connection:
+                if "REPLACE" in statement:  # of which SQLite tells the triggers only then
+                    connection.exec_driver_sql("PRAGMA recursive_triggers = ON")
+                with pytest.raises(IntegrityError, match=rf"{table.name}\w* is append-only: {verb} is refused"):
+                    connection.execute(text(statement))
         with engine.connect() as connection:
-            if change == "OR REPLACE":  # only then does SQLite tell the triggers
-                connection.exec_driver_sql("PRAGMA recursive_triggers = ON")
-            with pytest.raises(IntegrityError, match=rf"{table.name}\w* is append-only: {verb} is refused"):
-                connection.execute(text(statement))
-    with engine.connect() as connection:
-        assert connection.execute(select(table)).all() == before
+            assert connection.execute(select(table)).all() == before
 
 
 def test_a_partition_is_dropped_whole_or_not_touched(postgres_engine, partitions_of):
