@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 from kombu import Connection, Consumer
+from kombu.exceptions import OperationalError
 
 from broker.bus.driver import BusUnavailable
 from broker.bus.serializer import CONTENT_TYPE, unwrap
@@ -97,7 +98,7 @@ class Inbox:
         if self._consumer is not None:
             return
         connection = self._connection = open_connection(self._bus_url, self._transport_options)
-        connection.connect()
+        connection.ensure_connection(max_retries=1, interval_start=0)
         channel = connection.channel()
         consumer = Consumer(
             channel,
@@ -136,7 +137,7 @@ class Inbox:
         self._arrived.append(Delivery(envelope, queue, message))
 
     def _is_bus_error(self, error: Exception) -> bool:
-        if isinstance(error, BusUnavailable | OSError):
+        if isinstance(error, BusUnavailable | OperationalError | OSError):
             return True
         connection = self._connection
         return connection is not None and isinstance(error, connection.connection_errors + connection.channel_errors)

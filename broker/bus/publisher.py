@@ -105,7 +105,7 @@ class Publisher:
     def _connected(self) -> Producer:
         if self._producer is None:
             self._connection = open_connection(self._bus_url, self._transport_options)
-            self._connection.connect()
+            self._connection.ensure_connection(max_retries=1, interval_start=0)
             self._producer = Producer(self._connection.channel())
         return self._producer
 
