@@ -40,7 +40,9 @@ class LlamaCppEngine:
 
     The model is `model_path`, or the GGUF file inside the installed package `model_package`; replies call it
     `model_name`. `parallel` requests run at once, batched together, each with room for `context_tokens` of prompt
-    and answer; the rest wait here. `threads` and `gpu_layers` (0: none, -1: all) are the machine's share.
+    and answer; the rest wait here. `threads` and `gpu_layers` (0: none, -1: all) are the machine's share;
+    keep the sum of all servers' `threads` within the cores, or at 1 each: three servers of 2 threads on 2 cores
+    took 66 s for what three of 1 thread did in 10 s, as each step waits for the slowest thread.
     `prompt_cache` reuses the common beginning of consecutive prompts: faster, but an answer may then depend on
     what ran before it. `embeddings` adds /v1/embeddings (mean pooling). llama.cpp's own log, which may hold
     prompt text, goes to `log_path`, or nowhere.
