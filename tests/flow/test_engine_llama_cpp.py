@@ -62,11 +62,16 @@ def test_all_three_endpoints_answer(tmp_path: Path) -> None:
         assert (caught.value.code, caught.value.status_code) == (ErrorCode.ENGINE_REFUSED, 400)
         process_id = engine.process_id
         assert process_id is not None
+        running = asyncio.create_task(engine.run(_chat(500)))
+        await asyncio.sleep(0.2)
         began = time.monotonic()
         await engine.stop()
         await engine.stop()
         assert time.monotonic() - began < 2
         assert not _is_alive(process_id)
+        with pytest.raises(EngineError) as caught:
+            await running
+        assert caught.value.code is ErrorCode.INTERRUPTED  # our doing: no evidence against the job
 
     asyncio.run(run())
     assert (tmp_path / "log").stat().st_size > 0

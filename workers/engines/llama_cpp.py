@@ -47,9 +47,9 @@ class LlamaCppEngine:
     what ran before it. `embeddings` adds /v1/embeddings (mean pooling). llama.cpp's own log, which may hold
     prompt text, goes to `log_path`, or nowhere.
 
-    A request that was running when the server died raises ENGINE_DIED. After `restarts_per_minute_max` restarts
-    within a minute, further ones are refused with ENGINE_UNREACHABLE. The server ends with this process however
-    that ends; on Linux also with the thread that runs the event loop.
+    A request that was running raises ENGINE_DIED when the server died, INTERRUPTED when `stop` ended it. After
+    `restarts_per_minute_max` restarts within a minute, further ones are refused with ENGINE_UNREACHABLE. The
+    server ends with this process however that ends; on Linux also with the thread that runs the event loop.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class LlamaCppEngine:
         self._started_at: deque[float] = deque(maxlen=restarts_per_minute_max + 1)
         self._process: asyncio.subprocess.Process | None = None
         self._http: OpenAIHttpEngine | None = None
+        self._stopped: asyncio.subprocess.Process | None = None  # the last that ended because we said so
 
     @property
     def process_id(self) -> int | None:
@@ -105,6 +106,8 @@ class LlamaCppEngine:
         except EngineError as error:
             # FAILED without a status is a connection that broke under the request.
             broke = error.code is ErrorCode.ENGINE_FAILED and error.status_code in (0, 200)
+            if broke and process is self._stopped:
+                raise EngineError(ErrorCode.INTERRUPTED, "the engine was stopped while the job ran") from None
             if broke and await _has_ended(process):
                 raise EngineError(ErrorCode.ENGINE_DIED, "the llama.cpp server died while the job ran") from None
             raise
@@ -112,6 +115,7 @@ class LlamaCppEngine:
     async def stop(self) -> None:
         async with self._starting:
             self._started_at.clear()
+            self._stopped = self._process
             await self._discard()
 
     async def _running(self) -> tuple[asyncio.subprocess.Process, OpenAIHttpEngine]:
