@@ -14,13 +14,14 @@ from typing import TypeVar
 import structlog
 
 from broker.clock import Clock
-from broker.database import batches, results
+from broker.database import batches
 from broker.database.batches import BatchRecord
 from broker.database.connection import Connection, Database
-from broker.database.results import EndedLine
 from broker.domain.errors import BrokerError
 from broker.domain.job import BatchStatus, RefusedLine
 from broker.domain.outcome import Outcome
+from broker.ledger import results
+from broker.ledger.results import EndedLine
 from broker.rules.output import error_line, output_line, refusal_line
 
 __all__ = ["Assembler"]
@@ -96,8 +97,7 @@ def _complete_batches(connection: Connection) -> list[BatchRecord]:
     return [
         record
         for record in batches.unfinished(connection)
-        if record.read_us is not None
-        and batches.progress(connection, record.batch_id).ended == record.accepted_jobs
+        if record.read_us is not None and batches.progress(connection, record.batch_id).ended == record.accepted_jobs
     ]
 
 

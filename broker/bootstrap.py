@@ -57,6 +57,7 @@ def open_database(data: Path) -> SqliteDatabase:
     database = SqliteDatabase(data / DATABASE_FILE)
     try:
         upgrade(database.engine)
+        database.use_write_ahead_log()
     except BaseException:
         database.close()
         raise
@@ -129,9 +130,7 @@ class Embedded:
 
     def _remember(self, key_id: str, role: str, owner: str, public_key: bytes) -> None:
         def work(connection: Connection) -> None:
-            remember_key(
-                connection, key_id=key_id, role=role, owner=owner, public_key=public_key, now_us=self._clock()
-            )
+            remember_key(connection, key_id=key_id, role=role, owner=owner, public_key=public_key, now_us=self._clock())
 
         self.database.write(work)
 
@@ -212,7 +211,7 @@ class Embedded:
 class _WorkerSide:
     """The worker of the embedded form: every lane's engine, one event loop, one Celery worker on all queues."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 (its surroundings)
+    def __init__(
         self,
         lanes: Sequence[Lane],
         signers: dict[str, Signer],

@@ -38,7 +38,7 @@ _log = structlog.get_logger(__name__)
 class Closer:
     """Ends what waits in vain."""
 
-    def __init__(  # noqa: PLR0913 (its surroundings, all keyword-only)
+    def __init__(
         self,
         *,
         database: Database,

@@ -139,7 +139,7 @@ class Dispatcher:
         spent = batches.progress(connection, batch_id).cost_nano_usd + shards.held_nano_usd(connection, batch_id)
         return max(0, record.max_cost_nano_usd - spent) // max(1, candidate.expected_job_cost_nano_usd)
 
-    def _record(  # noqa: PLR0913, PLR0917 (what a shard is made of)
+    def _record(
         self,
         connection: Connection,
         assignment: Assignment,

@@ -35,9 +35,7 @@ class LeaseDoor:
         def work(connection: Connection) -> ClaimAnswer:
             now_us = self._clock()
             until_us = now_us + self._lease_us()
-            granted = shards.claim(
-                connection, question.shard_id, question.lane, question.worker_id, now_us, until_us
-            )
+            granted = shards.claim(connection, question.shard_id, question.lane, question.worker_id, now_us, until_us)
             if not granted:
                 return ClaimAnswer(granted=False)
             return ClaimAnswer(True, self._lease_seconds, shards.cancel_requested(connection, question.shard_id))
@@ -59,4 +57,3 @@ class LeaseDoor:
 
     def _lease_us(self) -> int:
         return int(self._lease_seconds * 1_000_000)
-

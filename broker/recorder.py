@@ -44,7 +44,7 @@ class Delivered(Protocol):
 class Recorder:
     """Records the events of the lanes it was given."""
 
-    def __init__(  # noqa: PLR0913 (its surroundings, all keyword-only)
+    def __init__(
         self,
         *,
         database: Database,
@@ -122,4 +122,3 @@ class Recorder:
             if record.state is ShardState.RUNNING:
                 record.state = ShardState.DONE
             _log.info("shard_recorded", shard=record.shard_id.hex(), lane=record.lane, jobs=record.jobs_count)
-

@@ -44,7 +44,7 @@ _log = structlog.get_logger(__name__)
 class Rescuer:
     """Takes shards back."""
 
-    def __init__(  # noqa: PLR0913 (its surroundings, all keyword-only)
+    def __init__(
         self,
         *,
         database: Database,
@@ -130,7 +130,9 @@ class Rescuer:
             then = self._follow(connection, record, index)
             if isinstance(then, Ended):
                 record.recorded.add(index)
-                ends.add(record, self._lanes[record.lane], _lost(record, index, ErrorCode.LEASE_LOST, now_us), shares[index])
+                ends.add(
+                    record, self._lanes[record.lane], _lost(record, index, ErrorCode.LEASE_LOST, now_us), shares[index]
+                )
             elif then is not None:
                 retries.append(_retry_span(record, index, then))
         ends.write()

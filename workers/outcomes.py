@@ -33,7 +33,7 @@ class EventPublisher(Protocol):
 class OutcomeReport:
     """The events of one shard, numbered from 0. For the event loop; publishing happens on other threads."""
 
-    def __init__(  # noqa: PLR0913 (its surroundings, all keyword-only)
+    def __init__(
         self,
         *,
         shard_id: bytes,

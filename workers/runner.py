@@ -55,7 +55,7 @@ class Deployment:
 class ShardRunner:
     """Runs the shards that the bus brings; one for all lanes of a worker process."""
 
-    def __init__(  # noqa: PLR0913 (its surroundings, all keyword-only)
+    def __init__(
         self,
         *,
         worker_id: str,
@@ -130,9 +130,7 @@ class ShardRunner:
 class _ShardRun:
     """One shard while it runs. Everything here happens on the event loop."""
 
-    def __init__(
-        self, order: RunShard, deployment: Deployment, lease: Lease, worker_id: str, clock: Clock
-    ) -> None:
+    def __init__(self, order: RunShard, deployment: Deployment, lease: Lease, worker_id: str, clock: Clock) -> None:
         self._order = order
         self._engine = deployment.engine
         self._meter = deployment.meter

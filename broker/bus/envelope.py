@@ -73,14 +73,12 @@ class Signer:
         self.key_id = key_id
         self._private_key = private_key
 
-    def seal(  # noqa: PLR0913 (the fields that the signature binds)
+    def seal(
         self, kind: Kind, audience: str, body: RunShard | WorkerEvent, *, now_us: int, valid_us: int, trace: str = ""
     ) -> bytes:
         """The envelope of `body` for `audience`, valid for `valid_us` microseconds from `now_us`."""
         content = _encode(
-            _Content(
-                ENVELOPE_VERSION, kind, self.key_id, audience, now_us, now_us + valid_us, trace, _encode(body)
-            )
+            _Content(ENVELOPE_VERSION, kind, self.key_id, audience, now_us, now_us + valid_us, trace, _encode(body))
         )
         return _encode((content, self._private_key.sign(_PREFIX + content)))
 

@@ -331,12 +331,12 @@ class LaneTransport(virtual.Transport):
 
     def _on_wakeup(self) -> None:
         with self._changed:
+            if self._reader is None:
+                return
+            # Under one lock with the flag: else a wake-up sent in between is read here, and none is sent again.
+            with suppress(OSError):
+                self._reader.recv(4096)
             self._wake_pending = False
-            reader = self._reader
-        if reader is None:
-            return
-        with suppress(OSError):
-            reader.recv(4096)
         while self._deliver_one():
             pass
 

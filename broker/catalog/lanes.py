@@ -113,7 +113,7 @@ def _lane(file: str, entry: _LaneEntry) -> Lane:
 
 def _check(file: str, entry: _LaneEntry) -> None:
     where = f"{file}, lane {entry.name!r}"
-    if not entry.name or set(entry.name) - _NAME_CHARS or len(entry.name) > 64:  # noqa: PLR2004 (said in the sentence)
+    if not entry.name or set(entry.name) - _NAME_CHARS or len(entry.name) > 64:
         raise UsageError(f"{where}: a name has 1 to 64 characters, of a-z, 0-9 and '-'")
     for name, value, least in (
         ("accelerator_count", entry.accelerator_count, 1),

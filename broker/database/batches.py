@@ -19,6 +19,7 @@ __all__ = [
     "get",
     "progress",
     "refuse_lines",
+    "set_paths",
     "set_status",
     "unfinished",
 ]
@@ -72,9 +73,7 @@ def create(connection: Connection, record: BatchRecord) -> None:
     """Insert a batch; its tenant is made on first use."""
     kind = postgresql if connection.dialect.name == "postgresql" else sqlite
     connection.execute(
-        kind.insert(tenant)
-        .values(tenant_id=record.tenant_id, created_us=record.created_us)
-        .on_conflict_do_nothing()
+        kind.insert(tenant).values(tenant_id=record.tenant_id, created_us=record.created_us).on_conflict_do_nothing()
     )
     connection.execute(insert(batch).values(**msgspec.structs.asdict(record)))
 
@@ -106,7 +105,7 @@ def _record(row: Row[tuple[object, ...]]) -> BatchRecord:
     return msgspec.convert(row._mapping, BatchRecord)  # noqa: SLF001 (SQLAlchemy's public name for it)
 
 
-def advance_reading(  # noqa: PLR0913 (one statement's values, all keyword-only)
+def advance_reading(
     connection: Connection,
     batch_id: bytes,
     *,
@@ -133,8 +132,13 @@ def advance_reading(  # noqa: PLR0913 (one statement's values, all keyword-only)
 
 def set_status(connection: Connection, batch_id: bytes, status: BatchStatus, *, finished_us: int | None = None) -> None:
     """Move a batch on."""
+    connection.execute(update(batch).where(batch.c.batch_id == batch_id).values(status=status, finished_us=finished_us))
+
+
+def set_paths(connection: Connection, batch_id: bytes, output_path: str, error_path: str) -> None:
+    """Write a batch's files elsewhere."""
     connection.execute(
-        update(batch).where(batch.c.batch_id == batch_id).values(status=status, finished_us=finished_us)
+        update(batch).where(batch.c.batch_id == batch_id).values(output_path=output_path, error_path=error_path)
     )
 
 

@@ -54,7 +54,7 @@ def known_custom_ids(connection: Connection, batch_id: bytes, custom_ids: list[s
     return taken
 
 
-def insert_span(  # noqa: PLR0913 (one statement's values)
+def insert_span(
     connection: Connection,
     *,
     tenant_id: str,

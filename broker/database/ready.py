@@ -11,7 +11,16 @@ from broker.database.tables import ready
 from broker.domain.ids import id_at
 from broker.domain.job import WaitingSpan
 
-__all__ = ["GroupWaiting", "next_due_us", "next_spans", "overdue_spans", "take", "waiting_groups", "waiting_spans_of_batch", "withdraw"]
+__all__ = [
+    "GroupWaiting",
+    "next_due_us",
+    "next_spans",
+    "overdue_spans",
+    "take",
+    "waiting_groups",
+    "waiting_spans_of_batch",
+    "withdraw",
+]
 
 
 class GroupWaiting(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from sqlalchemy.pool import QueuePool
 
 from broker.domain.errors import BrokerError
 
-__all__ = ["SqliteDatabase", "lock_folder"]
+__all__ = ["SqliteDatabase", "is_disk_full", "lock_folder", "open_read_only"]
 
 T = TypeVar("T")
 
@@ -60,6 +60,11 @@ class SqliteDatabase:
         self._writer = threading.Thread(target=self._write_groups, name="database-writer", daemon=True)
         self._closed = False
         self._writer.start()
+
+    def use_write_ahead_log(self) -> None:
+        """Readers and the writer no longer wait for each other. Only for a database known to be ours: it is kept."""
+        with self.engine.connect() as connection:
+            connection.connection.driver_connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[union-attr] # (the driver's connection is there inside the block)
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """See `Database.write`."""
@@ -120,7 +125,7 @@ def _commit_group(connection: Connection, group: list[tuple[Callable[[Connection
                     else:
                         with connection.begin_nested():
                             settled.append((future, work(connection), None))
-                except Exception as error:  # noqa: BLE001 (it belongs to the caller, who gets it)
+                except Exception as error:
                     if len(group) == 1:
                         raise
                     settled.append((future, None, error))
@@ -144,24 +149,26 @@ def _open(path: Path, *, begin: str, query_only: bool) -> Engine:
     def configure(connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None  # transactions begin where we say, not where the driver guesses
         for pragma in (
-            "journal_mode=WAL",
             "synchronous=FULL",
+            "recursive_triggers=ON",  # else INSERT OR REPLACE would slip past the ledger's triggers
             "foreign_keys=ON",
             "busy_timeout=5000",
             "temp_store=MEMORY",
             f"cache_size=-{_CACHE_KIB}",
             *(("query_only=ON",) if query_only else ()),
         ):
-            try:
-                connection.execute(f"PRAGMA {pragma}")
-            except sqlite3.DatabaseError as error:
-                raise BrokerError(f"{path} is not an Inference Broker database: {error}") from error
+            connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def start(connection: Connection) -> None:
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def open_read_only(path: Path) -> Engine:
+    """An engine that can't change the database, also beside the broker that works on it."""
+    return _open(path, begin="BEGIN", query_only=True)
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -185,8 +185,12 @@ assignment = Table(
     Column("assignment_id", Id, primary_key=True),
     Column("generation", ForeignKey("plan.generation"), nullable=False),
     Column("group_id", ForeignKey("work_group.group_id"), nullable=False),
-    Column("candidates", Text, nullable=False),  # JSON: lanes in merit order, each with its price version and cost per job
-    Column("removed", Text, nullable=False),  # JSON: lanes that may not serve the group, each with the filter that says so
+    Column(
+        "candidates", Text, nullable=False
+    ),  # JSON: lanes in merit order, each with its price version and cost per job
+    Column(
+        "removed", Text, nullable=False
+    ),  # JSON: lanes that may not serve the group, each with the filter that says so
     Index("ix_assignment_group", "group_id", "generation"),
 )
 

@@ -8,7 +8,16 @@ import msgspec
 
 from broker.domain.errors import ErrorCode
 
-__all__ = ["ENDPOINTS", "AcceptedLine", "BatchStatus", "Constraints", "GroupKey", "RefusedLine", "WaitingSpan", "WorkGroup"]
+__all__ = [
+    "ENDPOINTS",
+    "AcceptedLine",
+    "BatchStatus",
+    "Constraints",
+    "GroupKey",
+    "RefusedLine",
+    "WaitingSpan",
+    "WorkGroup",
+]
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 """The OpenAI paths that an engine serves."""

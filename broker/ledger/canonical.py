@@ -29,7 +29,7 @@ def row_leaf(table: str, values: Sequence[Any]) -> bytes:
     return leaf_hash(_encode([table, *values]))
 
 
-def batch_hash(  # noqa: PLR0913 (the fields that the hash binds)
+def batch_hash(
     stream_id: bytes,
     batch_number: int,
     first_seq: int,

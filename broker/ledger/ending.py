@@ -159,7 +159,7 @@ def _count(counts: Counts, row: AttemptRow) -> None:
         counts.wasted_nano_usd += row.cost_nano_usd
 
 
-def _attempt_row(  # noqa: PLR0913, PLR0917 (what a row is made of)
+def _attempt_row(
     shard: ShardRecord,
     lane: Lane,
     ran: JobRan,

@@ -27,11 +27,7 @@ def bucket_deadline_us(deadline_us: int, now_us: int) -> int:
 
 def canonical_constraints(constraints: Constraints) -> str:
     """The one JSON text of these constraints: sorted keys, sorted names."""
-    fields = {
-        name: sorted(names)
-        for name in constraints.__struct_fields__
-        if (names := getattr(constraints, name))
-    }
+    fields = {name: sorted(names) for name in constraints.__struct_fields__ if (names := getattr(constraints, name))}
     return msgspec.json.encode(fields, order="sorted").decode()
 
 

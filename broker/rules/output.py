@@ -28,7 +28,7 @@ def output_line(job_id: bytes, custom_id: str, status_code: int, request_id: str
     )
 
 
-def error_line(  # noqa: PLR0913, PLR0917 (the fields of the line)
+def error_line(
     job_id: bytes,
     custom_id: str,
     outcome: Outcome,

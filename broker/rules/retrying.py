@@ -6,7 +6,7 @@ from enum import Enum
 
 from broker.domain.errors import ErrorCode
 
-__all__ = ["FAILURES_MAX", "CRASHES_MAX", "Verdict", "backoff_seconds", "verdict"]
+__all__ = ["CRASHES_MAX", "FAILURES_MAX", "Verdict", "backoff_seconds", "verdict"]
 
 FAILURES_MAX = 4
 """With so many attempts failed by the engine's fault, the job itself ends as failed."""

@@ -36,7 +36,7 @@ class Settlement(msgspec.Struct, frozen=True):
     then: Ended | Retry | None
 
 
-def settle(  # noqa: PLR0913 (each is a fact that the decision needs; all but the first three keyword-only)
+def settle(
     outcome: Outcome,
     code: ErrorCode | None,
     already_ended: bool,
@@ -54,7 +54,9 @@ def settle(  # noqa: PLR0913 (each is a fact that the decision needs; all but th
         return Settlement(outcome, None)
     if outcome is Outcome.CANCELLED:
         return Settlement(outcome, Ended(outcome, code))
-    return Settlement(outcome, _follow(code or ErrorCode.ENGINE_FAILED, failures=failures, crashes=crashes, alone=alone))
+    return Settlement(
+        outcome, _follow(code or ErrorCode.ENGINE_FAILED, failures=failures, crashes=crashes, alone=alone)
+    )
 
 
 def _follow(code: ErrorCode, *, failures: int, crashes: int, alone: bool) -> Ended | Retry:

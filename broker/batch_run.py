@@ -1,0 +1,228 @@
+"""`broker batch run`: one file worked off from its first line to its last, over as many starts as that takes.
+
+The file's own bytes name it: started again with the same file, the batch goes on where it stands, and a
+finished one prints its result.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from broker.bootstrap import Embedded
+from broker.database import batches
+from broker.database.batches import BatchRecord, Counts
+from broker.database.connection import Connection
+from broker.domain.errors import BrokerError, UsageError
+from broker.domain.job import BatchStatus, Constraints
+from broker.domain.lane import Lane
+from broker.intake import BatchRequest
+from broker.ledger.questions import Filters, summary
+from broker.rules.grouping import canonical_constraints
+
+__all__ = ["TENANT", "BatchRun", "Progress", "RunOptions", "allowed_lanes", "default_output", "error_path_of"]
+
+TENANT = "default"
+"""The one tenant of the embedded form."""
+
+_HASH_CHUNK_BYTES = 1 << 20
+_PROGRESS_SECONDS = 0.2
+
+
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command was given; None where it was not."""
+
+    source: Path
+    output: Path | None = None
+    window_seconds: int | None = None
+    max_cost_nano_usd: int | None = None
+    lanes: tuple[str, ...] = ()
+    lines_max: int | None = None
+    new: bool = False
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a batch is."""
+
+    record: BatchRecord
+    counts: Counts
+
+    @property
+    def ended(self) -> int:
+        """Lines that need nothing more."""
+        return self.counts.ended + self.record.refused_lines
+
+    @property
+    def failed(self) -> int:
+        """Lines that will stand in the error file."""
+        return self.ended - self.counts.succeeded
+
+
+class BatchRun:
+    """One run of the command on an open `Embedded`."""
+
+    def __init__(self, embedded: Embedded, options: RunOptions) -> None:
+        self._embedded = embedded
+        self._options = options
+        self._reader: threading.Thread | None = None
+        self._reading_failure: BrokerError | None = None
+        self._stop = threading.Event()
+        self.record, self.is_resumed = self._find_or_create()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to do; its files may still have to be written again."""
+        return self.record.finished_us is not None and all(
+            path is None or Path(path).exists() for path in (self.record.output_path, self.record.error_path)
+        )
+
+    def work(self) -> Iterator[Progress]:
+        """Work the batch off, saying five times a second how far it is. Raises BrokerError when it can't go on."""
+        if self.record.finished_us is not None:
+            self._reopen()
+        self._reader = threading.Thread(target=self._read, name="intake", daemon=True)
+        self._reader.start()
+        while True:
+            progress = self._embedded.database.read(self._progress)
+            yield progress
+            if progress.record.finished_us is not None:
+                self.record = progress.record
+                return
+            failure = self._reading_failure or self._embedded.failure
+            if failure:
+                raise failure
+            self._stop.wait(_PROGRESS_SECONDS)
+
+    def stop_reading(self) -> None:
+        """Take in no more lines; returns when the reader has committed what it had."""
+        self._stop.set()
+        if self._reader:
+            self._reader.join()
+
+    def result(self) -> list[dict[str, Any]]:
+        """What each provider did for this batch, from the ledger."""
+        filters = Filters(tenant_id=TENANT, batch_id=self.record.batch_id)
+        return self._embedded.database.read(lambda connection: summary(connection, ["provider"], filters))
+
+    def progress(self) -> Progress:
+        """How far it is now."""
+        return self._embedded.database.read(self._progress)
+
+    def _find_or_create(self) -> tuple[BatchRecord, bool]:
+        digest, size = _fingerprint(self._options.source, self._options.lines_max)
+        known = self._embedded.database.read(lambda connection: batches.find_latest(connection, TENANT, digest))
+        if known and not self._options.new:
+            self._check_same_terms(known)
+            return self._follow_output(known), True
+        source = self._options.source
+        output = self._options.output or default_output(source)
+        request = BatchRequest(
+            tenant_id=TENANT,
+            source_name=str(source.absolute()),
+            source_digest=digest,
+            source_bytes=size,
+            output_path=str(output.absolute()),
+            error_path=str(error_path_of(output).absolute()),
+            window_seconds=self._options.window_seconds or 86_400,
+            max_cost_nano_usd=self._options.max_cost_nano_usd,
+            constraints=Constraints(lanes=self._options.lanes),
+        )
+        return self._embedded.intake.create_batch(request), False
+
+    def _check_same_terms(self, known: BatchRecord) -> None:
+        """Terms are fixed when a batch is made; other ones are another batch."""
+        given = self._options
+        for name, asked, agreed in (
+            ("--window", given.window_seconds, known.window_seconds),
+            ("--max-cost", given.max_cost_nano_usd, known.max_cost_nano_usd),
+            (
+                "--lanes",
+                canonical_constraints(Constraints(lanes=given.lanes)) if given.lanes else None,
+                known.constraints,
+            ),
+        ):
+            if asked is not None and asked != agreed:
+                raise UsageError(
+                    f"this file's batch was made with another {name}; leave it out to go on, or add --new to run the file anew"
+                )
+
+    def _follow_output(self, known: BatchRecord) -> BatchRecord:
+        """The files may be wanted elsewhere than at first."""
+        if self._options.output is None:
+            return known
+        output = str(self._options.output.absolute())
+        if output == known.output_path:
+            return known
+        errors = str(error_path_of(self._options.output).absolute())
+
+        def work(connection: Connection) -> BatchRecord:
+            batches.set_paths(connection, known.batch_id, output, errors)
+            return msgspec.structs.replace(known, output_path=output, error_path=errors)
+
+        return self._embedded.database.write(work)
+
+    def _reopen(self) -> None:
+        """All its results are kept; only the files are gone, or wanted elsewhere."""
+        batch_id = self.record.batch_id
+        self._embedded.database.write(
+            lambda connection: batches.set_status(connection, batch_id, BatchStatus.FINALIZING, finished_us=None)
+        )
+
+    def _read(self) -> None:
+        try:
+            with self._options.source.open("rb") as source:
+                for _ in self._embedded.intake.read_batch(self.record, source):
+                    if self._stop.is_set():
+                        return
+        except BrokerError as error:
+            self._reading_failure = error
+        except OSError as error:
+            self._reading_failure = BrokerError(f"can't read {self._options.source}: {error.strerror}")
+
+    def _progress(self, connection: Connection) -> Progress:
+        record = batches.get(connection, self.record.batch_id)
+        if record is None:
+            raise BrokerError(f"batch {self.record.batch_id.hex()} is gone from the database")
+        return Progress(record, batches.progress(connection, record.batch_id))
+
+
+def default_output(source: Path) -> Path:
+    """Beside the source: `prompts.jsonl` gives `prompts.output.jsonl`."""
+    return source.with_name(f"{source.stem}.output.jsonl")
+
+
+def error_path_of(output: Path) -> Path:
+    """Beside the output: `x.output.jsonl` gives `x.errors.jsonl`."""
+    return output.with_name(f"{output.stem.removesuffix('.output')}.errors.jsonl")
+
+
+def allowed_lanes(lanes: list[Lane], names: tuple[str, ...]) -> list[Lane]:
+    """The lanes of these names, all where none is named. Raises UsageError for a name that no lane has."""
+    known = {str(lane.name) for lane in lanes}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(f"--lanes names {unknown[0]!r}; the catalog has {', '.join(sorted(known))}")
+    return [lane for lane in lanes if not names or lane.name in names]
+
+
+def _fingerprint(source: Path, lines_max: int | None) -> tuple[bytes, int]:
+    """The source's SHA-256 and size. Raises UsageError when it can't be read, is empty, or has too many lines."""
+    digest, size, lines = sha256(), 0, 0
+    try:
+        with source.open("rb") as file:
+            while chunk := file.read(_HASH_CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+                lines += chunk.count(b"\n")
+    except OSError as error:
+        raise UsageError(f"can't read {source}: {error.strerror}") from None
+    if size == 0:
+        raise UsageError(f"{source} is empty: there is nothing to run")
+    if lines_max is not None and lines > lines_max:
+        raise UsageError(f"{source} has {lines:,} lines; the limit is {lines_max:,}")
+    return digest.digest(), size

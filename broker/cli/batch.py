@@ -1,0 +1,158 @@
+"""`broker batch`: files of jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from broker.batch_run import BatchRun, RunOptions, allowed_lanes
+from broker.batch_run import Progress as BatchProgress
+from broker.bootstrap import Embedded
+from broker.catalog.lanes import DEMO_CATALOG, load_lanes
+from broker.cli.options import CatalogOption, DataOption, parse_window, read_settings
+from broker.cli.printing import OutputFormat, complain, console, dollars, print_rows, say
+from broker.domain.errors import UsageError
+from broker.domain.lane import Lane
+from broker.domain.money import nano_from_usd
+from broker.logs import log_to_file
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Files of jobs, in OpenAI's batch format.")
+
+_INTERRUPTED = 130
+
+
+@app.callback()
+def group() -> None:
+    """Files of jobs, in OpenAI's batch format."""
+
+
+@app.command("run")
+def run(
+    file: Annotated[Path, typer.Argument(help="JSONL in OpenAI's batch format: custom_id, method, url, body.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where the replies go [FILE.output.jsonl, errors beside it].")
+    ] = None,
+    window: Annotated[
+        str | None, typer.Option("--window", help="When it must be done: 90s, 15m, 1h, 2d [24h].")
+    ] = None,
+    max_cost: Annotated[
+        str | None, typer.Option("--max-cost", help="Start no more jobs once this many dollars are spent or held.")
+    ] = None,
+    lanes: Annotated[str | None, typer.Option("--lanes", help="Only these lanes, by name, with commas.")] = None,
+    new: Annotated[bool, typer.Option("--new", help="Run the file anew, though it was run before.")] = False,
+    data: DataOption = None,
+    catalog: CatalogOption = None,
+) -> None:
+    """Work a file off here and now, and leave the ledger behind. Interrupted, it resumes with the same command."""
+    settings = read_settings(data, catalog)
+    names = tuple(sorted(name.strip() for name in lanes.split(",") if name.strip())) if lanes else ()
+    chosen = allowed_lanes(load_lanes(settings.catalog), names)
+    options = RunOptions(
+        source=file,
+        output=output,
+        window_seconds=parse_window(window) if window else None,
+        max_cost_nano_usd=_budget(max_cost),
+        lanes=names,
+        lines_max=settings.batch_lines_max,
+        new=new,
+    )
+    log = settings.data / "broker.log"
+    log_to_file(log, settings.log_level)
+    with Embedded(settings.data, chosen) as embedded:
+        batch = BatchRun(embedded, options)
+        _introduce(batch, chosen, settings.catalog)
+        if not batch.is_finished:
+            _work_off(embedded, batch)
+        _conclude(batch, settings.data)
+
+
+def _budget(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return nano_from_usd(text.removeprefix("$"))
+    except ValueError as error:
+        raise UsageError(f"--max-cost: {error}") from None
+
+
+def _introduce(batch: BatchRun, lanes: list[Lane], catalog: str) -> None:
+    progress = batch.progress()
+    if batch.is_finished:
+        say("This file has been worked off before; this is its result (--new runs it again).")
+    elif batch.is_resumed:
+        say(f"Resuming: {progress.ended:,} lines ended before and are not run again.")
+    if catalog == DEMO_CATALOG and any(lane.stand_in for lane in lanes):
+        say(
+            "Demo lanes: this machine's CPU stands in for each cloud's accelerator. Times are real; "
+            "the dollars are what these seconds would have cost there at list price."
+        )
+
+
+def _work_off(embedded: Embedded, batch: BatchRun) -> None:
+    try:
+        with console.status("Starting the engines…"):
+            embedded.start()
+        _show_progress(batch)
+    except KeyboardInterrupt:
+        say()
+        with console.status("Stopping: handing back what runs…"):
+            batch.stop_reading()
+            embedded.stop()
+        say("Stopped. Finished jobs are kept; run the same command again to go on from here.")
+        raise typer.Exit(_INTERRUPTED) from None
+    finally:
+        batch.stop_reading()
+
+
+def _show_progress(batch: BatchRun) -> None:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("failed {task.fields[failed]}"),
+        TextColumn("{task.fields[cost]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("Running", total=None, failed=0, cost=dollars(0))
+        for progress in batch.work():
+            bar.update(
+                task,
+                completed=progress.ended,
+                total=_lines_in_all(progress),
+                failed=progress.failed,
+                cost=dollars(progress.counts.cost_nano_usd),
+            )
+
+
+def _lines_in_all(progress: BatchProgress) -> int | None:
+    """Known once the file is read; before, judged by how many bytes are."""
+    record = progress.record
+    if record.read_us is not None:
+        return record.read_lines
+    return record.read_lines * record.source_bytes // record.read_bytes if record.read_bytes else None
+
+
+def _conclude(batch: BatchRun, data: Path) -> None:
+    progress = batch.progress()
+    rows = batch.result()
+    say()
+    print_rows(rows, OutputFormat.TABLE, title="By provider")
+    counts = progress.counts
+    say(
+        f"{progress.record.read_lines:,} lines: {counts.succeeded:,} succeeded, {progress.failed:,} in the error file. "
+        f"Cost {dollars(counts.cost_nano_usd)}, of which wasted {dollars(counts.wasted_nano_usd)}."
+    )
+    say(f"Output   {progress.record.output_path}")
+    say(f"Errors   {progress.record.error_path}")
+    say(f"Ledger   {data}    (broker ledger summary --by provider,model --data {data})")
+    if progress.failed == progress.record.read_lines:
+        complain("no line succeeded; the error file says why")
+        raise typer.Exit(1)

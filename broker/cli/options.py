@@ -1,0 +1,48 @@
+"""Options that several commands share, and the texts they are read from."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from broker.cli.printing import OutputFormat
+from broker.domain.errors import UsageError
+from broker.settings import Settings, load_settings
+
+__all__ = ["CatalogOption", "DataOption", "FormatOption", "parse_window", "read_settings"]
+
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Folder of the database and keys [BROKER_DATA, or broker-data].")
+]
+CatalogOption = Annotated[
+    str | None,
+    typer.Option("--catalog", help="TOML file of lanes, or `demo` for the one that ships [BROKER_CATALOG, or demo]."),
+]
+FormatOption = Annotated[OutputFormat, typer.Option("--format", help="A table for people, or JSON or CSV.")]
+
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_WINDOW_SECONDS_MAX = 30 * 86_400
+
+
+def read_settings(data: Path | None = None, catalog: str | None = None) -> Settings:
+    """The environment's settings under the options given."""
+    settings = load_settings(os.environ)
+    return Settings(
+        data=data or settings.data,
+        catalog=catalog or settings.catalog,
+        batch_lines_max=settings.batch_lines_max,
+        log_level=settings.log_level,
+    )
+
+
+def parse_window(text: str) -> int:
+    """Seconds of a window such as 90s, 15m, 1h or 2d."""
+    match = re.fullmatch(r"(\d{1,9})([smhd])", text.strip().lower())
+    found = int(match[1]) * _UNITS[match[2]] if match else 0
+    if not 0 < found <= _WINDOW_SECONDS_MAX:
+        raise UsageError(f"--window is {text!r}; it must be between 1s and 30d, such as 15m, 1h or 24h")
+    return found

@@ -1,0 +1,127 @@
+"""Tables for people, JSON and CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from broker.domain.money import NANO_PER_USD
+
+__all__ = ["OutputFormat", "complain", "console", "dollars", "print_rows", "say", "seconds"]
+
+console = Console(highlight=False, soft_wrap=True)
+_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+class OutputFormat(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+_PAIRS = {
+    "tokens\nin/out": ("input_tokens", "output_tokens"),
+    "queue\np50/p95": ("queue_ms_p50", "queue_ms_p95"),
+    "run\np50/p95": ("run_ms_p50", "run_ms_p95"),
+}
+"""Figures that people read together stand in one column."""
+
+_ONLY_IF_ANY = ("failed", "wasted_nano_usd")
+"""Columns left out where they hold nothing; `succeeded` is too, where it says the same as `jobs`."""
+
+
+def say(text: str = "") -> None:
+    """A line for a person, its square brackets as they are."""
+    console.print(text, markup=False)
+
+
+def complain(sentence: str) -> None:
+    """An error, on standard error."""
+    _errors.print(f"error: {sentence}", markup=False, style="bold red")
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], shape: OutputFormat, *, title: str = "", keys: int = 1) -> None:
+    """Rows with the same fields; the first `keys` of them are names, the others figures."""
+    match shape:
+        case OutputFormat.JSON:
+            sys.stdout.write(msgspec.json.format(msgspec.json.encode(rows)).decode() + "\n")
+        case OutputFormat.CSV:
+            _write_csv(rows)
+        case OutputFormat.TABLE:
+            _print_table(rows, title, keys)
+
+
+def _write_csv(rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        return
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(rows[0])
+    for row in rows:
+        writer.writerow([_safe_cell(value) for value in row.values()])
+
+
+def _safe_cell(value: Any) -> Any:  # noqa: ANN401 (a value of any column)
+    """A spreadsheet runs text that begins like a formula; a quote keeps it text."""
+    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
+        return f"'{value}"
+    return value
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]], title: str, keys: int) -> None:
+    if not rows:
+        say("The ledger has nothing on that.")
+        return
+    shown = _columns_for_people(rows)
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, name in enumerate(shown[0]):
+        table.add_column(name, justify="left" if place < keys else "right", no_wrap=True)
+    for row in shown:
+        table.add_row(*row.values())
+    console.print(table)
+
+
+def _columns_for_people(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    empty = {name for name in _ONLY_IF_ANY if not any(row.get(name) for row in rows)}
+    if all(row.get("succeeded") == row.get("jobs") for row in rows):
+        empty.add("succeeded")
+    paired = {name: title for title, names in _PAIRS.items() for name in names if name in rows[0]}
+    found = []
+    for row in rows:
+        cells: dict[str, str] = {}
+        for name, value in row.items():
+            if name in paired:
+                title = paired[name]
+                cells[title] = f"{cells[title]}/{_shown(name, value)}" if title in cells else _shown(name, value)
+            elif name not in empty:
+                cells[name.removesuffix("_nano_usd").replace("_", " ")] = _shown(name, value)
+        found.append(cells)
+    return found
+
+
+def _shown(name: str, value: Any) -> str:  # noqa: ANN401 (a value of any column)
+    if value is None:
+        return "-"
+    if name.endswith("_nano_usd"):
+        return dollars(value)
+    if "_ms_" in name:
+        return seconds(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def dollars(nano_usd: int) -> str:
+    """Dollars to six decimals, enough to see a single job; JSON and CSV carry every nano-dollar."""
+    return f"${nano_usd / NANO_PER_USD:,.6f}"
+
+
+def seconds(milliseconds: int) -> str:
+    """A duration: milliseconds below a second, else seconds to one decimal."""
+    return f"{milliseconds / 1000:,.1f}s" if milliseconds >= 1000 else f"{milliseconds}ms"

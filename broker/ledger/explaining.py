@@ -1,0 +1,149 @@
+"""The whole story of one job: what was asked, every attempt, why it ran where it ran, and what that cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, select
+
+from broker.database import plans
+from broker.database.tables import job, shard, shard_span, work_group
+from broker.domain.ids import format_id, id_offset
+from broker.ledger.tables import attempt, job_outcome, price
+from broker.rules.planning import Candidate, Removed
+
+__all__ = ["AttemptStory", "JobStory", "explain", "find_job", "where_is"]
+
+
+class AttemptStory(msgspec.Struct, kw_only=True):
+    """One attempt, with the decision behind it."""
+
+    attempt_id: str
+    number: int
+    outcome: str
+    error_code: str | None
+    lane: str
+    provider: str
+    region: str
+    accelerator: str
+    market: str
+    engine: str
+    stand_in: bool
+    worker: str
+    why: str
+    plan_generation: int | None
+    candidates: tuple[Candidate, ...]
+    removed: tuple[Removed, ...]
+    price_version: str
+    price_source: str
+    list_cost_nano_usd: int
+    cost_nano_usd: int
+    cost_upper_nano_usd: int
+    cost_basis: str
+    input_tokens: int
+    cached_input_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    accelerator_us: int
+    dispatched_us: int
+    started_us: int | None
+    ended_us: int
+    queue_us: int
+    run_us: int
+    ledger_row: str
+
+
+class JobStory(msgspec.Struct, kw_only=True):
+    """A job from its submission to its end."""
+
+    job_id: str
+    batch_id: str | None
+    custom_id: str | None
+    line_number: int | None
+    tenant: str
+    model: str
+    endpoint: str
+    constraints: str
+    submitted_us: int
+    deadline_us: int
+    outcome: str | None
+    error_code: str | None
+    cost_nano_usd: int
+    wasted_nano_usd: int
+    attempts: list[AttemptStory]
+
+
+def find_job(connection: Connection, custom_id: str) -> list[bytes]:
+    """The jobs with this custom_id, newest first, at most ten."""
+    query = select(job.c.job_id).where(job.c.custom_id == custom_id).order_by(job.c.submitted_us.desc()).limit(10)
+    return list(connection.execute(query).scalars())
+
+
+def explain(connection: Connection, job_id: bytes) -> JobStory | None:
+    """The story of this job; None when there is no such job."""
+    found = connection.execute(
+        select(job, work_group.c.model, work_group.c.endpoint, work_group.c.constraints)
+        .join(work_group, work_group.c.group_id == job.c.group_id)
+        .where(job.c.job_id == job_id)
+    ).one_or_none()
+    if found is None:
+        return None
+    ended = connection.execute(select(job_outcome).where(job_outcome.c.job_id == job_id)).one_or_none()
+    rows = connection.execute(
+        select(attempt, price.c.source, shard.c.reason)
+        .outerjoin(price, price.c.version == attempt.c.price_version)
+        .outerjoin(shard, shard.c.shard_id == attempt.c.shard_id)
+        .where(attempt.c.job_id == job_id)
+        .order_by(attempt.c.attempt_number, attempt.c.recorded_us)
+    )
+    attempts = [_attempt(connection, row) for row in rows]
+    return JobStory(
+        job_id=format_id("job", job_id),
+        batch_id=format_id("batch", found.batch_id) if found.batch_id else None,
+        custom_id=found.custom_id,
+        line_number=found.line_number,
+        tenant=found.tenant_id,
+        model=found.model,
+        endpoint=found.endpoint,
+        constraints=found.constraints,
+        submitted_us=found.submitted_us,
+        deadline_us=found.deadline_us,
+        outcome=ended.outcome if ended else None,
+        error_code=ended.error_code if ended else None,
+        cost_nano_usd=sum(one.cost_nano_usd for one in attempts),
+        wasted_nano_usd=sum(one.cost_nano_usd for one in attempts if one.outcome != "succeeded"),
+        attempts=attempts,
+    )
+
+
+def _attempt(connection: Connection, row: Any) -> AttemptStory:  # noqa: ANN401 (a row of any columns)
+    decision = plans.find(connection, row.assignment_id) if row.assignment_id else None
+    fields = {name: getattr(row, name) for name in AttemptStory.__struct_fields__ if hasattr(row, name)}
+    fields |= {
+        "attempt_id": format_id("attempt", row.attempt_id),
+        "number": row.attempt_number,
+        "worker": row.worker_id,
+        "why": row.reason or "its shard's record has been pruned",
+        "plan_generation": decision.generation if decision else None,
+        "candidates": decision.plan.candidates if decision else (),
+        "removed": decision.plan.removed if decision else (),
+        "price_source": row.source or "",
+        "ledger_row": f"{row.stream_id.hex()}:{row.seq}",
+    }
+    return AttemptStory(**fields)
+
+
+def where_is(connection: Connection, job_id: bytes) -> str:
+    """In words, where a job without an outcome is."""
+    span = connection.execute(
+        select(shard_span.c.first_job_id, shard_span.c.jobs_count, shard.c.lane, shard.c.state)
+        .join(shard, shard.c.shard_id == shard_span.c.shard_id)
+        .where(shard_span.c.first_job_id <= job_id, shard.c.closed_us.is_(None))
+        .order_by(shard_span.c.first_job_id.desc())
+        .limit(1)
+    ).one_or_none()
+    in_span = span is not None and span.first_job_id[:12] == job_id[:12]
+    if span is not None and in_span and id_offset(span.first_job_id, job_id) < span.jobs_count:
+        return f"{span.state} on lane {span.lane}"
+    return "waiting for a lane with room"

@@ -1,0 +1,147 @@
+"""Read-only questions to the ledger: what it cost, how long it took, where it ran, by whatever key one asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, Integer, case, cast, distinct, func, literal, select
+
+from broker.domain.errors import UsageError
+from broker.domain.outcome import Outcome
+from broker.ledger.tables import attempt
+
+__all__ = ["GROUP_KEYS", "SUMMARY_FIELDS", "Filters", "summary"]
+
+_US_PER_DAY = 86_400_000_000
+_US_PER_MS = 1_000
+
+GROUP_KEYS: dict[str, ColumnElement[Any]] = {
+    "provider": attempt.c.provider,
+    "lane": attempt.c.lane,
+    "region": attempt.c.region,
+    "accelerator": attempt.c.accelerator,
+    "market": attempt.c.market,
+    "model": attempt.c.model,
+    "engine": attempt.c.engine,
+    "outcome": attempt.c.outcome,
+    "error_code": attempt.c.error_code,
+    "tenant": attempt.c.tenant_id,
+    "worker": attempt.c.worker_id,
+    "stand_in": attempt.c.stand_in,
+    "price_version": attempt.c.price_version,
+    "cost_basis": attempt.c.cost_basis,
+    "day": cast(attempt.c.recorded_us / literal(_US_PER_DAY, Integer), Integer),
+}
+"""What attempts can be grouped by. `day` is the UTC day on which the attempt was recorded."""
+
+SUMMARY_FIELDS = (
+    "jobs",
+    "attempts",
+    "succeeded",
+    "failed",
+    "input_tokens",
+    "output_tokens",
+    "cost_nano_usd",
+    "wasted_nano_usd",
+    "queue_ms_p50",
+    "queue_ms_p95",
+    "run_ms_p50",
+    "run_ms_p95",
+)
+
+
+class Filters(msgspec.Struct, frozen=True, kw_only=True):
+    """Which attempts count; None means all. Times are Unix microseconds, the end excluded."""
+
+    tenant_id: str | None = None
+    batch_id: bytes | None = None
+    since_us: int | None = None
+    until_us: int | None = None
+
+
+def summary(connection: Connection, by: Sequence[str], filters: Filters) -> list[dict[str, Any]]:
+    """One row per group: its keys, then SUMMARY_FIELDS.
+
+    `succeeded` and `failed` count jobs, by the attempt that ended each; `wasted_nano_usd` is the cost of
+    attempts that did not succeed. Percentiles are by nearest rank, over attempts, in whole milliseconds.
+    Raises UsageError for a key that is not in GROUP_KEYS.
+    """
+    unknown = [key for key in by if key not in GROUP_KEYS]
+    if unknown:
+        raise UsageError(f"--by names {unknown[0]!r}; it takes {', '.join(GROUP_KEYS)}")
+    keys = [GROUP_KEYS[key].label(f"key_{place}") for place, key in enumerate(by)]
+    partition = [GROUP_KEYS[key] for key in by]
+    ranked = (
+        select(
+            *keys,
+            attempt,
+            func.count().over(partition_by=partition).label("n"),
+            func.row_number().over(partition_by=partition, order_by=attempt.c.queue_us).label("queue_rank"),
+            func.row_number().over(partition_by=partition, order_by=attempt.c.run_us).label("run_rank"),
+        )
+        .where(*_conditions(filters))
+        .subquery()
+    )
+    names = [ranked.c[f"key_{place}"] for place in range(len(by))]
+    rows = connection.execute(select(*names, *_measures(ranked.c)).group_by(*names).order_by(*names))
+    return [_row(by, row) for row in rows]
+
+
+def _conditions(filters: Filters) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
+    if filters.tenant_id is not None:
+        found.append(attempt.c.tenant_id == filters.tenant_id)
+    if filters.batch_id is not None:
+        found.append(attempt.c.batch_id == filters.batch_id)
+    if filters.since_us is not None:
+        found.append(attempt.c.recorded_us >= filters.since_us)
+    if filters.until_us is not None:
+        found.append(attempt.c.recorded_us < filters.until_us)
+    return found
+
+
+def _measures(columns: Any) -> list[ColumnElement[Any]]:  # noqa: ANN401 (SQLAlchemy's column collection is generic over Any)
+    succeeded = columns.outcome == Outcome.SUCCEEDED
+    return [
+        func.count(distinct(columns.job_id)),
+        func.count(),
+        _count_if(columns.decisive & succeeded),
+        _count_if(columns.decisive & ~succeeded),
+        func.sum(columns.input_tokens),
+        func.sum(columns.output_tokens),
+        func.sum(columns.cost_nano_usd),
+        func.sum(case((succeeded, 0), else_=columns.cost_nano_usd)),
+        _percentile(columns.queue_us, columns.queue_rank, columns.n, 50),
+        _percentile(columns.queue_us, columns.queue_rank, columns.n, 95),
+        _percentile(columns.run_us, columns.run_rank, columns.n, 50),
+        _percentile(columns.run_us, columns.run_rank, columns.n, 95),
+    ]
+
+
+def _count_if(condition: ColumnElement[bool]) -> ColumnElement[int]:
+    return func.sum(case((condition, 1), else_=0))
+
+
+def _percentile(
+    value: ColumnElement[int], rank: ColumnElement[int], count: ColumnElement[int], percent: int
+) -> ColumnElement[int]:
+    """The smallest value that at least `percent` of the values do not exceed."""
+    return func.min(case((rank * 100 >= count * percent, value)))
+
+
+def _row(by: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
+    keys = {key: _shown(key, value) for key, value in zip(by, row, strict=False)}
+    measures = dict(zip(SUMMARY_FIELDS, (int(value) for value in row[len(by) :]), strict=True))
+    for name, value in measures.items():
+        if "_ms_" in name:
+            measures[name] = round(value / _US_PER_MS)
+    return {**keys, **measures}
+
+
+def _shown(key: str, value: Any) -> Any:  # noqa: ANN401 (a value of any column)
+    if key != "day" or value is None:
+        return value
+    return (date(1970, 1, 1) + timedelta(days=int(value))).isoformat()

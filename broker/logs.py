@@ -1,0 +1,55 @@
+"""Logs: one JSON object a line, to a file. Never a prompt, a reply, a secret, or the locals of a traceback."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import structlog
+
+__all__ = ["log_to_file"]
+
+_SECRET_WORDS = ("secret", "password", "token", "private", "authorization", "api_key", "body", "prompt")
+_COUNTED = ("input_tokens", "output_tokens")
+
+
+def log_to_file(path: Path, level: str) -> TextIO:
+    """Send structlog's and the standard library's logs to `path`, which grows; returns the open file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a", buffering=1, encoding="utf-8")
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _redact,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(file),
+        cache_logger_on_first_use=False,
+    )
+    # Celery and kombu speak through the standard library; only their warnings matter here.
+    handler = logging.StreamHandler(file)
+    handler.setFormatter(_JsonLines())
+    logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+    return file
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"logger": record.name, "level": record.levelname.lower(), "event": record.getMessage()}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return str(structlog.processors.JSONRenderer()(None, "", line))
+
+
+def _redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:  # noqa: ANN401 (structlog's signature)
+    for name in event:
+        if name not in _COUNTED and any(word in name for word in _SECRET_WORDS):
+            event[name] = "[redacted]"
+    return event

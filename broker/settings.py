@@ -1,0 +1,44 @@
+"""Settings from the environment: read once, checked once, frozen. Command-line options stand above them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from broker.domain.errors import UsageError
+
+__all__ = ["Settings", "load_settings"]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """`data`: the folder of the embedded form. `catalog`: a TOML file of lanes, or `demo`.
+
+    `batch_lines_max`: the most lines that a batch file may have; None for no limit. `log_level`: of the log
+    file in the data folder.
+    """
+
+    data: Path = Path("broker-data")
+    catalog: str = "demo"
+    batch_lines_max: int | None = None
+    log_level: str = "info"
+
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+def load_settings(environment: Mapping[str, str]) -> Settings:
+    """The settings of these variables (BROKER_DATA and so on). Raises UsageError naming variable, value and limit."""
+    lines_max = environment.get("BROKER_BATCH_LINES_MAX")
+    if lines_max is not None and not (lines_max.isascii() and lines_max.isdigit() and int(lines_max) > 0):
+        raise UsageError(f"BROKER_BATCH_LINES_MAX is {lines_max!r}; it must be a whole number above 0")
+    level = environment.get("BROKER_LOG_LEVEL", "info").lower()
+    if level not in _LEVELS:
+        raise UsageError(f"BROKER_LOG_LEVEL is {level!r}; it must be one of {', '.join(_LEVELS)}")
+    return Settings(
+        data=Path(environment.get("BROKER_DATA") or "broker-data"),
+        catalog=environment.get("BROKER_CATALOG") or "demo",
+        batch_lines_max=int(lines_max) if lines_max else None,
+        log_level=level,
+    )
