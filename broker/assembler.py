@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import structlog
 
@@ -41,7 +41,7 @@ class Assembler:
         self._clock = clock
 
     def step(self) -> list[BatchRecord]:
-        """Finish the batches whose lines have all ended; returns those. Raises BrokerError when a file can't be written."""
+        """Finish the batches whose lines have all ended; returns those. BrokerError if a file can't be written."""
         done = self._database.read(_complete_batches)
         for record in done:
             self._set_status(record, BatchStatus.FINALIZING)
@@ -69,7 +69,7 @@ class Assembler:
                         error_draft.write(_failure(record, line))
         except OSError as error:
             raise BrokerError(
-                f"can't write {error.filename or output}: {error.strerror}; the results are kept, run again to write them"
+                f"can't write {error.filename or output}: {error.strerror}; results are kept: run again to write them"
             ) from error
 
     def _lines(self, record: BatchRecord) -> Iterator[EndedLine | RefusedLine]:
@@ -131,7 +131,7 @@ class _Draft:
         self._path = path
         self._draft = path.with_name(f".{path.name}.part")
 
-    def __enter__(self) -> _Draft:
+    def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._draft.open("wb")
         return self

@@ -148,7 +148,7 @@ class BatchRun:
         ):
             if asked is not None and asked != agreed:
                 raise UsageError(
-                    f"this file's batch was made with another {name}; leave it out to go on, or add --new to run the file anew"
+                    f"this file's batch was made with another {name}: leave it out to go on, or add --new to run anew"
                 )
 
     def _follow_output(self, known: BatchRecord) -> BatchRecord:

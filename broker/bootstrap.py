@@ -15,7 +15,7 @@ import structlog
 from broker.assembler import Assembler
 from broker.bus.apps import InProcessWorker, start_in_process, worker_app
 from broker.bus.envelope import KeyRing, Kind, Signer
-from broker.bus.inbox import Inbox
+from broker.bus.inbox import Delivery, Inbox
 from broker.bus.publisher import Publisher
 from broker.clock import Clock, utc_now_us
 from broker.closer import Closer
@@ -172,7 +172,7 @@ class Embedded:
         except BrokerError as error:
             self.failure = error
             self._stopping.wait(_POLL_SECONDS)
-        except Exception:
+        except Exception:  # noqa: BLE001 (a stage outlives whatever one step meets)
             _log.exception("stage_failed", stage=name)
             self._stopping.wait(_POLL_SECONDS)
         return None
@@ -194,10 +194,10 @@ class Embedded:
         finally:
             inbox.close()
 
-    def _recorded(self, recorder: Recorder, deliveries: list[object]) -> bool:
+    def _recorded(self, recorder: Recorder, deliveries: Sequence[Delivery]) -> bool:
         try:
-            recorder.record(deliveries)  # type: ignore[arg-type] # (the inbox's deliveries are what the recorder takes)
-        except Exception:
+            recorder.record(deliveries)
+        except Exception:  # noqa: BLE001 (likewise; unacknowledged, the events come again)
             _log.exception("stage_failed", stage="recorder")
             return False
         return True

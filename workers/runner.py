@@ -7,7 +7,9 @@ import threading
 from collections.abc import Mapping
 from enum import Enum
 from hashlib import blake2b
+from typing import assert_never
 
+import msgspec
 import structlog
 
 from broker.bus.envelope import EnvelopeError, KeyRing, Signer, open_shard
@@ -190,45 +192,35 @@ class _ShardRun:
         self, index: int, job: ShardJob, ended: EngineReply | EngineError | _Stop, reading: Reading, started_us: int
     ) -> JobRan:
         accelerator_us, run_us = self._meter.end(reading)
-        ended_us = started_us + run_us
-        digest = blake2b(job.body, key=job.salt, digest_size=_DIGEST_BYTES).digest()
+        times = (started_us, started_us + run_us, run_us)
+        digest = _digest(job, job.body)
         match ended:
-            case EngineReply():
-                told = ended.usage
-                usage = Usage(
-                    told.input_tokens,
-                    told.cached_input_tokens,
-                    told.output_tokens,
-                    told.reasoning_tokens,
-                    accelerator_us,
-                )
+            case EngineReply(status_code, body, usage, request_id):
+                usage = msgspec.structs.replace(usage, accelerator_us=accelerator_us)
+                reply_digest = _digest(job, body)
                 return JobRan(
                     index,
                     Outcome.SUCCEEDED,
-                    ended.status_code,
-                    started_us,
-                    ended_us,
-                    run_us,
+                    status_code,
+                    *times,
                     usage,
-                    ended.body,
-                    request_id=ended.request_id,
-                    request_digest=digest,
-                    reply_digest=blake2b(ended.body, key=job.salt, digest_size=_DIGEST_BYTES).digest(),
+                    body,
+                    None,
+                    "",
+                    request_id,
+                    digest,
+                    reply_digest,
                 )
             case EngineError():
-                outcome, code, status, body, message = (
-                    Outcome.FAILED,
-                    ended.code,
-                    ended.status_code,
-                    ended.body,
-                    ended.message,
-                )
+                outcome, code, status, body = Outcome.FAILED, ended.code, ended.status_code, ended.body
+                message = ended.message
             case _Stop():
-                (outcome, code), status, body, message = ended.value[:2], 0, b"", ""
+                outcome, code, *_ = ended.value
+                status, body, message = 0, b"", ""
+            case _:
+                assert_never(ended)
         usage = Usage(accelerator_us=accelerator_us)
-        return JobRan(
-            index, outcome, status, started_us, ended_us, run_us, usage, body, code, message, request_digest=digest
-        )
+        return JobRan(index, outcome, status, *times, usage, body, code, message, request_digest=digest)
 
     async def _keep_lease(self) -> None:
         """Renew until cancelled; stop the jobs when the lease is lost or the batch is cancelled."""
@@ -246,3 +238,7 @@ class _ShardRun:
                 self.stop(_Stop.LEASE_LOST)
             elif self._lease.cancelled:
                 self.stop(_Stop.CANCELLED)
+
+
+def _digest(job: ShardJob, data: bytes) -> bytes:
+    return blake2b(data, key=job.salt, digest_size=_DIGEST_BYTES).digest()

@@ -12,7 +12,7 @@ import msgspec
 
 from broker.domain.errors import UsageError
 from broker.domain.lane import EngineSettings, Lane, LaneName, Market, Price, PriceMeter, Provider
-from broker.domain.money import pico_from_usd
+from broker.domain.money import PicoUsd, pico_from_usd
 
 __all__ = ["DEMO_CATALOG", "load_lanes"]
 
@@ -138,6 +138,7 @@ def _check(file: str, entry: _LaneEntry) -> None:
 def _price(file: str, entry: _LaneEntry) -> Price:
     where = f"{file}, lane {entry.name!r}, price"
     given = entry.price
+    fields: dict[str, PicoUsd]
     per_hour, per_token = given.instance_hour_usd, (given.input_mtok_usd, given.output_mtok_usd)
     try:
         if per_hour is not None and per_token == (None, None):
@@ -157,8 +158,8 @@ def _price(file: str, entry: _LaneEntry) -> Price:
     return Price(version=version, meter=meter, source=given.source, as_of=given.as_of, **fields)
 
 
-def _per_token(usd_per_million: str) -> int:
+def _per_token(usd_per_million: str) -> PicoUsd:
     pico, rest = divmod(pico_from_usd(usd_per_million), 1_000_000)
     if rest:
         raise ValueError(f"{usd_per_million!r} per million tokens is finer than a pico-dollar per token")
-    return pico
+    return PicoUsd(pico)

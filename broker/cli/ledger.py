@@ -52,9 +52,8 @@ def show_verification(data: DataOption = None) -> None:
     """Recompute every row's hash and every stream's chain; exit code 1 if anything is not as it was written."""
     with open_reader(read_settings(data).data) as connection:
         found = verify(connection)
-    say(
-        f"{found.rows:,} rows in {found.batches:,} batches of {found.streams} streams, {dollars(found.cost_nano_usd)} in all."
-    )
+    size = f"{found.rows:,} rows in {found.batches:,} batches of {found.streams} streams"
+    say(f"{size}, {dollars(found.cost_nano_usd)} in all.")
     for fault in found.faults:
         say(f"FAULT  {fault}")
     if found.faults:

@@ -29,7 +29,7 @@ def ensure_group(connection: Connection, key: GroupKey, now_us: int) -> bytes:
         .values(group_id=new_id(), digest=digest, created_us=now_us, **msgspec.structs.asdict(key))
         .on_conflict_do_nothing(index_elements=[work_group.c.digest])
     )
-    return connection.execute(select(work_group.c.group_id).where(work_group.c.digest == digest)).scalar_one()
+    return bytes(connection.execute(select(work_group.c.group_id).where(work_group.c.digest == digest)).scalar_one())
 
 
 def load_groups(connection: Connection, group_ids: list[bytes]) -> list[WorkGroup]:

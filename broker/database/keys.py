@@ -10,9 +10,7 @@ from broker.database.tables import signing_key
 __all__ = ["remember_key"]
 
 
-def remember_key(
-    connection: Connection, *, key_id: str, role: str, owner: str, public_key: bytes, now_us: int
-) -> None:
+def remember_key(connection: Connection, *, key_id: str, role: str, owner: str, public_key: bytes, now_us: int) -> None:
     """Keep a public key, so that what it signed can be verified later; known keys stay as they are."""
     kind = postgresql if connection.dialect.name == "postgresql" else sqlite
     connection.execute(

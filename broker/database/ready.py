@@ -45,9 +45,9 @@ def waiting_groups(connection: Connection, now_us: int, held_batches: Collection
 
 def next_due_us(connection: Connection, now_us: int) -> int | None:
     """When the next span that rests after a failure may go."""
-    return connection.execute(
-        select(func.min(ready.c.not_before_us)).where(ready.c.not_before_us > now_us)
-    ).scalar_one()
+    query = select(func.min(ready.c.not_before_us)).where(ready.c.not_before_us > now_us)
+    due: int | None = connection.execute(query).scalar_one()
+    return due
 
 
 def next_spans(

@@ -214,7 +214,7 @@ def open_shards(connection: Connection) -> dict[str, int]:
         .where(shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES))
         .group_by(shard.c.lane)
     )
-    return {lane: count for lane, count in rows}
+    return {row[0]: row[1] for row in rows}
 
 
 def held_nano_usd(connection: Connection, batch_id: bytes) -> int:

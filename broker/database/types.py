@@ -40,7 +40,7 @@ class Id(TypeDecorator[bytes]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> bytes | None:  # noqa: ANN401 (SQLAlchemy's signature)
         if value is None or dialect.name != "postgresql":
-            return value
+            return value  # type: ignore[no-any-return] # (bytes, or None, as the driver gave it)
         return bytes(value.bytes)
 
 

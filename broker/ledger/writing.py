@@ -132,7 +132,7 @@ def open_stream(connection: Connection, slot: str, now_us: int) -> bytes:
         .values(stream_id=new_id(), slot=slot, opened_us=now_us)
         .on_conflict_do_nothing(index_elements=[ledger_stream.c.slot])
     )
-    return connection.execute(select(ledger_stream.c.stream_id).where(ledger_stream.c.slot == slot)).scalar_one()
+    return bytes(connection.execute(select(ledger_stream.c.stream_id).where(ledger_stream.c.slot == slot)).scalar_one())
 
 
 def ended_jobs(connection: Connection, first_job_id: bytes, last_job_id: bytes) -> set[bytes]:
@@ -145,8 +145,9 @@ def ended_jobs(connection: Connection, first_job_id: bytes, last_job_id: bytes) 
 
 
 def append(connection: Connection, stream_id: bytes, flush: Flush, now_us: int) -> None:
-    """Append the flush as the stream's next batch. Within the transaction the stream's head is read, so that a
-    rolled-back flush leaves no gap.
+    """Append the flush as the stream's next batch.
+
+    The stream's head is read within the transaction, so that a rolled-back flush leaves no gap.
     """
     rows_count = len(flush.attempts) + len(flush.outcomes) + len(flush.cost_entries)
     if rows_count == 0:

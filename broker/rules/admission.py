@@ -45,13 +45,15 @@ class _Embedding(msgspec.Struct):
 
 _line_decoder = msgspec.json.Decoder(_Line)
 _name_decoder = msgspec.json.Decoder(_LineName)
-_body_decoders = dict(
-    zip(ENDPOINTS, (msgspec.json.Decoder(kind) for kind in (_Chat, _Completion, _Embedding)), strict=True)
-)
+_body_decoders: dict[str, msgspec.json.Decoder[_Chat | _Completion | _Embedding]] = {
+    "/v1/chat/completions": msgspec.json.Decoder(_Chat),
+    "/v1/completions": msgspec.json.Decoder(_Completion),
+    "/v1/embeddings": msgspec.json.Decoder(_Embedding),
+}
 
 
 def admit_line(line_number: int, line: bytes, models: Collection[str]) -> AcceptedLine | RefusedLine:
-    """What becomes of one non-empty line. `models` are those that some lane runs. Duplicates are the caller's matter."""
+    """What becomes of one non-empty line. `models` are those that some lane runs; doubles are the caller's."""
     try:
         parsed = _line_decoder.decode(line)
     except msgspec.ValidationError as error:
