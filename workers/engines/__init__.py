@@ -62,6 +62,7 @@ def _openai_http(settings: EngineSettings) -> Engine:
         api_key_variable=options.api_key_variable,
         health_path=options.health_path,
         use_proxy=options.use_proxy,
+        call_log=options.call_log,
     )
 
 
@@ -80,6 +81,7 @@ def _llama_cpp(settings: EngineSettings) -> Engine:
         prompt_cache=options.prompt_cache,
         embeddings=options.embeddings,
         log_path=options.log_path,
+        call_log=options.call_log,
         request_timeout_seconds=settings.request_timeout_seconds,
         start_timeout_seconds=options.start_timeout_seconds,
         restarts_per_minute_max=options.restarts_per_minute_max,

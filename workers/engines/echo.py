@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from itertools import count
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import msgspec
 from broker.domain.errors import ErrorCode
 from broker.domain.usage import Usage
 from workers.engine import EngineError, EngineReply, EngineRequest
+from workers.engines.calls import CallLog
 from workers.engines.reply import code_of_status
 
 __all__ = ["EchoEngine"]
@@ -49,8 +49,7 @@ class EchoEngine:
     alone, not of earlier messages; output tokens are the words of the answer, which is that text again.
     An embedding is the two numbers [words, characters] of each input.
 
-    `delay_seconds` is waited before each answer. With `call_log`, each call appends one line, the request's
-    label, before anything else happens, in one O_APPEND write that outlives a kill -9 of this process.
+    `delay_seconds` is waited before each answer. `call_log` names a `CallLog`, written before anything else.
 
     To misbehave, counted over this engine's calls from 1 (0 is never; the first that applies wins):
     every `fail_every`-th call fails as a server's HTTP `status` would; every `garbage_every`-th fails as an
@@ -69,8 +68,7 @@ class EchoEngine:
         request_timeout_seconds: float = 300.0,
     ) -> None:
         self._delay_seconds = delay_seconds
-        self._call_log = call_log
-        self._log_descriptor = -1
+        self._call_log = CallLog(call_log)
         self._fail_every = fail_every
         self._status = status
         self._garbage_every = garbage_every
@@ -80,12 +78,10 @@ class EchoEngine:
         self._calls = count(1)
 
     async def start(self) -> None:
-        if self._call_log is not None and self._log_descriptor < 0:
-            self._log_descriptor = os.open(self._call_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._call_log.open()
 
     async def run(self, request: EngineRequest) -> EngineReply:
-        if self._call_log is not None:
-            await self._append_to_log(request.label)
+        self._call_log.append(request.label)
         if self._misbehaves:
             await self._misbehave(next(self._calls))
         if self._delay_seconds > 0:
@@ -93,14 +89,7 @@ class EchoEngine:
         return _answer(request)
 
     async def stop(self) -> None:
-        if self._log_descriptor >= 0:
-            os.close(self._log_descriptor)
-            self._log_descriptor = -1
-
-    async def _append_to_log(self, label: str) -> None:
-        await self.start()
-        # One write call: lines of several processes never mix, and the kernel has the line even if we die next.
-        os.write(self._log_descriptor, label.replace("\n", " ").encode() + b"\n")
+        self._call_log.close()
 
     async def _misbehave(self, call: int) -> None:
         if self._fail_every and call % self._fail_every == 0:

@@ -45,7 +45,7 @@ class LlamaCppEngine:
     took 66 s for what three of 1 thread did in 10 s, as each step waits for the slowest thread.
     `prompt_cache` reuses the common beginning of consecutive prompts: faster, but an answer may then depend on
     what ran before it. `embeddings` adds /v1/embeddings (mean pooling). llama.cpp's own log, which may hold
-    prompt text, goes to `log_path`, or nowhere.
+    prompt text, goes to `log_path`, or nowhere. `call_log` names a `CallLog`.
 
     A request that was running raises ENGINE_DIED when the server died, INTERRUPTED when `stop` ended it. After
     `restarts_per_minute_max` restarts within a minute, further ones are refused with ENGINE_UNREACHABLE. The
@@ -65,6 +65,7 @@ class LlamaCppEngine:
         prompt_cache: bool = False,
         embeddings: bool = False,
         log_path: str | Path = "",
+        call_log: str | Path = "",
         request_timeout_seconds: float = 300.0,
         start_timeout_seconds: float = 120.0,
         restarts_per_minute_max: int = 3,
@@ -81,6 +82,7 @@ class LlamaCppEngine:
         self._prompt_cache = prompt_cache
         self._embeddings = embeddings
         self._log_path = log_path
+        self._call_log = call_log
         self._request_timeout_seconds = request_timeout_seconds
         self._start_timeout_seconds = start_timeout_seconds
         self._restarts_per_minute_max = restarts_per_minute_max
@@ -162,6 +164,7 @@ class LlamaCppEngine:
             api_key=key,
             health_path="/health",
             use_proxy=False,
+            call_log=self._call_log,
         )
         await http.start()
         seconds = round(time.monotonic() - began, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -11,6 +12,7 @@ import msgspec
 
 from broker.domain.errors import ErrorCode
 from workers.engine import EngineError, EngineReply, EngineRequest
+from workers.engines.calls import CallLog
 from workers.engines.reply import ENDPOINTS, code_of_status, read_usage, request_id_of
 
 __all__ = ["ERROR_BODY_BYTES_MAX", "REPLY_BYTES_MAX", "OpenAIHttpEngine"]
@@ -29,7 +31,7 @@ class OpenAIHttpEngine:
     `base_url` is without the `/v1`; one at its end is dropped. `api_key_variable` names the environment variable
     that holds the key; the key itself is read at `start` and appears nowhere else. `api_key` is for a caller
     that made the key up itself. `served_model`, if set, replaces the body's `model`. `health_path`, if set, must
-    answer 2xx for `start` to succeed. `use_proxy` lets HTTP_PROXY and its kin apply.
+    answer 2xx for `start` to succeed. `use_proxy` lets HTTP_PROXY and its kin apply. `call_log` names a `CallLog`.
 
     `request_timeout_seconds` spans one request from its sending to the reply's last byte; waiting for one of the
     `concurrency` places doesn't count. `connect_timeout_seconds` is the part of it that connecting may take.
@@ -48,6 +50,7 @@ class OpenAIHttpEngine:
         health_path: str = "",
         use_proxy: bool = True,
         reply_bytes_max: int = REPLY_BYTES_MAX,
+        call_log: str | Path = "",
     ) -> None:
         self._base_url = _checked_base_url(base_url)
         self._concurrency = concurrency
@@ -59,10 +62,12 @@ class OpenAIHttpEngine:
         self._health_path = health_path
         self._use_proxy = use_proxy
         self._reply_bytes_max = reply_bytes_max
+        self._call_log = CallLog(call_log)
         self._places = asyncio.Semaphore(concurrency)
         self._client: httpx.AsyncClient | None = None
 
     async def start(self) -> None:
+        self._call_log.open()
         client = self._opened_client()
         if not self._health_path:
             return
@@ -81,6 +86,7 @@ class OpenAIHttpEngine:
         client = self._opened_client()
         content = self._content(request.body)
         async with self._places:
+            self._call_log.append(request.label)
             status_code, request_id, body = await self._post(client, request.endpoint, content)
         if not 200 <= status_code < 300:
             code, message = code_of_status(status_code), f"the engine answered HTTP {status_code}"
@@ -89,6 +95,7 @@ class OpenAIHttpEngine:
         return EngineReply(status_code, body, usage, request_id_of(request_id or reply_id))
 
     async def stop(self) -> None:
+        self._call_log.close()
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()

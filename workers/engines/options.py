@@ -39,6 +39,7 @@ class OpenAIHttpOptions(msgspec.Struct, frozen=True, kw_only=True):
     health_path: _Path = ""
     connect_timeout_seconds: _PositiveSeconds = 5.0
     use_proxy: bool = True
+    call_log: str = ""
 
 
 class LlamaCppOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +54,7 @@ class LlamaCppOptions(msgspec.Struct, frozen=True, kw_only=True):
     prompt_cache: bool = False
     embeddings: bool = False
     log_path: str = ""
+    call_log: str = ""
     start_timeout_seconds: _PositiveSeconds = 120.0
     restarts_per_minute_max: _Count = 3
 
