@@ -74,13 +74,19 @@ class AttemptEnds:
             _count(self._counts[shard.batch_id], row)
 
     def give_back(self, shard: ShardRecord, indices: list[int]) -> None:
-        """Jobs of the shard that never started: they wait again as they were."""
+        """Jobs of the shard that its worker did not start, or did not speak of: they wait again, uncounted.
+
+        Where a worker had the shard, a late word of it may still end them, so the next attempt is not the first.
+        """
         self._look_up_ended(shard)
         for index in indices:
             span = shard.span_at(index)
             job_id = id_at(span.first_job_id, index - span.first_index)
             if job_id not in self._ended:
-                self._waiting.append(_waiting_span(shard, span, job_id))
+                waiting = _waiting_span(shard, span, job_id)
+                if shard.claimed_us is not None:
+                    waiting = msgspec.structs.replace(waiting, attempt_number=span.attempt_number + 1)
+                self._waiting.append(waiting)
 
     def write(self) -> None:
         """Write everything, inside the caller's transaction."""
