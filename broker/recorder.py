@@ -106,7 +106,7 @@ class Recorder:
         match event:
             case JobsRan():
                 for ran in event.jobs:
-                    if ran.index >= record.jobs_count or ran.index in record.recorded:
+                    if not 0 <= ran.index < record.jobs_count or ran.index in record.recorded:
                         continue
                     record.recorded.add(ran.index)
                     ends.add(record, lane, ran)

@@ -27,6 +27,9 @@ _CLOCK_SKEW_US = 60_000_000
 
 T = TypeVar("T")
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What foreign bytes can make a decoder raise."""
+
 
 class Kind(StrEnum):
     """What an envelope carries, and the role whose key must have signed it."""
@@ -94,7 +97,7 @@ class KeyRing:
         try:
             signed, signature = _outer_decoder.decode(envelope)
             content = _content_decoder.decode(signed)
-        except msgspec.DecodeError:
+        except _UNREADABLE:
             raise EnvelopeError("not an envelope") from None
         if content.version != ENVELOPE_VERSION:
             raise EnvelopeError(f"envelope version {content.version}; this program reads {ENVELOPE_VERSION}")
@@ -117,7 +120,7 @@ def open_shard(ring: KeyRing, envelope: bytes, now_us: int) -> Opened[RunShard]:
     content, owner = ring.verify(envelope, Kind.SHARD, now_us)
     try:
         return Opened(owner, content.audience, content.trace, _shard_decoder.decode(content.body))
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         raise EnvelopeError("the body is no shard") from None
 
 
@@ -126,5 +129,5 @@ def open_event(ring: KeyRing, envelope: bytes, now_us: int) -> Opened[WorkerEven
     content, owner = ring.verify(envelope, Kind.EVENT, now_us)
     try:
         return Opened(owner, content.audience, content.trace, _event_decoder.decode(content.body))
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         raise EnvelopeError("the body is no worker event") from None

@@ -55,12 +55,14 @@ _body_decoders: dict[str, msgspec.json.Decoder[_Chat | _Completion | _Embedding]
 def admit_line(line_number: int, line: bytes, models: Collection[str]) -> AcceptedLine | RefusedLine:
     """What becomes of one non-empty line. `models` are those that some lane runs; doubles are the caller's."""
     try:
+        if not line.isascii():
+            line.decode()  # what the decoder skips, it does not check
         parsed = _line_decoder.decode(line)
     except msgspec.ValidationError as error:
         name = _custom_id_of(line)
         code = ErrorCode.INVALID_LINE if name else ErrorCode.INVALID_CUSTOM_ID
         return RefusedLine(line_number, name, code, f"the line is not of the batch format: {error}")
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return RefusedLine(line_number, None, ErrorCode.INVALID_LINE, f"the line is not valid JSON in UTF-8: {error}")
     return _check_id(line_number, parsed) or _check_request(line_number, parsed, models)
 
@@ -68,7 +70,7 @@ def admit_line(line_number: int, line: bytes, models: Collection[str]) -> Accept
 def _custom_id_of(line: bytes) -> str | None:
     try:
         return _name_decoder.decode(line).custom_id
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

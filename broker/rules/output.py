@@ -71,8 +71,9 @@ def refusal_line(batch_id: bytes, line_number: int, custom_id: str | None, code:
 
 def _is_json(body: bytes) -> bool:
     try:
+        body.decode()  # what the decoder skips, it does not check
         _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
 
