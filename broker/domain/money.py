@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, InvalidOperation, localcontext
 from typing import NewType
 
 __all__ = [
@@ -24,6 +24,7 @@ PicoUsd = NewType("PicoUsd", int)
 
 NANO_PER_USD = 1_000_000_000
 PICO_PER_USD = 1_000_000_000_000
+_INT64_MAX = 2**63 - 1
 
 
 def divide_half_even(numerator: int, denominator: int) -> int:
@@ -52,10 +53,14 @@ def _scaled(text: str, scale: int) -> int:
         raise ValueError(f"{text!r} is not an amount in dollars, such as 0.25") from None
     if not amount.is_finite() or amount < 0:
         raise ValueError(f"{text!r} is not an amount in dollars of 0 or more")
-    scaled = amount * scale
-    if scaled != scaled.to_integral_value():
+    if amount > _INT64_MAX // scale:
+        raise ValueError(f"{text!r} is more than {_INT64_MAX // scale:,} dollars")
+    with localcontext(prec=len(text) + len(str(scale))):  # enough for the product to be exact
+        scaled = amount * scale
+        whole = scaled.to_integral_value()
+    if scaled != whole:
         raise ValueError(f"{text!r} has more decimals than the {len(str(scale)) - 1} that are kept")
-    return int(scaled)
+    return int(whole)
 
 
 def format_usd(amount: int) -> str:
