@@ -103,7 +103,9 @@ class Embedded:
         self._worker_side.start_worker()
 
     def stop(self) -> None:
-        """Hand back what runs, record it, and end."""
+        """Hand back what runs, record it, and end; harmless when it has ended."""
+        if self._stopping.is_set():
+            return
         if self._worker_side:
             self._worker_side.stop()
         self._stopping.set()
@@ -247,7 +249,6 @@ class _WorkerSide:
         try:
             asyncio.run_coroutine_threadsafe(self._start_all(), self._loop).result()
         except EngineError as error:
-            self.close()
             raise BrokerError(error.message) from None
 
     def start_worker(self) -> None:

@@ -9,6 +9,8 @@ from typing import Any, TextIO
 
 import structlog
 
+from broker.domain.errors import UsageError
+
 __all__ = ["log_to_file"]
 
 _SECRET_WORDS = ("secret", "password", "token", "private", "authorization", "api_key", "body", "prompt")
@@ -16,9 +18,15 @@ _COUNTED = ("input_tokens", "output_tokens")
 
 
 def log_to_file(path: Path, level: str) -> TextIO:
-    """Send structlog's and the standard library's logs to `path`, which grows; returns the open file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a", buffering=1, encoding="utf-8")
+    """Send structlog's and the standard library's logs to `path`, which grows; returns the open file.
+
+    Raises UsageError where it can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a", buffering=1, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"can't write in the data folder {path.parent}: {error.strerror}") from None
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[

@@ -88,13 +88,13 @@ class SqliteDatabase:
         self.engine.dispose()
 
     def _write_groups(self) -> None:
+        group = self._next_group()
+        if not group:
+            return  # nothing was ever written, as where the file turned out not to be a database of ours
         with self.engine.connect() as connection:
-            while True:
+            while group:
+                _commit_group(connection, group)
                 group = self._next_group()
-                if group:
-                    _commit_group(connection, group)
-                if len(group) == 0:
-                    return
 
     def _next_group(self) -> list[tuple[Callable[[Connection], Any], Future[Any]]]:
         """What has gathered; empty once closed and drained."""
