@@ -45,6 +45,7 @@ DATABASE_FILE = "broker.db"
 
 _POLL_SECONDS = 1.0
 _EVENTS_PER_FLUSH = 64
+_ASSEMBLER_REST_SECONDS = 0.1
 _STOP_SECONDS = 4.0
 _DRAIN_SECONDS = 0.1
 
@@ -152,11 +153,16 @@ class Embedded:
         self._loop("relay", relay.step, lambda: wakeups.wait(Topic.RELAY, _POLL_SECONDS))
         self._loop("rescuer", rescuer.step, lambda: self._stopping.wait(_POLL_SECONDS))
         self._loop("closer", closer.step, lambda: self._stopping.wait(_POLL_SECONDS))
-        self._loop("assembler", assembler.step, lambda: wakeups.wait(Topic.ASSEMBLER, _POLL_SECONDS))
+        self._loop("assembler", assembler.step, self._wait_for_endings)
         self._spawn("recorder", lambda: self._record(recorder))
 
     def _wait_for_dispatch(self, dispatcher: Dispatcher) -> None:
         self.wakeups.wait(Topic.DISPATCHER, dispatcher.seconds_until_due(_POLL_SECONDS))
+
+    def _wait_for_endings(self) -> None:
+        """A batch ends once; looking after each of its flushes would cost more than the flush."""
+        self._stopping.wait(_ASSEMBLER_REST_SECONDS)
+        self.wakeups.wait(Topic.ASSEMBLER, _POLL_SECONDS)
 
     def _loop(self, name: str, step: Callable[[], object], wait: Callable[[], object]) -> None:
         """A stage's thread: work while there is work, then wait. A step that fails is tried again after a pause."""

@@ -29,16 +29,90 @@ __all__ = ["CLAIM_SECONDS", "Dispatcher"]
 CLAIM_SECONDS = 30.0
 """How long a shard may lie unclaimed, beyond the work expected ahead of it."""
 
-_SPANS_PER_SHARD = 64
+_SPANS_PER_LOAD = 256
 _SHARDS_PER_STEP = 32
 
 _log = structlog.get_logger(__name__)
 
 
+class _Line:
+    """A group's waiting spans during one step: loaded as needed, consumed in memory, written back once."""
+
+    def __init__(self, connection: Connection, group_id: bytes, now_us: int, held_batches: set[bytes]) -> None:
+        self._connection = connection
+        self._group_id = group_id
+        self._now_us = now_us
+        self._held_batches = held_batches
+        self._waiting: list[WaitingSpan] = []
+        self._taken: list[WaitingSpan] = []
+        self._rest: WaitingSpan | None = None
+
+    def first(self) -> WaitingSpan | None:
+        """The span that is next, earliest deadline first; None when nothing of the group may go."""
+        while True:
+            if not self._waiting and not self._load():
+                return None
+            if self._waiting[0].batch_id not in self._held_batches:
+                return self._waiting[0]
+            if self._waiting.pop(0) is self._rest:
+                self._put_rest_back()
+
+    def take(self, lane: Lane, jobs_max: int) -> list[ShardSpan]:
+        """Jobs of the first span's batch, up to `jobs_max` and to what the lane's shards carry, out of the line.
+
+        Empty when every job looked at had ended meanwhile (a late result won), and left the line for that.
+        """
+        taken: list[ShardSpan] = []
+        index = 0
+        batch_id = self._waiting[0].batch_id
+        while self._waiting and index < jobs_max:
+            span = self._waiting[0]
+            jobs_max = min(jobs_max, jobs_per_shard(lane, span))
+            if span.batch_id != batch_id or (span.alone and index) or index >= jobs_max:
+                break
+            count = min(span.jobs_count, jobs_max - index)
+            self._consume(span, count)
+            for job_id, length in _not_ended(self._connection, span, count):
+                taken.append(_shard_span(span, index, job_id, length))
+                index += length
+        return taken
+
+    def write_back(self) -> None:
+        """Delete the rows that were used up, and put back what remains of the last one."""
+        ready.withdraw(self._connection, self._taken)
+        self._put_rest_back()
+        self._taken, self._waiting = [], []
+
+    def _put_rest_back(self) -> None:
+        if self._rest is not None:
+            jobs.wait(self._connection, [self._rest])
+            self._rest = None
+
+    def _consume(self, span: WaitingSpan, count: int) -> None:
+        if span is not self._rest:
+            self._taken.append(span)
+        self._rest = None
+        if count == span.jobs_count:
+            self._waiting.pop(0)
+            return
+        self._rest = msgspec.structs.replace(
+            span, first_job_id=id_at(span.first_job_id, count), jobs_count=span.jobs_count - count
+        )
+        self._waiting[0] = self._rest
+
+    def _load(self) -> bool:
+        self.write_back()
+        self._waiting = ready.next_spans(
+            self._connection, self._group_id, self._now_us, self._held_batches, _SPANS_PER_LOAD
+        )
+        return bool(self._waiting)
+
+
 class _Room(msgspec.Struct):
-    """What one step may still do."""
+    """What one step may still do. `budgets`: what batches that have one may still spend, in nano-USD."""
 
     free: dict[str, int]
+    budgets: dict[bytes, int]
     held_batches: set[bytes]
     shards_left: int = _SHARDS_PER_STEP
 
@@ -82,11 +156,13 @@ class Dispatcher:
             if assignment is None:
                 unplanned = True
                 continue
+            line = _Line(connection, group.group_id, now_us, room.held_batches)
             while room.shards_left and (choice := pick_lane(assignment.plan, room.free)):
-                record = self._cut(connection, assignment, choice, room, now_us)
+                record = self._cut(line, assignment, choice, room, now_us)
                 if record is None:
                     break
                 records.append(record)
+            line.write_back()
         shards.write_shards(connection, records)
         for record in records:
             _log.info("shard_dispatched", shard=record.shard_id.hex(), lane=record.lane, jobs=record.jobs_count)
@@ -101,11 +177,11 @@ class Dispatcher:
     def _room(self, connection: Connection) -> _Room:
         taken = shards.open_shards(connection)
         free = {name: 2 * lane.slots - taken.get(name, 0) for name, lane in self._lanes.items()}
-        return _Room(free, held_batches=set())
+        return _Room(free, budgets=_budgets_left(connection), held_batches=set())
 
     def _cut(
         self,
-        connection: Connection,
+        line: _Line,
         assignment: Assignment,
         choice: tuple[Candidate, str],
         room: _Room,
@@ -114,34 +190,25 @@ class Dispatcher:
         """One shard of the group for the chosen lane; None when nothing of the group is left to give."""
         candidate, reason = choice
         lane = self._lanes[candidate.lane]
-        while True:
-            waiting = ready.next_spans(connection, assignment.group_id, now_us, room.held_batches, _SPANS_PER_SHARD)
-            if not waiting:
-                return None
-            batch_id = waiting[0].batch_id
-            affordable = self._affordable_jobs(connection, batch_id, candidate) if batch_id else None
-            if batch_id is None or affordable is None or affordable > 0:
-                break
-            room.held_batches.add(batch_id)
-        spans = _take_spans(connection, lane, waiting, affordable)
-        if not spans:
-            return self._cut(connection, assignment, choice, room, now_us)
-        room.free[candidate.lane] -= 1
-        room.shards_left -= 1
-        return self._record(connection, assignment, candidate, reason, waiting[0], spans, now_us)
-
-    @staticmethod
-    def _affordable_jobs(connection: Connection, batch_id: bytes, candidate: Candidate) -> int | None:
-        """How many jobs the batch's budget still covers, beside what is spent and held; None without a budget."""
-        record = batches.get(connection, batch_id)
-        if record is None or record.max_cost_nano_usd is None:
-            return None
-        spent = batches.progress(connection, batch_id).cost_nano_usd + shards.held_nano_usd(connection, batch_id)
-        return max(0, record.max_cost_nano_usd - spent) // max(1, candidate.expected_job_cost_nano_usd)
+        while (first := line.first()) is not None:
+            jobs_max = lane.shard_jobs_max
+            cost = max(1, candidate.expected_job_cost_nano_usd)
+            if first.batch_id in room.budgets:
+                jobs_max = min(jobs_max, max(0, room.budgets[first.batch_id]) // cost)
+                if jobs_max == 0:
+                    room.held_batches.add(first.batch_id)
+                    continue
+            if spans := line.take(lane, jobs_max):
+                room.free[candidate.lane] -= 1
+                room.shards_left -= 1
+                record = self._record(assignment, candidate, reason, first, spans, now_us)
+                if first.batch_id in room.budgets:
+                    room.budgets[first.batch_id] -= record.hold_nano_usd
+                return record
+        return None
 
     def _record(
         self,
-        connection: Connection,
         assignment: Assignment,
         candidate: Candidate,
         reason: str,
@@ -152,10 +219,9 @@ class Dispatcher:
         lane = self._lanes[candidate.lane]
         jobs_count = sum(span.jobs_count for span in spans)
         ahead_seconds = jobs_count / lane.jobs_per_second + 2 * lane.shard_seconds
-        group = jobs.load_groups(connection, [assignment.group_id])[0]
         return shards.ShardRecord(
             shard_id=new_id(),
-            tenant_id=group.key.tenant_id,
+            tenant_id=assignment.tenant_id,
             group_id=assignment.group_id,
             batch_id=first.batch_id,
             lane=candidate.lane,
@@ -169,40 +235,28 @@ class Dispatcher:
         )
 
 
-def _take_spans(
-    connection: Connection, lane: Lane, waiting: list[WaitingSpan], affordable: int | None
-) -> list[ShardSpan]:
-    """Take jobs of the first span's batch out of the line, up to what the lane's shards carry.
+def _budgets_left(connection: Connection) -> dict[bytes, int]:
+    """What each batch with a budget may still spend, beside what is spent and held."""
+    return {
+        batch_id: budget
+        - batches.progress(connection, batch_id).cost_nano_usd
+        - shards.held_nano_usd(connection, batch_id)
+        for batch_id, budget in batches.budgets(connection).items()
+    }
 
-    Empty when every job looked at had ended meanwhile (a late result won), and left the line for that.
-    """
-    first = waiting[0]
-    room = min(jobs_per_shard(lane, span) for span in waiting if span.batch_id == first.batch_id)
-    if affordable is not None:
-        room = min(room, affordable)
-    taken: list[ShardSpan] = []
-    index = 0
-    for span in waiting:
-        if index >= room or span.batch_id != first.batch_id or (span.alone and index):
-            break
-        count = min(span.jobs_count, room - index)
-        ready.take(connection, span, count)
-        for job_id, length in _not_ended(connection, span, count):
-            taken.append(
-                ShardSpan(
-                    index,
-                    job_id,
-                    length,
-                    span.attempt_number,
-                    span.failures,
-                    span.crashes,
-                    span.alone,
-                    span.body_bytes_max,
-                    span.deadline_us,
-                )
-            )
-            index += length
-    return taken
+
+def _shard_span(span: WaitingSpan, index: int, job_id: bytes, length: int) -> ShardSpan:
+    return ShardSpan(
+        index,
+        job_id,
+        length,
+        span.attempt_number,
+        span.failures,
+        span.crashes,
+        span.alone,
+        span.body_bytes_max,
+        span.deadline_us,
+    )
 
 
 def _not_ended(connection: Connection, span: WaitingSpan, count: int) -> list[tuple[bytes, int]]:

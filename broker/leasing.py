@@ -11,6 +11,7 @@ import structlog
 from broker.clock import Clock
 from broker.database import shards
 from broker.database.connection import Connection, Database
+from broker.database.shards import Holding
 from broker.domain.shard import ClaimAnswer, ClaimShard, RenewAnswer, RenewLease
 
 __all__ = ["LEASE_SECONDS", "LeaseDoor"]
@@ -32,28 +33,24 @@ class LeaseDoor:
     def claim(self, question: ClaimShard) -> ClaimAnswer:
         """Grant the shard, unless it was claimed or taken back before."""
 
-        def work(connection: Connection) -> ClaimAnswer:
+        def work(connection: Connection) -> Holding | None:
             now_us = self._clock()
             until_us = now_us + self._lease_us()
-            granted = shards.claim(connection, question.shard_id, question.lane, question.worker_id, now_us, until_us)
-            if not granted:
-                return ClaimAnswer(granted=False)
-            return ClaimAnswer(True, self._lease_seconds, shards.cancel_requested(connection, question.shard_id))
+            return shards.claim(connection, question.shard_id, question.lane, question.worker_id, now_us, until_us)
 
-        answer = self._database.write(work)
-        _log.debug("shard_claimed" if answer.granted else "claim_refused", shard=question.shard_id.hex())
-        return answer
+        held = self._database.write(work)
+        _log.debug("shard_claimed" if held else "claim_refused", shard=question.shard_id.hex())
+        return ClaimAnswer(True, self._lease_seconds, held.cancel_requested) if held else ClaimAnswer(granted=False)
 
     def renew(self, question: RenewLease) -> RenewAnswer:
         """Extend the lease, unless it is lost."""
 
-        def work(connection: Connection) -> RenewAnswer:
+        def work(connection: Connection) -> Holding | None:
             until_us = self._clock() + self._lease_us()
-            if not shards.renew(connection, question.shard_id, question.worker_id, question.running, until_us):
-                return RenewAnswer(granted=False)
-            return RenewAnswer(True, self._lease_seconds, shards.cancel_requested(connection, question.shard_id))
+            return shards.renew(connection, question.shard_id, question.worker_id, question.running, until_us)
 
-        return self._database.write(work)
+        held = self._database.write(work)
+        return RenewAnswer(True, self._lease_seconds, held.cancel_requested) if held else RenewAnswer(granted=False)
 
     def _lease_us(self) -> int:
         return int(self._lease_seconds * 1_000_000)

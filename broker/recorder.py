@@ -98,8 +98,7 @@ class Recorder:
             self._apply(ends, record, event, now_us)
             touched[record.shard_id] = record
         ends.write()
-        for record in touched.values():
-            shards.save_recorded(connection, record)
+        shards.save_recorded(connection, touched.values())
 
     def _apply(self, ends: AttemptEnds, record: ShardRecord, event: WorkerEvent, now_us: int) -> None:
         lane = self._lanes[record.lane]

@@ -54,14 +54,17 @@ class Relay:
         A crash between the confirmation and the delete publishes a shard again: its id is claimed once, so
         the second copy is dropped at the lease door.
         """
-        rows = self._database.read(lambda connection: shards.outbox_rows(connection, 0, _ROWS_PER_STEP))
+        rows, envelopes = self._database.read(self._seal_oldest)
+        for lane, sealed in envelopes.items():
+            self._publishers[lane].publish_shards(self._lanes[lane].shards_queue, sealed)
         if rows:
-            envelopes = self._database.read(lambda connection: self._seal(connection, rows))
-            for lane, sealed in envelopes.items():
-                self._publishers[lane].publish_shards(self._lanes[lane].shards_queue, sealed)
             done = [row.outbox_id for row in rows]
             self._database.write(lambda connection: shards.forget_sent(connection, done))
         return len(rows)
+
+    def _seal_oldest(self, connection: Connection) -> tuple[list[OutboxRow], dict[str, list[bytes]]]:
+        rows = shards.outbox_rows(connection, _ROWS_PER_STEP)
+        return rows, self._seal(connection, rows) if rows else {}
 
     def _seal(self, connection: Connection, rows: list[OutboxRow]) -> dict[str, list[bytes]]:
         records = shards.load(connection, [row.shard_id for row in rows])

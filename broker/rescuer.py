@@ -138,7 +138,7 @@ class Rescuer:
         ends.write()
         jobs.wait(connection, regroup(retries))
         record.state = ShardState.TAKEN_BACK
-        shards.save_recorded(connection, record)
+        shards.save_recorded(connection, [record])
 
     def _follow(self, connection: Connection, record: ShardRecord, index: int) -> Ended | Retry | None:
         span = record.span_at(index)
@@ -175,7 +175,7 @@ class Rescuer:
                 ends.add(record, self._lanes[record.lane], lost, shares[index])
         ends.write()
         record.state, record.closed_us = ShardState.TAKEN_BACK, now_us
-        shards.save_recorded(connection, record)
+        shards.save_recorded(connection, [record])
 
     def _upper_costs(self, record: ShardRecord, indices: list[int], now_us: int) -> dict[int, int]:
         """At most the whole time from claim to lease end was these jobs': its cost, divided without remainder."""

@@ -154,7 +154,8 @@ class _ShardRun:
 
     async def run(self, already_stopping: _Stop | None) -> None:
         """All jobs in flight at once, until each has ended or been stopped."""
-        self._tasks = [asyncio.ensure_future(self._run_job(index, job)) for index, job in enumerate(self._order.jobs)]
+        start = asyncio.get_running_loop().create_task
+        self._tasks = [start(self._run_job(index, job)) for index, job in enumerate(self._order.jobs)]
         keeper = asyncio.ensure_future(self._keep_lease())
         if already_stopping or self._lease.cancelled:
             self.stop(already_stopping or _Stop.CANCELLED)

@@ -14,6 +14,7 @@ __all__ = [
     "Counts",
     "add_counts",
     "advance_reading",
+    "budgets",
     "create",
     "find_latest",
     "get",
@@ -171,6 +172,16 @@ def add_counts(connection: Connection, batch_id: bytes, writer: str, counts: Cou
             set_={name: batch_count.c[name] + statement.excluded[name] for name in values},
         )
     )
+
+
+def budgets(connection: Connection) -> dict[bytes, int]:
+    """The budgets of the unfinished batches that have one, in nano-USD."""
+    rows = connection.execute(
+        select(batch.c.batch_id, batch.c.max_cost_nano_usd).where(
+            batch.c.finished_us.is_(None), batch.c.max_cost_nano_usd.is_not(None)
+        )
+    )
+    return {row.batch_id: row.max_cost_nano_usd for row in rows}
 
 
 def progress(connection: Connection, batch_id: bytes) -> Counts:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
-from sqlalchemy import Connection, func, insert, select
+from typing import Any
 
-from broker.database.tables import assignment, plan
+import msgspec
+from sqlalchemy import Connection, Row, Select, func, insert, select
+
+from broker.database.tables import assignment, plan, work_group
 from broker.domain.ids import new_id
 from broker.rules.planning import Candidate, GroupPlan, Removed
 
@@ -18,6 +20,7 @@ class Assignment(msgspec.Struct, frozen=True):
     assignment_id: bytes
     generation: int
     group_id: bytes
+    tenant_id: str
     plan: GroupPlan
 
 
@@ -28,41 +31,44 @@ def current_generation(connection: Connection) -> int:
 
 def write_plan(
     connection: Connection, generation: int, plans: dict[bytes, GroupPlan], inputs_digest: bytes, now_us: int
-) -> list[Assignment]:
+) -> None:
     """Record a generation and its assignments, one per group. A generation already there is an IntegrityError."""
     connection.execute(
         insert(plan).values(generation=generation, plan_id=new_id(), created_us=now_us, inputs_digest=inputs_digest)
     )
-    made = [Assignment(new_id(), generation, group_id, decision) for group_id, decision in plans.items()]
-    if made:
+    if plans:
         connection.execute(
             insert(assignment),
             [
                 {
-                    "assignment_id": one.assignment_id,
+                    "assignment_id": new_id(),
                     "generation": generation,
-                    "group_id": one.group_id,
-                    "candidates": msgspec.json.encode(one.plan.candidates).decode(),
-                    "removed": msgspec.json.encode(one.plan.removed).decode(),
+                    "group_id": group_id,
+                    "candidates": msgspec.json.encode(decision.candidates).decode(),
+                    "removed": msgspec.json.encode(decision.removed).decode(),
                 }
-                for one in made
+                for group_id, decision in plans.items()
             ],
         )
-    return made
-
-
-def find(connection: Connection, assignment_id: bytes) -> Assignment | None:
-    """The assignment of this id."""
-    row = connection.execute(select(assignment).where(assignment.c.assignment_id == assignment_id)).one_or_none()
-    if row is None:
-        return None
-    candidates = msgspec.json.decode(row.candidates, type=tuple[Candidate, ...])
-    removed = msgspec.json.decode(row.removed, type=tuple[Removed, ...])
-    return Assignment(row.assignment_id, row.generation, row.group_id, GroupPlan(candidates, removed))
 
 
 def load_generation(connection: Connection, generation: int) -> dict[bytes, Assignment]:
     """The assignments of a generation by group."""
-    rows = connection.execute(select(assignment.c.assignment_id).where(assignment.c.generation == generation)).scalars()
-    found = (find(connection, assignment_id) for assignment_id in list(rows))
-    return {one.group_id: one for one in found if one is not None}
+    rows = connection.execute(_with_tenant().where(assignment.c.generation == generation))
+    return {row.group_id: _assignment(row) for row in rows}
+
+
+def find(connection: Connection, assignment_id: bytes) -> Assignment | None:
+    """The assignment of this id."""
+    row = connection.execute(_with_tenant().where(assignment.c.assignment_id == assignment_id)).one_or_none()
+    return _assignment(row) if row else None
+
+
+def _with_tenant() -> Select[Any]:
+    return select(assignment, work_group.c.tenant_id).join(work_group, work_group.c.group_id == assignment.c.group_id)
+
+
+def _assignment(row: Row[Any]) -> Assignment:
+    candidates = msgspec.json.decode(row.candidates, type=tuple[Candidate, ...])
+    removed = msgspec.json.decode(row.removed, type=tuple[Removed, ...])
+    return Assignment(row.assignment_id, row.generation, row.group_id, row.tenant_id, GroupPlan(candidates, removed))

@@ -8,7 +8,6 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, select
 
 from broker.database.tables import ready
-from broker.domain.ids import id_at
 from broker.domain.job import WaitingSpan
 
 __all__ = [
@@ -16,7 +15,6 @@ __all__ = [
     "next_due_us",
     "next_spans",
     "overdue_spans",
-    "take",
     "waiting_groups",
     "waiting_spans_of_batch",
     "withdraw",
@@ -63,18 +61,6 @@ def next_spans(
     return [_span(row) for row in rows]
 
 
-def take(connection: Connection, span: WaitingSpan, jobs_count: int) -> WaitingSpan | None:
-    """Take the first `jobs_count` jobs out of the line; what remains of the span waits on and is returned."""
-    connection.execute(delete(ready).where(ready.c.first_job_id == span.first_job_id))
-    if jobs_count == span.jobs_count:
-        return None
-    rest = msgspec.structs.replace(
-        span, first_job_id=id_at(span.first_job_id, jobs_count), jobs_count=span.jobs_count - jobs_count
-    )
-    connection.execute(ready.insert().values(msgspec.structs.asdict(rest)))
-    return rest
-
-
 def waiting_spans_of_batch(connection: Connection, batch_id: bytes, limit: int) -> list[WaitingSpan]:
     """Spans of a batch that still wait."""
     rows = connection.execute(
@@ -93,8 +79,8 @@ def overdue_spans(connection: Connection, now_us: int, limit: int) -> list[Waiti
 
 def withdraw(connection: Connection, spans: list[WaitingSpan]) -> None:
     """Take whole spans out of the line, because their jobs have ended."""
-    for span in spans:
-        connection.execute(delete(ready).where(ready.c.first_job_id == span.first_job_id))
+    if spans:
+        connection.execute(delete(ready).where(ready.c.first_job_id.in_([span.first_job_id for span in spans])))
 
 
 def _may_go(now_us: int, held_batches: Collection[bytes]) -> list[ColumnElement[bool]]:

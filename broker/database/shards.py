@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
-from sqlalchemy import Connection, case, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, case, delete, func, insert, select, update
 
 from broker.database.connection import bulk_insert
 from broker.database.tables import batch, outbox, shard, shard_span, work_group
@@ -13,9 +13,9 @@ from broker.domain.ids import id_at
 from broker.domain.shard import Bitmap, ShardSpan, ShardState
 
 __all__ = [
+    "Holding",
     "OutboxRow",
     "ShardRecord",
-    "cancel_requested",
     "claim",
     "close",
     "forget_sent",
@@ -119,11 +119,9 @@ def write_shards(connection: Connection, records: Sequence[ShardRecord]) -> None
         connection.execute(insert(outbox), [{"shard_id": record.shard_id, "lane": record.lane} for record in records])
 
 
-def outbox_rows(connection: Connection, after: int, limit: int) -> list[OutboxRow]:
-    """Shards to publish with a number above `after`, in the order in which they were written."""
-    rows = connection.execute(
-        select(outbox).where(outbox.c.outbox_id > after).order_by(outbox.c.outbox_id).limit(limit)
-    )
+def outbox_rows(connection: Connection, limit: int) -> list[OutboxRow]:
+    """The oldest shards that are still to be published."""
+    rows = connection.execute(select(outbox).order_by(outbox.c.outbox_id).limit(limit))
     return [OutboxRow(row.outbox_id, row.shard_id, row.lane) for row in rows]
 
 
@@ -163,43 +161,61 @@ def load(connection: Connection, shard_ids: Sequence[bytes], *, lock: bool = Fal
     return found
 
 
-def claim(connection: Connection, shard_id: bytes, lane: str, worker_id: str, now_us: int, lease_until_us: int) -> bool:
+class Holding(msgspec.Struct, frozen=True):
+    """A shard is this worker's; `cancel_requested` says that its batch is to be cancelled."""
+
+    cancel_requested: bool
+
+
+_CANCEL_REQUESTED = select(batch.c.cancel_requested_us).where(batch.c.batch_id == shard.c.batch_id).scalar_subquery()
+
+
+def claim(
+    connection: Connection, shard_id: bytes, lane: str, worker_id: str, now_us: int, lease_until_us: int
+) -> Holding | None:
     """Give the shard to this worker, if it is still free. A shard id is claimed once; this is the fence."""
     taken = connection.execute(
         update(shard)
         .where(shard.c.shard_id == shard_id, shard.c.lane == lane, shard.c.state == ShardState.SENT)
         .values(state=ShardState.RUNNING, worker_id=worker_id, claimed_us=now_us, lease_until_us=lease_until_us)
-    )
-    return taken.rowcount == 1
+        .returning(_CANCEL_REQUESTED)
+    ).one_or_none()
+    return Holding(taken[0] is not None) if taken else None
 
 
-def renew(connection: Connection, shard_id: bytes, worker_id: str, running: bytes, lease_until_us: int) -> bool:
+def renew(
+    connection: Connection, shard_id: bytes, worker_id: str, running: bytes, lease_until_us: int
+) -> Holding | None:
     """Extend the worker's lease, if it still has it."""
     extended = connection.execute(
         update(shard)
         .where(shard.c.shard_id == shard_id, shard.c.worker_id == worker_id, shard.c.state == ShardState.RUNNING)
         .values(lease_until_us=lease_until_us, running=running)
-    )
-    return extended.rowcount == 1
+        .returning(_CANCEL_REQUESTED)
+    ).one_or_none()
+    return Holding(extended[0] is not None) if extended else None
 
 
-def cancel_requested(connection: Connection, shard_id: bytes) -> bool:
-    """Whether the shard's batch is to be cancelled."""
-    requested = connection.execute(
-        select(batch.c.cancel_requested_us)
-        .join(shard, shard.c.batch_id == batch.c.batch_id)
-        .where(shard.c.shard_id == shard_id)
-    ).scalar_one_or_none()
-    return requested is not None
+_SAVE_RECORDED = (
+    update(shard)
+    .where(shard.c.shard_id == bindparam("of_shard"))
+    .values(recorded=bindparam("now_recorded"), state=bindparam("now_state"), closed_us=bindparam("now_closed_us"))
+)
 
 
-def save_recorded(connection: Connection, record: ShardRecord) -> None:
-    """Keep which indices are in the ledger, and the state that this leads to."""
-    connection.execute(
-        update(shard)
-        .where(shard.c.shard_id == record.shard_id)
-        .values(recorded=record.recorded.to_bytes(), state=record.state, closed_us=record.closed_us)
-    )
+def save_recorded(connection: Connection, records: Iterable[ShardRecord]) -> None:
+    """Keep which indices are in the ledger, and the states that this leads to."""
+    changes = [
+        {
+            "of_shard": record.shard_id,
+            "now_recorded": record.recorded.to_bytes(),
+            "now_state": record.state,
+            "now_closed_us": record.closed_us,
+        }
+        for record in records
+    ]
+    if changes:
+        connection.execute(_SAVE_RECORDED, changes)
 
 
 def close(connection: Connection, shard_id: bytes, state: ShardState, closed_us: int | None) -> None:

@@ -1,7 +1,6 @@
 """SQLite: one process, one writer thread with group commit, read-only connections for readers.
 
-The writer takes whatever gathered while the last commit ran into the next one, each unit of work under its
-own savepoint, so that one that fails takes nothing with it. WAL with synchronous=FULL: a commit survives a
+The writer takes whatever gathered while the last commit ran into the next one. WAL with synchronous=FULL: a commit survives a
 power cut.
 """
 
@@ -115,29 +114,19 @@ class SqliteDatabase:
 
 
 def _commit_group(connection: Connection, group: list[tuple[Callable[[Connection], Any], Future[Any]]]) -> None:
-    settled: list[tuple[Future[Any], Any, BaseException | None]] = []
+    """All of the group in one transaction; if that fails, each in its own, so that only the culprit's caller hears."""
     try:
         with connection.begin():
-            for work, future in group:
-                try:
-                    if len(group) == 1:
-                        settled.append((future, work(connection), None))
-                    else:
-                        with connection.begin_nested():
-                            settled.append((future, work(connection), None))
-                except Exception as error:
-                    if len(group) == 1:
-                        raise
-                    settled.append((future, None, error))
-    except Exception as error:  # noqa: BLE001 (the whole group was rolled back; every caller must know)
-        for _, future in group:
-            future.set_exception(error)
+            values = [work(connection) for work, _ in group]
+    except Exception as error:  # noqa: BLE001 (it belongs to a caller, who gets it)
+        if len(group) == 1:
+            group[0][1].set_exception(error)
+            return
+        for member in group:
+            _commit_group(connection, [member])
         return
-    for future, value, failure in settled:
-        if failure is None:
-            future.set_result(value)
-        else:
-            future.set_exception(failure)
+    for (_, future), value in zip(group, values, strict=True):
+        future.set_result(value)
 
 
 def _open(path: Path, *, begin: str, query_only: bool) -> Engine:

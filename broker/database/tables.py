@@ -127,6 +127,7 @@ job = Table(
     Column("tags", Text),
     Index("ix_job_batch", "batch_id", "line_number", unique=True),
     Index("ix_job_custom", "batch_id", "custom_id", unique=True),
+    sqlite_with_rowid=False,  # one tree instead of two: its rows are small and come in the order of their ids
 )
 
 payload = Table(

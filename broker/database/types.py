@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import BigInteger, Dialect, Integer, LargeBinary, MetaData
@@ -33,15 +34,21 @@ class Id(TypeDecorator[bytes]):
             return dialect.type_descriptor(postgresql.UUID(as_uuid=True))
         return dialect.type_descriptor(LargeBinary(16))
 
-    def process_bind_param(self, value: bytes | None, dialect: Dialect) -> Any:  # noqa: ANN401 (SQLAlchemy's signature)
-        if value is None or dialect.name != "postgresql":
-            return value
-        return uuid.UUID(bytes=value)
+    def bind_processor(self, dialect: Dialect) -> Callable[[bytes | None], Any] | None:
+        """On SQLite none: the value is what it is, and there are many."""
+        return _to_uuid if dialect.name == "postgresql" else None
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> bytes | None:  # noqa: ANN401 (SQLAlchemy's signature)
-        if value is None or dialect.name != "postgresql":
-            return value  # type: ignore[no-any-return] # (bytes, or None, as the driver gave it)
-        return bytes(value.bytes)
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], bytes | None] | None:
+        """As for `bind_processor`."""
+        return _from_uuid if dialect.name == "postgresql" else None
+
+
+def _to_uuid(value: bytes | None) -> uuid.UUID | None:
+    return None if value is None else uuid.UUID(bytes=value)
+
+
+def _from_uuid(value: Any) -> bytes | None:
+    return None if value is None else bytes(value.bytes)
 
 
 Digest = LargeBinary(32)

@@ -127,6 +127,7 @@ def _create_jobs() -> None:
         *_columns(sa.BigInteger, "submitted_us", "deadline_us"),
         sa.Column("budget_nano_usd", sa.BigInteger),
         sa.Column("tags", sa.Text),
+        sqlite_with_rowid=False,
     )
     op.create_index("ix_job_batch", "job", ["batch_id", "line_number"], unique=True)
     op.create_index("ix_job_custom", "job", ["batch_id", "custom_id"], unique=True)
@@ -276,7 +277,8 @@ def _create_attempt() -> None:
     )
     op.create_index("ix_attempt_job", "attempt", ["job_id"])
     op.create_index("ix_attempt_batch", "attempt", ["batch_id"])
-    op.create_index("ix_attempt_tenant", "attempt", ["tenant_id", "recorded_us"])
+    if op.get_bind().dialect.name == "postgresql":
+        op.create_index("ix_attempt_tenant", "attempt", ["tenant_id", "recorded_us"])
 
 
 def _create_cost_entry() -> None:
@@ -317,6 +319,7 @@ def _create_outcomes_and_proofs() -> None:
         sa.Column("error_code", sa.String(32)),
         sa.Column("attempt_id", Id),
         sa.Column("leaf", Digest, nullable=False),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "ledger_stream",
