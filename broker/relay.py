@@ -58,7 +58,7 @@ class Relay:
         for lane, sealed in envelopes.items():
             self._publishers[lane].publish_shards(self._lanes[lane].shards_queue, sealed)
         if rows:
-            done = [row.outbox_id for row in rows]
+            done = [row.shard_id for row in rows]
             self._database.write(lambda connection: shards.forget_sent(connection, done))
         return len(rows)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, insert
+from sqlalchemy import Column, Connection, Engine, Table, bindparam, insert, update
 
-__all__ = ["Connection", "Database", "bulk_insert"]
+__all__ = ["Connection", "Database", "bulk_insert", "bulk_update"]
 
 T = TypeVar("T")
 
@@ -35,39 +36,48 @@ class Database(Protocol):
 
 
 _SQLITE_PARAMETERS_MAX = 30_000
-_ROWS_PER_STATEMENT = (512, 128, 32, 8, 1)
-
-_sqlite_inserts: dict[tuple[str, int], str] = {}
 
 
 def bulk_insert(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
     """Insert rows, each with a value for every column in the table's order.
 
-    On SQLite the values go to the driver as they are (ids are bytes there anyway), many rows to a statement:
-    the driver lets go of the interpreter once per statement, and with other threads at work each time may
-    cost a switch interval to come back. Few sizes, so that the driver's cache knows every statement.
+    On SQLite the values go to the driver as they are (ids are bytes there anyway), in as few statements as it
+    takes: the driver lets go of the interpreter at each, and with other threads at work each time may cost a
+    switch interval to come back.
     """
-    if connection.dialect.name != "sqlite":
+    if connection.dialect.name == "sqlite":
+        columns_count = len(table.columns)
+        for part in _parts(rows, columns_count):
+            statement = f"INSERT INTO {table.name} VALUES {_marks(len(part), columns_count)}"  # noqa: S608 (names of our own tables)
+            connection.exec_driver_sql(statement, tuple(chain.from_iterable(part)))
+    elif rows:
         names = [column.name for column in table.columns]
-        if rows:
-            connection.execute(insert(table), [dict(zip(names, row, strict=True)) for row in rows])
-        return
-    columns_count = len(table.columns)
-    start = 0
-    for size in _ROWS_PER_STATEMENT:
-        if size > 1 and size * columns_count > _SQLITE_PARAMETERS_MAX:
-            continue
-        while len(rows) - start >= size:
-            values = tuple(chain.from_iterable(rows[start : start + size]))
-            connection.exec_driver_sql(_sqlite_insert(table, size), values)
-            start += size
+        connection.execute(insert(table), [dict(zip(names, row, strict=True)) for row in rows])
 
 
-def _sqlite_insert(table: Table, rows_count: int) -> str:
-    statement = _sqlite_inserts.get((table.name, rows_count))
-    if statement is None:
-        marks = f"({', '.join('?' * len(table.columns))})"
-        every = ", ".join([marks] * rows_count)
-        statement = f"INSERT INTO {table.name} VALUES {every}"  # noqa: S608 (names of our own tables)
-        _sqlite_inserts[table.name, rows_count] = statement
-    return statement
+def bulk_update(connection: Connection, key: Column[Any], columns: Sequence[Column[Any]], rows: Sequence[Any]) -> None:
+    """Set `columns` where `key` matches; each row is the key's value, then one per column. As for `bulk_insert`."""
+    table = key.table
+    if connection.dialect.name == "sqlite":
+        changes = ", ".join(f"{column.name} = new.column{place}" for place, column in enumerate(columns, start=2))
+        for part in _parts(rows, len(columns) + 1):
+            values = f"(VALUES {_marks(len(part), len(columns) + 1)}) AS new"
+            text = f"UPDATE {table} SET {changes} FROM {values} WHERE {table}.{key.name} = new.column1"  # noqa: S608 (as above)
+            connection.exec_driver_sql(text, tuple(chain.from_iterable(part)))
+    elif rows:
+        statement = update(table).where(key == bindparam("of_key"))
+        statement = statement.values({column: bindparam(f"new_{column.name}") for column in columns})
+        names = ["of_key", *(f"new_{column.name}" for column in columns)]
+        connection.execute(statement, [dict(zip(names, row, strict=True)) for row in rows])
+
+
+def _parts(rows: Sequence[tuple[Any, ...]], columns_count: int) -> Iterator[Sequence[tuple[Any, ...]]]:
+    size = _SQLITE_PARAMETERS_MAX // columns_count
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+@lru_cache(maxsize=1024)
+def _marks(rows_count: int, columns_count: int) -> str:
+    row = f"({', '.join('?' * columns_count)})"
+    return ", ".join([row] * rows_count)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import msgspec
-from sqlalchemy import Connection, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import Connection, case, delete, func, select, update
 
-from broker.database.connection import bulk_insert
+from broker.database.connection import bulk_insert, bulk_update
 from broker.database.tables import batch, outbox, shard, shard_span, work_group
 from broker.domain.ids import id_at
 from broker.domain.shard import Bitmap, ShardSpan, ShardState
@@ -76,7 +76,6 @@ class ShardRecord(msgspec.Struct, kw_only=True):
 class OutboxRow(msgspec.Struct, frozen=True):
     """A shard that still has to be published."""
 
-    outbox_id: int
     shard_id: bytes
     lane: str
 
@@ -115,19 +114,18 @@ def write_shards(connection: Connection, records: Sequence[ShardRecord]) -> None
         shard_span,
         [(record.shard_id, *msgspec.structs.astuple(span)) for record in records for span in record.spans],
     )
-    if records:
-        connection.execute(insert(outbox), [{"shard_id": record.shard_id, "lane": record.lane} for record in records])
+    bulk_insert(connection, outbox, [(record.shard_id, record.lane) for record in records])
 
 
 def outbox_rows(connection: Connection, limit: int) -> list[OutboxRow]:
     """The oldest shards that are still to be published."""
-    rows = connection.execute(select(outbox).order_by(outbox.c.outbox_id).limit(limit))
-    return [OutboxRow(row.outbox_id, row.shard_id, row.lane) for row in rows]
+    rows = connection.execute(select(outbox).order_by(outbox.c.shard_id).limit(limit))
+    return [OutboxRow(row.shard_id, row.lane) for row in rows]
 
 
-def forget_sent(connection: Connection, outbox_ids: Sequence[int]) -> None:
+def forget_sent(connection: Connection, shard_ids: Sequence[bytes]) -> None:
     """The bus has confirmed these."""
-    connection.execute(delete(outbox).where(outbox.c.outbox_id.in_(list(outbox_ids))))
+    connection.execute(delete(outbox).where(outbox.c.shard_id.in_(list(shard_ids))))
 
 
 def unsent_count(connection: Connection) -> int:
@@ -196,26 +194,14 @@ def renew(
     return Holding(extended[0] is not None) if extended else None
 
 
-_SAVE_RECORDED = (
-    update(shard)
-    .where(shard.c.shard_id == bindparam("of_shard"))
-    .values(recorded=bindparam("now_recorded"), state=bindparam("now_state"), closed_us=bindparam("now_closed_us"))
-)
-
-
 def save_recorded(connection: Connection, records: Iterable[ShardRecord]) -> None:
     """Keep which indices are in the ledger, and the states that this leads to."""
-    changes = [
-        {
-            "of_shard": record.shard_id,
-            "now_recorded": record.recorded.to_bytes(),
-            "now_state": record.state,
-            "now_closed_us": record.closed_us,
-        }
-        for record in records
-    ]
-    if changes:
-        connection.execute(_SAVE_RECORDED, changes)
+    bulk_update(
+        connection,
+        shard.c.shard_id,
+        [shard.c.recorded, shard.c.state, shard.c.closed_us],
+        [(record.shard_id, record.recorded.to_bytes(), record.state, record.closed_us) for record in records],
+    )
 
 
 def close(connection: Connection, shard_id: bytes, state: ShardState, closed_us: int | None) -> None:

@@ -1,7 +1,7 @@
 """SQLite: one process, one writer thread with group commit, read-only connections for readers.
 
-The writer takes whatever gathered while the last commit ran into the next one. WAL with synchronous=FULL: a commit survives a
-power cut.
+The writer takes whatever gathered while the last commit ran into the next one. WAL with synchronous=FULL: a
+commit survives a power cut.
 """
 
 from __future__ import annotations

@@ -244,8 +244,7 @@ shard_span = Table(
 outbox = Table(
     "outbox",
     metadata,
-    Column("outbox_id", BigCounter, primary_key=True, autoincrement=True),
-    Column("shard_id", Id, nullable=False),
+    Column("shard_id", Id, primary_key=True),
     Column("lane", String(128), nullable=False),
 )
 

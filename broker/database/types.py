@@ -38,8 +38,11 @@ class Id(TypeDecorator[bytes]):
         """On SQLite none: the value is what it is, and there are many."""
         return _to_uuid if dialect.name == "postgresql" else None
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], bytes | None] | None:
-        """As for `bind_processor`."""
+    def result_processor(  # noqa: D102 (as for `bind_processor`)
+        self,
+        dialect: Dialect,
+        coltype: object,  # noqa: ARG002 (SQLAlchemy's signature)
+    ) -> Callable[[uuid.UUID | None], bytes | None] | None:
         return _from_uuid if dialect.name == "postgresql" else None
 
 
@@ -47,7 +50,7 @@ def _to_uuid(value: bytes | None) -> uuid.UUID | None:
     return None if value is None else uuid.UUID(bytes=value)
 
 
-def _from_uuid(value: Any) -> bytes | None:
+def _from_uuid(value: uuid.UUID | None) -> bytes | None:
     return None if value is None else bytes(value.bytes)
 
 

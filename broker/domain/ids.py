@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import time
 import uuid
 from typing import NewType
@@ -47,9 +48,27 @@ SPAN_JOBS_MAX = 2**32
 _COUNTER = struct.Struct(">I")
 
 
+class _Randomness(threading.local):
+    """Random bytes, fetched many at a time: each call to the system lets go of the interpreter."""
+
+    def __init__(self) -> None:
+        self._process = 0
+        self._bytes = b""
+        self._used = 0
+
+    def take(self, count: int) -> bytes:
+        if self._used + count > len(self._bytes) or self._process != os.getpid():
+            self._bytes, self._used, self._process = os.urandom(4096), 0, os.getpid()
+        self._used += count
+        return self._bytes[self._used - count : self._used]
+
+
+_randomness = _Randomness()
+
+
 def _mint(counter_bytes: bytes | None) -> bytes:
     unix_ms = time.time_ns() // 1_000_000
-    random = bytearray(os.urandom(10))
+    random = bytearray(_randomness.take(10))
     random[0] = 0x70 | (random[0] & 0x0F)
     random[2] = 0x80 | (random[2] & 0x3F)
     if counter_bytes is not None:

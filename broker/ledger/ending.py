@@ -6,6 +6,8 @@ Used by whoever learns of an end: the recorder from a worker's events, the rescu
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -17,7 +19,7 @@ from broker.database.connection import bulk_insert
 from broker.database.shards import ShardRecord
 from broker.database.tables import result
 from broker.domain.events import JobRan
-from broker.domain.ids import id_at, new_id, time_us_of
+from broker.domain.ids import id_at, new_span, time_us_of
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane
 from broker.domain.outcome import CostBasis, Outcome
@@ -25,7 +27,7 @@ from broker.domain.shard import ShardSpan, ShardState
 from broker.ledger.writing import AttemptRow, Flush, OutcomeRow, append, ended_jobs
 from broker.rules.pricing import cost_nano_usd
 from broker.rules.regrouping import regroup
-from broker.rules.settling import Ended, Retry, settle
+from broker.rules.settling import Ended, Retry, Settlement, settle
 
 __all__ = ["AttemptEnds"]
 
@@ -42,6 +44,7 @@ class AttemptEnds:
         self._results: list[tuple[Any, ...]] = []
         self._waiting: list[WaitingSpan] = []
         self._counts: dict[bytes, Counts] = defaultdict(Counts)
+        self._attempt_ids = map(partial(id_at, new_span()), count())
         self._ended: set[bytes] = set()
         self._looked_up: set[bytes] = set()
 
@@ -61,7 +64,8 @@ class AttemptEnds:
             crashes=span.crashes,
             alone=span.alone,
         )
-        row = _attempt_row(shard, lane, ran, span, settlement.outcome, settlement.then, cost_upper_nano_usd)
+        ids = (next(self._attempt_ids), job_id)
+        row = _attempt_row(ids, shard, lane, ran, span, settlement, cost_upper_nano_usd)
         self._flush.attempts.append(row)
         match settlement.then:
             case Ended() as ended:
@@ -166,19 +170,19 @@ def _count(counts: Counts, row: AttemptRow) -> None:
 
 
 def _attempt_row(
+    ids: tuple[bytes, bytes],
     shard: ShardRecord,
     lane: Lane,
     ran: JobRan,
     span: ShardSpan,
-    outcome: Outcome,
-    then: Ended | Retry | None,
+    settlement: Settlement,
     cost_upper_nano_usd: int | None,
 ) -> AttemptRow:
-    job_id = id_at(span.first_job_id, ran.index - span.first_index)
+    attempt_id, job_id = ids
     submitted_us = time_us_of(job_id)
     cost = cost_nano_usd(lane.price, ran.usage)
     return AttemptRow(
-        attempt_id=new_id(),
+        attempt_id=attempt_id,
         job_id=job_id,
         batch_id=shard.batch_id,
         tenant_id=shard.tenant_id,
@@ -196,10 +200,10 @@ def _attempt_row(
         model=shard.model,
         worker_id=shard.worker_id or "",
         stand_in=lane.stand_in,
-        outcome=outcome,
+        outcome=settlement.outcome,
         error_code=ran.error_code,
         status_code=ran.status_code,
-        decisive=isinstance(then, Ended),
+        decisive=isinstance(settlement.then, Ended),
         submitted_us=submitted_us,
         dispatched_us=shard.created_us,
         started_us=ran.started_us,

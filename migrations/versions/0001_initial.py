@@ -219,8 +219,7 @@ def _create_shards() -> None:
     op.create_index("ix_shard_span_job", "shard_span", ["first_job_id"])
     op.create_table(
         "outbox",
-        sa.Column("outbox_id", BigCounter, primary_key=True, autoincrement=True),
-        sa.Column("shard_id", Id, nullable=False),
+        sa.Column("shard_id", Id, primary_key=True),
         sa.Column("lane", sa.String(128), nullable=False),
     )
 
