@@ -1,0 +1,249 @@
+"""Planner, dispatcher, relay and the lease door, on a real database."""
+
+from __future__ import annotations
+
+import uuid
+
+import msgspec
+import pytest
+
+from broker.bus.drivers.memory import MemoryDriver, MemoryOptions
+from broker.bus.envelope import KeyRing, Kind, open_shard
+from broker.bus.inbox import Inbox
+from broker.bus.publisher import Publisher
+from broker.database import plans, shards
+from broker.database.tables import assignment, outbox, payload, plan, ready, shard
+from broker.dispatcher import CLAIM_SECONDS
+from broker.domain.ids import ids_of_span
+from broker.domain.job import Constraints
+from broker.domain.shard import ShardState
+from broker.relay import Relay
+from tests.unit.builders import LEASE_SECONDS, SECOND_US, a_failure, a_job_ran, a_lane, a_price, a_signer, some_lines
+
+DEAR = a_lane("dear", price=a_price(7_200_000_000), slots=2)
+CHEAP = a_lane("cheap")
+COST = 10_000
+"""What one job on CHEAP is expected to cost: a hundredth of a second at 3.60 dollars an hour, in nano-dollars."""
+
+
+def _jobs(records):
+    return [
+        job for record in records for span in record.spans for job in ids_of_span(span.first_job_id, span.jobs_count)
+    ]
+
+
+def test_a_plan_is_made_once_and_kept_with_its_reasons(make_world):
+    world = make_world(CHEAP, DEAR)
+    world.take_in(some_lines(3), constraints=Constraints(lanes=("dear",)))
+    world.planner.step()
+    world.planner.step()
+    (kept,) = world.read(plans.load_generation, 1).values()
+    assert [one.lane for one in kept.plan.candidates] == ["dear"]
+    assert [(one.lane, one.filter) for one in kept.plan.removed] == [("cheap", "lanes: cheap is not among dear")]
+    assert (world.count(plan), world.count(assignment)) == (1, 1)
+    world.take_in(some_lines(1))
+    world.planner.step()
+    assert world.read(plans.current_generation) == 2
+    assert len(world.read(plans.load_generation, 2)) == 2
+
+
+def test_the_cheapest_lane_with_room_comes_first_and_none_gets_more_than_it_has_room_for(make_world):
+    world = make_world(
+        msgspec.structs.replace(CHEAP, shard_jobs_max=2), msgspec.structs.replace(DEAR, shard_jobs_max=3)
+    )
+    world.take_in(some_lines(30))
+    written = world.dispatch()
+    assert [(record.lane, record.jobs_count) for record in written] == [("cheap", 2)] * 2 + [("dear", 3)] * 4
+    assert written[0].reason == "the cheapest of 2 allowed lanes"
+    assert written[2].reason == "the cheapest allowed lane with a free slot; cheap had none"
+    assert world.dispatch() == []
+    assert world.claim(written[0]).granted
+    assert world.dispatch() == []  # running still takes its place
+    world.record(world.ran(written[0], a_job_ran(0), a_job_ran(1)))
+    assert [record.lane for record in world.dispatch()] == ["cheap"]
+    assert world.waiting_jobs() == 30 - 2 * 3 - 3 * 4
+
+
+def test_every_job_is_dispatched_once_in_the_order_of_its_ids(make_world):
+    world = make_world(msgspec.structs.replace(CHEAP, shard_jobs_max=4, slots=5))
+    world.take_in(some_lines(18))
+    before = [job for span in world.waiting() for job in ids_of_span(span.first_job_id, span.jobs_count)]
+    written = world.dispatch()
+    assert _jobs(written) == before
+    assert world.count(ready) == 0
+    assert [record.jobs_count for record in written] == [4, 4, 4, 4, 2]
+    for record in written:
+        assert [record.job_id_at(index) for index in range(record.jobs_count)] == _jobs([record])
+
+
+def test_the_earliest_deadline_goes_first(make_world):
+    world = make_world(msgspec.structs.replace(CHEAP, shard_jobs_max=1))
+    late = world.take_in(some_lines(3), window_seconds=80_000)
+    soon = world.take_in(some_lines(1, "s"), window_seconds=1_000)
+    assert [record.batch_id for record in world.dispatch()] == [soon.batch_id, late.batch_id]
+
+
+def test_a_constrained_group_never_leaves_its_lanes(make_world):
+    world = make_world(CHEAP, DEAR)
+    world.take_in(some_lines(1_000), constraints=Constraints(lanes=("dear",)))
+    assert {record.lane for record in world.dispatch()} == {"dear"}
+    nowhere = world.take_in(some_lines(1, "x"), constraints=Constraints(regions=("mars",)))
+    assert nowhere.batch_id not in {record.batch_id for record in world.dispatch()}
+
+
+def test_a_shard_has_one_batch(world):
+    first, second = world.take_in(some_lines(2)), world.take_in(some_lines(2))
+    written = world.dispatch()
+    assert [(record.batch_id, record.jobs_count) for record in written] == [(first.batch_id, 2), (second.batch_id, 2)]
+
+
+@pytest.mark.parametrize("jobs_covered", [0, 1, 7])
+def test_holds_never_exceed_the_budget(world, jobs_covered):
+    record = world.take_in(some_lines(20), max_cost_nano_usd=COST * jobs_covered + COST - 1)
+    written = world.dispatch()
+    assert len(_jobs(written)) == jobs_covered
+    assert world.held(record.batch_id) == jobs_covered * COST
+    assert world.dispatch() == []
+
+
+def test_what_was_not_spent_of_a_hold_is_free_again_and_what_was_spent_is_not(world):
+    record = world.take_in(some_lines(20), max_cost_nano_usd=10 * COST)
+    (first,) = world.claimed()
+    world.record(world.ran(first, *(a_job_ran(index) for index in range(10))))
+    spent = world.counts(record.batch_id).cost_nano_usd
+    assert spent == 10 * COST // 10
+    (second,) = world.dispatch()
+    assert second.jobs_count == 9
+    assert spent + world.held(record.batch_id) <= 10 * COST
+
+
+def test_a_spent_budget_does_not_hold_up_the_next_batch(world):
+    world.take_in(some_lines(3), max_cost_nano_usd=1)
+    free = world.take_in(some_lines(3))
+    assert [record.batch_id for record in world.dispatch()] == [free.batch_id]
+
+
+def test_nothing_is_dispatched_before_its_time_or_after_its_deadline(world):
+    world.take_in(some_lines(1), window_seconds=100)
+    world.planner.step()
+    world.clock.advance(100)
+    assert world.dispatch() == []
+    assert world.waiting_jobs() == 1
+
+
+def test_the_next_due_time_bounds_the_wait(world):
+    assert world.dispatcher.seconds_until_due(1.0) == 1.0
+    world.take_in(some_lines(1))
+    (one,) = world.claimed()
+    world.record(world.ran(one, a_failure()))
+    assert world.dispatcher.seconds_until_due(10.0) == pytest.approx(0.5)
+    assert world.dispatch() == []
+    world.clock.advance(0.5)
+    assert len(world.dispatch()) == 1
+
+
+# --------------------------------------------------------------------------------------------------------- relay
+
+
+@pytest.fixture
+def bus():
+    url = f"lanemem://relay-{uuid.uuid4().hex}"
+    publisher = Publisher(url)
+    yield url, publisher
+    publisher.close()
+
+
+def test_a_committed_shard_reaches_its_lanes_queue_and_is_forgotten_here(world, bus):
+    url, publisher = bus
+    signer, private = a_signer("broker")
+    relay = Relay(world.database, world.lanes, {"lane-a": publisher}, signer, world.clock)
+    world.take_in(some_lines(3))
+    (written,) = world.dispatch()
+    sealed = []
+    relay._publishers = {"lane-a": _Tee(publisher, sealed)}
+    assert relay.step() == 1
+    ring = KeyRing({"broker": (Kind.SHARD, "broker", private.public_key())})
+    order = open_shard(ring, sealed[0], world.clock()).body
+    assert (order.shard_id, order.lane, order.tenant_id) == (written.shard_id, "lane-a", "t")
+    stored = {row.job_id: (row.body, row.salt) for row in world.rows(payload)}
+    assert [(job.job_id, (job.body, job.salt)) for job in order.jobs] == [
+        (job, stored[job]) for job in _jobs([written])
+    ]
+    assert MemoryDriver(url.removeprefix("lanemem://"), MemoryOptions()).size("lane.lane-a.shards") == 1
+    assert (world.count(outbox), relay.step()) == (0, 0)
+
+
+class _Tee:
+    def __init__(self, publisher, sealed):
+        self._publisher, self._sealed = publisher, sealed
+
+    def publish_shards(self, queue, envelopes):
+        self._publisher.publish_shards(queue, envelopes)
+        self._sealed += envelopes
+
+
+def test_what_the_bus_did_not_confirm_is_kept_and_what_was_taken_back_is_not_sent(world, bus):
+    _, publisher = bus
+    relay = Relay(world.database, world.lanes, {"lane-a": publisher}, a_signer()[0], world.clock)
+    world.take_in(some_lines(1))
+    (written,) = world.dispatch()
+    publisher.close()
+    with pytest.raises(Exception, match="closed"):
+        relay.step()
+    assert world.count(outbox) == 1
+    world.database.write(
+        lambda connection: shards.close(connection, written.shard_id, ShardState.TAKEN_BACK, world.clock())
+    )
+    assert relay.step() == 1  # nothing left to publish, so the closed bus is not asked
+    assert world.count(outbox) == 0
+
+
+def test_an_inbox_hears_only_its_own_queue(bus):
+    url, publisher = bus
+    inbox = Inbox(url, ["lane.other.events"], prefetch=10)
+    publisher.publish_events("lane.lane-a.events", [b"x"])
+    assert inbox.receive(1, 0.01) == []
+    inbox.close()
+
+
+# ------------------------------------------------------------------------------------------------------- leasing
+
+
+def test_a_shard_is_claimed_once_by_a_worker_of_its_lane(world):
+    world.take_in(some_lines(1))
+    (written,) = world.dispatch()
+    assert not world.claim(msgspec.structs.replace(written, lane="other")).granted
+    answer = world.claim(written, "w1")
+    assert (answer.granted, answer.lease_seconds, answer.cancelled) == (True, LEASE_SECONDS, False)
+    assert not world.claim(written, "w2").granted
+    assert not world.claim(written, "w1").granted
+    kept = world.shard(written)
+    assert (kept.state, kept.worker_id) == (ShardState.RUNNING, "w1")
+    assert kept.lease_until_us == world.clock() + LEASE_SECONDS * SECOND_US
+    assert not world.claim(msgspec.structs.replace(written, shard_id=b"?" * 16)).granted
+
+
+def test_a_renewal_extends_the_lease_of_its_holder_alone(world):
+    world.take_in(some_lines(2))
+    (written,) = world.claimed()
+    world.clock.advance(10)
+    assert world.renew(written, [1]).granted
+    kept = world.shard(written)
+    assert (kept.lease_until_us, kept.running) == (world.clock() + LEASE_SECONDS * SECOND_US, b"\x02")
+    assert not world.renew(written, [1], worker="w2").granted
+
+
+def test_after_a_take_back_neither_claim_nor_renewal_is_granted(world):
+    world.take_in(some_lines(1))
+    (written,) = world.claimed()
+    assert world.fall_silent() == 1
+    assert not world.renew(written, [0]).granted
+    assert not world.claim(written, "w2").granted
+
+
+def test_a_shard_may_lie_for_its_time_and_no_longer(world):
+    world.take_in(some_lines(1))
+    (written,) = world.dispatch()
+    expected_seconds = 1 / 100 + 2 * 10 + CLAIM_SECONDS
+    assert written.claim_by_us == world.clock() + int(expected_seconds * SECOND_US)
+    assert world.count(shard) == 1

@@ -1,0 +1,159 @@
+"""Closer and assembler: a batch's end, and its two files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from sqlalchemy import update
+
+from broker.assembler import Assembler
+from broker.database.tables import batch
+from broker.domain.errors import BrokerError, ErrorCode
+from broker.domain.job import BatchStatus
+from broker.domain.outcome import Outcome
+from broker.domain.usage import Usage
+from broker.ledger.tables import attempt, job_outcome
+from tests.unit.builders import a_failure, a_job_ran, some_lines
+
+COST = 10_000
+"""What one job is expected to cost on the lane of these tests, in nano-dollars."""
+
+
+def _ends(world):
+    return sorted((row.outcome, row.error_code) for row in world.rows(job_outcome))
+
+
+def test_what_still_waits_at_the_deadline_has_expired(world):
+    record = world.take_in(some_lines(5), window_seconds=100)
+    world.clock.advance(99.999)
+    assert world.closer.step() == 0
+    world.clock.advance(0.001)
+    assert world.closer.step() == 1
+    assert _ends(world) == [(Outcome.EXPIRED, ErrorCode.BATCH_EXPIRED)] * 5
+    assert (world.counts(record.batch_id).expired, world.counts(record.batch_id).ended) == (5, 5)
+    assert (world.waiting(), world.count(attempt), world.closer.step()) == ([], 0, 0)
+    assert world.verified().faults == []
+
+
+def test_what_is_with_a_lane_at_the_deadline_is_the_workers_to_end(world):
+    record = world.take_in(some_lines(2), window_seconds=100)
+    (shard,) = world.claimed()
+    world.clock.advance(200)
+    assert world.closer.step() == 0
+    world.record(world.ran(shard, a_job_ran(0), a_job_ran(1)))
+    assert world.counts(record.batch_id).succeeded == 2
+
+
+def test_a_job_that_a_late_success_ended_does_not_expire_as_well(world):
+    record = world.take_in(some_lines(2), window_seconds=100)
+    (slow,) = world.claimed()
+    world.fall_silent()
+    world.record(world.ran(slow, a_job_ran(0)))
+    world.clock.advance(100)
+    world.closer.step()
+    counts = world.counts(record.batch_id)
+    assert (counts.succeeded, counts.expired, counts.ended) == (1, 1, 2)
+    assert world.verified().faults == []
+
+
+def test_a_spent_budget_ends_what_waits_once_nothing_is_under_way(world):
+    record = world.take_in(some_lines(5), max_cost_nano_usd=2 * COST)
+    free = world.take_in(some_lines(1))
+    mine = world.claimed()
+    assert [shard.jobs_count for shard in mine] == [2, 1]
+    assert world.closer.step() == 0  # the two under way may turn out cheaper
+    world.record(world.ran(mine[0], *(a_job_ran(index, usage=Usage(accelerator_us=COST)) for index in range(2))))
+    assert world.dispatch() == []
+    assert world.closer.step() == 1
+    counts = world.counts(record.batch_id)
+    assert (counts.succeeded, counts.failed, counts.ended, counts.cost_nano_usd) == (2, 3, 5, 2 * COST)
+    assert _ends(world)[:3] == [(Outcome.FAILED, ErrorCode.BUDGET_EXCEEDED)] * 3
+    assert world.counts(free.batch_id).ended == 0
+
+
+def test_a_cancelled_batch_ends_what_waits(world):
+    record = world.take_in(some_lines(3))
+    world.database.write(lambda connection: connection.execute(update(batch).values(cancel_requested_us=1)))
+    assert world.closer.step() == 1
+    assert world.counts(record.batch_id).cancelled == 3
+    (done,) = Assembler(world.database, world.clock).step()
+    assert world.batch(done.batch_id).status is BatchStatus.CANCELLED
+
+
+def _files(record):
+    return [
+        [msgspec.json.decode(line) for line in Path(path).read_bytes().splitlines()]
+        for path in (record.output_path, record.error_path)
+    ]
+
+
+def test_each_line_stands_once_in_one_file_in_the_order_of_the_input(world, monkeypatch):
+    monkeypatch.setattr("broker.assembler._LINES_PER_PAGE", 2)
+    record = world.take_in(b"bad\n" + some_lines(3) + b"bad\n" + some_lines(4, "b") + b"bad\nbad")
+    (shard,) = world.claimed()
+    refused = a_failure(1, ErrorCode.ENGINE_REFUSED, status_code=400, body=b'{"error":{"message":"no"}}')
+    ended = [a_job_ran(index) for index in (6, 0, 5, 2, 3, 4)]
+    world.record(world.ran(shard, *ended[:3]))
+    assembler = Assembler(world.database, world.clock)
+    assert assembler.step() == []
+    world.record(world.ran(shard, refused, *ended[3:]))
+    assert [done.batch_id for done in assembler.step()] == [record.batch_id]
+    output, errors = _files(record)
+    assert [line["custom_id"] for line in output] == ["a0", "a2", "b0", "b1", "b2", "b3"]
+    assert [line["response"]["body"]["n"] for line in output] == [0, 2, 3, 4, 5, 6]
+    assert [(line["custom_id"], line["error"]["code"], line["error"].get("line")) for line in errors] == [
+        (None, "invalid_line", 1),
+        ("a1", "engine_refused", None),
+        (None, "invalid_line", 5),
+        (None, "invalid_line", 10),
+        (None, "invalid_line", 11),
+    ]
+    assert errors[1]["response"] == {"status_code": 400, "request_id": "", "body": {"error": {"message": "no"}}}
+    kept = world.batch(record.batch_id)
+    assert (kept.status, kept.finished_us) == (BatchStatus.COMPLETED, world.clock())
+    assert assembler.step() == []
+    assert {path.name for path in world.folder.iterdir() if "jsonl" in path.name} == {"out.jsonl", "err.jsonl"}
+
+
+def test_a_batch_of_refusals_alone_is_finished_too(world):
+    record = world.take_in(b"bad\nworse\n")
+    Assembler(world.database, world.clock).step()
+    output, errors = _files(record)
+    assert (output, [line["error"]["line"] for line in errors]) == ([], [1, 2])
+
+
+def test_files_that_can_not_be_written_are_said_so_and_written_later(world):
+    blocked = world.folder / "blocked"
+    blocked.write_text("a file where the folder should be")
+    record = world.take_in(some_lines(1), output_path=str(blocked / "out.jsonl"), error_path=str(blocked / "err.jsonl"))
+    world.run_all()
+    assembler = Assembler(world.database, world.clock)
+    with pytest.raises(BrokerError, match=r"can't write .*blocked.*results are kept"):
+        assembler.step()
+    assert world.batch(record.batch_id).finished_us is None
+    blocked.unlink()
+    assert len(assembler.step()) == 1
+    assert [line["custom_id"] for line in _files(record)[0]] == ["a0"]
+
+
+def test_a_failure_in_the_middle_leaves_no_half_file(world, monkeypatch):
+    record = world.take_in(some_lines(3))
+    world.run_all()
+    assembler = Assembler(world.database, world.clock)
+    written = []
+
+    def break_after_one(line):
+        written.append(line)
+        if len(written) > 1:
+            raise OSError(28, "No space left on device")
+        return b"{}\n"
+
+    with monkeypatch.context() as broken:
+        broken.setattr("broker.assembler._success", break_after_one)
+        with pytest.raises(BrokerError, match="No space left"):
+            assembler.step()
+    assert [path.name for path in world.folder.iterdir() if "jsonl" in path.name] == []
+    assembler.step()
+    assert len(_files(record)[0]) == 3
