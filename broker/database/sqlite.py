@@ -119,6 +119,9 @@ def _commit_group(connection: Connection, group: list[tuple[Callable[[Connection
         with connection.begin():
             values = [work(connection) for work, _ in group]
     except Exception as error:  # noqa: BLE001 (it belongs to a caller, who gets it)
+        open_still = connection.connection.driver_connection
+        if open_still is not None and open_still.in_transaction:
+            open_still.rollback()  # a COMMIT that fails leaves its transaction open, in the way of all that follow
         if len(group) == 1:
             group[0][1].set_exception(error)
             return
