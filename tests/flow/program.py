@@ -56,12 +56,14 @@ def lane(
     settings = {"jobs_per_second": 20.0, "shard_jobs_max": 4, **fields}
     price = settings.pop("price", "1.20")
     driver = settings.pop("driver", "echo")
+    request_timeout = settings.pop("request_timeout_seconds", 300.0)
     lines = [
         "[[lane]]",
         *(f"{key} = {json.dumps(value)}" for key, value in {"name": name, "provider": provider, **settings}.items()),
         'region = "r"\naccelerator = "a"\naccelerator_count = 1\nmarket = "on-demand"',
         f'price = {{ instance_hour_usd = "{price}", source = "the test", as_of = "2026-11-22" }}',
         f"[lane.engine]\ndriver = {json.dumps(driver)}\nmodels = {json.dumps(list(models))}",
+        f"request_timeout_seconds = {request_timeout}",
         *(f"options.{key} = {json.dumps(value)}" for key, value in (options or {}).items()),
     ]
     return "\n".join(lines) + "\n"
@@ -206,10 +208,12 @@ def kill_group(process: subprocess.Popen[str]) -> None:
             pipe.close()
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[str], what: str) -> None:
+def wait_until(
+    condition: Callable[[], object], process: subprocess.Popen[str], what: str, pause_seconds: float = 0.01
+) -> None:
     """Until the condition holds; fails when the process ends first, or time runs out."""
     deadline = time.monotonic() + SECONDS_MAX
     while not condition():
         assert process.poll() is None, f"it ended before {what}: {process.communicate()}"
         assert time.monotonic() < deadline, f"not within {SECONDS_MAX:g} s: {what}"
-        time.sleep(0.01)
+        time.sleep(pause_seconds)

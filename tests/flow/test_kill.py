@@ -65,12 +65,17 @@ class Killing:
         self.take_stock(before)
         calls = Counter(self.program.calls())
         repeated = sum(calls.values()) - jobs
+        [(tried_again,)] = self.program.query("SELECT count(*) FROM attempt WHERE error_code = 'engine_timeout'")
         print(f"kills {len(self.in_flight) - 1}, calls {sum(calls.values())}, repeated {repeated}", end=", ")
         print(f"in flight at the kills {self.in_flight[:-1]}")
         assert len(calls) == jobs
         assert self.ended == set(calls)
-        assert repeated <= sum(self.in_flight)
+        assert repeated <= sum(self.in_flight) + tried_again
         assert self.in_flight[-1] == 0
+        twice = "SELECT shard_id, shard_index FROM attempt GROUP BY 1, 2 HAVING count(*) > 1"
+        assert self.program.query(twice) == [], "an attempt stands in the ledger twice"
+        # What a kill left is taken up at the next start, not when a lease has run out.
+        assert self.program.query("SELECT 1 FROM attempt WHERE error_code = 'lease_lost'") == []
 
 
 def test_kills_at_random_moments_lose_and_repeat_nothing_that_was_recorded(tmp_path):
@@ -93,6 +98,25 @@ def test_kills_at_random_moments_lose_and_repeat_nothing_that_was_recorded(tmp_p
     assert sum(row["failed"] for row in rows) == 0
     # Results are recorded as they come: what a kill can cost is what runs, and what came in just before it.
     assert max(killing.in_flight) <= 4 * JOBS_AT_ONCE
+
+
+def test_kills_amid_a_shard_repeat_only_what_had_not_ended(tmp_path):
+    """Every seventh call is silent for a second, while its shard's other ends are recorded."""
+    program = Program(tmp_path)
+    quirks = {"hang_every": 7}
+    program.three_lanes(0.05, slots=1, shard_jobs_max=8, request_timeout_seconds=1.0, options=quirks)
+    program.give(request(number) for number in range(96))
+    killing = Killing(program, SEED)
+    amid = 0
+    for _ in range(3):
+        killing.run_and_kill(killing.random.uniform(0.4, 0.8), calls_first=8)
+        bitmaps = program.query("SELECT recorded, jobs_count FROM shard WHERE state = 'running' AND closed_us IS NULL")
+        amid += sum(0 < int.from_bytes(recorded, "little").bit_count() < count for recorded, count in bitmaps)
+    assert amid, "no kill fell amid a shard"
+    killing.finish(96)
+    ids = custom_ids(program.output) + custom_ids(program.errors)
+    assert sorted(ids) == sorted(f"job-{number}" for number in range(96))
+    program.verify()
 
 
 class KillingServers(Killing):
