@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from broker.bootstrap import Embedded
+from broker.bootstrap import Embedded, is_disk_full
 from broker.database import batches
 from broker.database.batches import BatchRecord, Counts
 from broker.database.connection import Connection
@@ -135,21 +135,23 @@ class BatchRun:
         return self._embedded.intake.create_batch(request), False
 
     def _check_same_terms(self, known: BatchRecord) -> None:
-        """Terms are fixed when a batch is made; other ones are another batch."""
+        """Terms are fixed when a batch is made; other ones are another batch. A budget may be raised or lowered."""
         given = self._options
+        lanes = canonical_constraints(Constraints(lanes=given.lanes)) if given.lanes else None
         for name, asked, agreed in (
             ("--window", given.window_seconds, known.window_seconds),
-            ("--max-cost", given.max_cost_nano_usd, known.max_cost_nano_usd),
-            (
-                "--lanes",
-                canonical_constraints(Constraints(lanes=given.lanes)) if given.lanes else None,
-                known.constraints,
-            ),
+            ("--lanes", lanes, known.constraints),
         ):
             if asked is not None and asked != agreed:
                 raise UsageError(
                     f"this file's batch was made with another {name}: leave it out to go on, or add --new to run anew"
                 )
+        if given.max_cost_nano_usd is not None and given.max_cost_nano_usd != known.max_cost_nano_usd:
+            if known.finished_us is not None:
+                raise UsageError("this file's batch has ended under another --max-cost: add --new to run anew")
+            budget = given.max_cost_nano_usd
+            self._embedded.database.write(lambda connection: batches.set_budget(connection, known.batch_id, budget))
+            known.max_cost_nano_usd = budget
 
     def _follow_output(self, known: BatchRecord) -> BatchRecord:
         """The files may be wanted elsewhere than at first."""
@@ -183,6 +185,11 @@ class BatchRun:
             self._reading_failure = error
         except OSError as error:
             self._reading_failure = BrokerError(f"can't read {self._options.source}: {error.strerror}")
+        except Exception as error:  # noqa: BLE001 (whatever stops the reader must be said, or the run waits for ever)
+            why = "the disk is full" if is_disk_full(error) else f"the database failed ({type(error).__name__})"
+            self._reading_failure = BrokerError(
+                f"the file could not be read on because {why}; what was taken in is kept: run again to go on"
+            )
 
     def _progress(self, connection: Connection) -> Progress:
         record = batches.get(connection, self.record.batch_id)

@@ -21,11 +21,13 @@ from broker.clock import Clock, utc_now_us
 from broker.closer import Closer
 from broker.database.connection import Connection
 from broker.database.keys import remember_key
+from broker.database.known_lanes import remember_lanes
 from broker.database.migrating import upgrade
-from broker.database.sqlite import SqliteDatabase, lock_folder
+from broker.database.sqlite import SqliteDatabase, is_disk_full, lock_folder
 from broker.dispatcher import Dispatcher
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.lane import Lane
+from broker.health import LaneHealth
 from broker.intake import Intake
 from broker.keys import load_or_create_signer, public_bytes
 from broker.leasing import LEASE_SECONDS, LeaseDoor
@@ -39,7 +41,7 @@ from workers.engine import EngineError
 from workers.engines import open_engine
 from workers.runner import Deployment, ShardRunner
 
-__all__ = ["DATABASE_FILE", "Embedded", "open_database"]
+__all__ = ["DATABASE_FILE", "Embedded", "is_disk_full", "open_database"]
 
 DATABASE_FILE = "broker.db"
 
@@ -79,6 +81,7 @@ class Embedded:
         self._clock = clock
         self.database = open_database(data)
         self.wakeups = Wakeups()
+        self.health = LaneHealth()
         self.failure: BrokerError | None = None
         models = {model for lane in lanes for model in lane.engine.models}
         self.intake = Intake(self.database, models, clock, self.wakeups)
@@ -140,11 +143,12 @@ class Embedded:
     def _start_stages(self, signer: Signer, ring: KeyRing) -> None:
         database, lanes, clock, wakeups = self.database, self._lanes, self._clock, self.wakeups
         planner = Planner(database, lanes, clock, wakeups)
-        dispatcher = Dispatcher(database, lanes, clock, wakeups)
+        dispatcher = Dispatcher(database, lanes, clock, wakeups, self.health)
         publisher = Publisher(self._bus_url)
         relay = Relay(database, lanes, {str(lane.name): publisher for lane in lanes}, signer, clock)
-        recorder = Recorder(database=database, lanes=lanes, ring=ring, clock=clock, wakeups=wakeups)
-        rescuer = Rescuer(database=database, lanes=lanes, clock=clock, wakeups=wakeups, lease_seconds=LEASE_SECONDS)
+        known = database.write(lambda connection: remember_lanes(connection, lanes))
+        recorder = Recorder(database=database, lanes=known, ring=ring, clock=clock, wakeups=wakeups, health=self.health)
+        rescuer = Rescuer(database=database, lanes=known, clock=clock, wakeups=wakeups, lease_seconds=LEASE_SECONDS)
         closer = Closer(database=database, lanes=lanes, clock=clock, wakeups=wakeups)
         assembler = Assembler(database, clock)
         rescuer.recover()

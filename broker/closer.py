@@ -1,34 +1,39 @@
 """Closer: waiting jobs that will never run end here, without an attempt and without a cost.
 
-Their window has closed, their batch was cancelled, or its budget is spent. Jobs already with a lane are
-not touched: their end is the worker's to report.
+Their window has closed, they or their batch were cancelled, or its budget is spent. Jobs already with a
+lane are not touched: their end is the worker's to report.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import structlog
 
 from broker.clock import Clock
-from broker.database import batches, jobs, ready, shards
+from broker.database import batches, cancelling, jobs, ready, shards
 from broker.database.batches import BatchRecord, Counts
 from broker.database.connection import Connection, Database
 from broker.domain.errors import ErrorCode
-from broker.domain.ids import id_at, ids_of_span
+from broker.domain.ids import id_at, id_offset, ids_of_span
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane
 from broker.domain.outcome import Outcome
 from broker.ledger.writing import Flush, OutcomeRow, append, ended_jobs, open_stream
-from broker.rules.pricing import expected_job_cost_nano_usd
+from broker.rules.planning import plan_group
+from broker.rules.pricing import affordable_jobs
 from broker.wakeups import Topic, Wakeups
 
 __all__ = ["Closer"]
 
 _SPANS_PER_STEP = 64
+_REQUESTS_PER_STEP = 10_000
 _OUTCOMES = {
     ErrorCode.BATCH_EXPIRED: Outcome.EXPIRED,
+    ErrorCode.JOB_EXPIRED: Outcome.EXPIRED,
     ErrorCode.BATCH_CANCELLED: Outcome.CANCELLED,
+    ErrorCode.JOB_CANCELLED: Outcome.CANCELLED,
     ErrorCode.BUDGET_EXCEEDED: Outcome.FAILED,
 }
 
@@ -56,36 +61,78 @@ class Closer:
 
     def step(self) -> int:
         """End what is due; how many spans that was."""
+        if self._database.read(lambda connection: cancelling.pending(connection, 1)):
+            self._announce(self._database.write(self._honour_requests))
         due = self._database.read(self._find_due)
         if not any(due.values()):
             return 0
-        closed = self._database.write(lambda connection: sum(self._close(connection, code) for code in due))
-        self._wakeups.notify(Topic.ASSEMBLER)
+        closed, ended = self._database.write(self._close_all)
+        self._announce(ended)
         return closed
+
+    def _announce(self, ended: list[bytes]) -> None:
+        self._wakeups.notify(Topic.ASSEMBLER)
+        self._wakeups.endings.announce(ended)
+
+    def _honour_requests(self, connection: Connection) -> list[bytes]:
+        """End the jobs that are to be cancelled and wait; requests for jobs that have ended are done with."""
+        flush, done = Flush(), []
+        for job_id in cancelling.pending(connection, _REQUESTS_PER_STEP):
+            if ended_jobs(connection, job_id, job_id):
+                done.append(job_id)
+                continue
+            span = cancelling.waiting_span_of(connection, job_id)
+            if span is None:
+                continue  # with a lane, whose worker hears of it at the lease door
+            ready.withdraw(connection, [span])
+            jobs.wait(connection, _around(span, job_id))
+            flush.outcomes += _outcomes(connection, _only(span, job_id), ErrorCode.JOB_CANCELLED)
+            if span.batch_id:
+                batches.add_counts(connection, span.batch_id, self._slot, Counts(cancelled=1))
+            done.append(job_id)
+        cancelling.forget(connection, done)
+        append(connection, self._stream_id, flush, self._clock())
+        return [row.job_id for row in flush.outcomes]
 
     def _find_due(self, connection: Connection) -> dict[ErrorCode, list[WaitingSpan]]:
         now_us = self._clock()
         due: dict[ErrorCode, list[WaitingSpan]] = {code: [] for code in _OUTCOMES}
-        due[ErrorCode.BATCH_EXPIRED] = ready.overdue_spans(connection, now_us, _SPANS_PER_STEP)
+        for span in ready.overdue_spans(connection, now_us, _SPANS_PER_STEP):
+            due[ErrorCode.BATCH_EXPIRED if span.batch_id else ErrorCode.JOB_EXPIRED].append(span)
         for record in batches.unfinished(connection):
             if record.cancel_requested_us is not None:
                 spans = ready.waiting_spans_of_batch(connection, record.batch_id, _SPANS_PER_STEP)
                 due[ErrorCode.BATCH_CANCELLED] += spans
-            elif self._is_spent(connection, record):
+            elif record.max_cost_nano_usd is not None:
                 spans = ready.waiting_spans_of_batch(connection, record.batch_id, _SPANS_PER_STEP)
-                due[ErrorCode.BUDGET_EXCEEDED] += spans
+                if self._is_spent(connection, record, spans):
+                    due[ErrorCode.BUDGET_EXCEEDED] += spans
         return due
 
-    def _is_spent(self, connection: Connection, record: BatchRecord) -> bool:
-        """Nothing is under way that could cost less than was held for it, and no lane can run one more job."""
-        if record.max_cost_nano_usd is None or shards.held_nano_usd(connection, record.batch_id) > 0:
+    def _is_spent(self, connection: Connection, record: BatchRecord, spans: list[WaitingSpan]) -> bool:
+        """Nothing is under way that could cost less than is held for it, and no allowed lane can run one more job."""
+        if record.max_cost_nano_usd is None or not spans or shards.any_open(connection, record.batch_id):
             return False
         left = record.max_cost_nano_usd - batches.progress(connection, record.batch_id).cost_nano_usd
-        return left < min(expected_job_cost_nano_usd(lane.price, lane.jobs_per_second) for lane in self._lanes)
+        groups = jobs.load_groups(connection, sorted({span.group_id for span in spans}))
+        costs = [
+            candidate.expected_job_cost_nano_usd
+            for group in groups
+            for candidate in plan_group(group.key, self._lanes).candidates
+        ]
+        return bool(costs) and affordable_jobs(left, min(costs)) == 0
 
-    def _close(self, connection: Connection, code: ErrorCode) -> int:
-        """Looks again, inside the transaction, so that nothing is ended that was dispatched meanwhile."""
-        spans = self._find_due(connection)[code]
+    def _close_all(self, connection: Connection) -> tuple[int, list[bytes]]:
+        """How many spans were ended, and which single jobs."""
+        closed, singles = 0, []
+        for code in _OUTCOMES:
+            # Looks again, inside the transaction, so that nothing is ended that was dispatched meanwhile.
+            spans = self._find_due(connection)[code]
+            singles += self._close(connection, spans, code)
+            closed += len(spans)
+        return closed, singles
+
+    def _close(self, connection: Connection, spans: list[WaitingSpan], code: ErrorCode) -> list[bytes]:
         flush = Flush()
         for span in spans:
             outcomes = _outcomes(connection, span, code)
@@ -96,7 +143,22 @@ class Closer:
         append(connection, self._stream_id, flush, self._clock())
         if flush.outcomes:
             _log.info("waiting_jobs_ended", reason=code, jobs=len(flush.outcomes))
-        return len(spans)
+        return [row.job_id for row in flush.outcomes if row.batch_id is None]
+
+
+def _only(span: WaitingSpan, job_id: bytes) -> WaitingSpan:
+    return msgspec.structs.replace(span, first_job_id=job_id, jobs_count=1)
+
+
+def _around(span: WaitingSpan, job_id: bytes) -> list[WaitingSpan]:
+    """What is left of the span without this job."""
+    before = id_offset(span.first_job_id, job_id)
+    after = span.jobs_count - before - 1
+    parts = [
+        msgspec.structs.replace(span, jobs_count=before),
+        msgspec.structs.replace(span, first_job_id=id_at(job_id, 1), jobs_count=after),
+    ]
+    return [part for part in parts if part.jobs_count]
 
 
 def _outcomes(connection: Connection, span: WaitingSpan, code: ErrorCode) -> list[OutcomeRow]:

@@ -12,15 +12,17 @@ import msgspec
 import structlog
 
 from broker.clock import Clock
-from broker.database import batches, jobs, plans, ready, shards
+from broker.database import batches, jobs, lane_states, plans, ready, shards
 from broker.database.connection import Connection, Database
 from broker.database.plans import Assignment
 from broker.domain.ids import id_at, id_offset, ids_of_span, new_id
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane
 from broker.domain.shard import ShardSpan
+from broker.health import LaneHealth
 from broker.ledger.writing import ended_jobs
 from broker.rules.planning import Candidate, pick_lane
+from broker.rules.pricing import affordable_jobs
 from broker.rules.sharding import jobs_per_shard
 from broker.wakeups import Topic, Wakeups
 
@@ -120,8 +122,11 @@ class _Room(msgspec.Struct):
 class Dispatcher:
     """Turns waiting spans into shards."""
 
-    def __init__(self, database: Database, lanes: Sequence[Lane], clock: Clock, wakeups: Wakeups) -> None:
+    def __init__(
+        self, database: Database, lanes: Sequence[Lane], clock: Clock, wakeups: Wakeups, health: LaneHealth
+    ) -> None:
         self._database = database
+        self._health = health
         self._lanes = {str(lane.name): lane for lane in lanes}
         self._clock = clock
         self._wakeups = wakeups
@@ -176,8 +181,10 @@ class Dispatcher:
 
     def _room(self, connection: Connection) -> _Room:
         taken = shards.open_shards(connection)
-        free = {name: 2 * lane.slots - taken.get(name, 0) for name, lane in self._lanes.items()}
-        return _Room(free, budgets=_budgets_left(connection), held_batches=set())
+        closed = lane_states.held_lanes(connection) | self._health.resting().keys()
+        free = {name: 2 * lane.slots - taken.get(name, 0) for name, lane in self._lanes.items() if name not in closed}
+        # What is to be cancelled and waits is the closer's.
+        return _Room(free, budgets=_budgets_left(connection), held_batches=batches.cancelling(connection))
 
     def _cut(
         self,
@@ -192,9 +199,9 @@ class Dispatcher:
         lane = self._lanes[candidate.lane]
         while (first := line.first()) is not None:
             jobs_max = lane.shard_jobs_max
-            cost = max(1, candidate.expected_job_cost_nano_usd)
             if first.batch_id in room.budgets:
-                jobs_max = min(jobs_max, max(0, room.budgets[first.batch_id]) // cost)
+                left = room.budgets[first.batch_id]
+                jobs_max = min(jobs_max, affordable_jobs(left, candidate.expected_job_cost_nano_usd))
                 if jobs_max == 0:
                     room.held_batches.add(first.batch_id)
                     continue

@@ -48,6 +48,7 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
     window_seconds: int
     max_cost_nano_usd: int | None
     constraints: Constraints
+    name: str | None = None
 
 
 class _Chunk(msgspec.Struct):

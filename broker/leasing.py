@@ -40,7 +40,9 @@ class LeaseDoor:
 
         held = self._database.write(work)
         _log.debug("shard_claimed" if held else "claim_refused", shard=question.shard_id.hex())
-        return ClaimAnswer(True, self._lease_seconds, held.cancel_requested) if held else ClaimAnswer(granted=False)
+        if held is None:
+            return ClaimAnswer(granted=False)
+        return ClaimAnswer(True, self._lease_seconds, held.cancel_requested, held.cancelled_jobs)
 
     def renew(self, question: RenewLease) -> RenewAnswer:
         """Extend the lease, unless it is lost."""
@@ -50,7 +52,9 @@ class LeaseDoor:
             return shards.renew(connection, question.shard_id, question.worker_id, question.running, until_us)
 
         held = self._database.write(work)
-        return RenewAnswer(True, self._lease_seconds, held.cancel_requested) if held else RenewAnswer(granted=False)
+        if held is None:
+            return RenewAnswer(granted=False)
+        return RenewAnswer(True, self._lease_seconds, held.cancel_requested, held.cancelled_jobs)
 
     def _lease_us(self) -> int:
         return int(self._lease_seconds * 1_000_000)

@@ -19,9 +19,12 @@ from broker.database.connection import Connection, Database
 from broker.database.shards import ShardRecord
 from broker.domain.events import JobsRan, ShardReturned, WorkerEvent
 from broker.domain.lane import Lane
+from broker.domain.outcome import Outcome
 from broker.domain.shard import ShardState
+from broker.health import LaneHealth
 from broker.ledger.ending import AttemptEnds
 from broker.ledger.writing import open_stream
+from broker.rules.retrying import is_lane_fault
 from broker.wakeups import Topic, Wakeups
 
 __all__ = ["Delivered", "Recorder"]
@@ -52,6 +55,7 @@ class Recorder:
         ring: KeyRing,
         clock: Clock,
         wakeups: Wakeups,
+        health: LaneHealth,
         slot: str = "recorder-0",
     ) -> None:
         self._database = database
@@ -60,6 +64,7 @@ class Recorder:
         self._ring = ring
         self._clock = clock
         self._wakeups = wakeups
+        self._health = health
         self._slot = slot
         self._stream_id = database.write(lambda connection: open_stream(connection, slot, clock()))
 
@@ -67,8 +72,10 @@ class Recorder:
         """Make these events durable; the caller acknowledges them when this returns."""
         events = self._verified(deliveries)
         if events:
-            self._database.write(lambda connection: self._write(connection, events))
+            ended = self._database.write(lambda connection: self._write(connection, events))
             self._wakeups.notify(Topic.DISPATCHER, Topic.ASSEMBLER)
+            self._wakeups.endings.announce(ended)
+            self._notice_health(events)
 
     def _verified(self, deliveries: Sequence[Delivered]) -> list[WorkerEvent]:
         """The events that are what they claim to be; a lane speaks for its own shards only, over its own queue."""
@@ -85,7 +92,8 @@ class Recorder:
             events.append(opened.body)
         return events
 
-    def _write(self, connection: Connection, events: list[WorkerEvent]) -> None:
+    def _write(self, connection: Connection, events: list[WorkerEvent]) -> list[bytes]:
+        """The single jobs that ended with it."""
         now_us = self._clock()
         records = shards.load(connection, sorted({event.shard_id for event in events}), lock=True)
         ends = AttemptEnds(connection, self._slot, self._stream_id, now_us)
@@ -99,6 +107,15 @@ class Recorder:
             touched[record.shard_id] = record
         ends.write()
         shards.save_recorded(connection, touched.values())
+        return ends.ended_singles
+
+    def _notice_health(self, events: list[WorkerEvent]) -> None:
+        for event in events:
+            for ran in event.jobs if isinstance(event, JobsRan) else ():
+                if ran.outcome is Outcome.SUCCEEDED:
+                    self._health.success(event.lane)
+                elif ran.error_code and is_lane_fault(ran.error_code):
+                    self._health.fault(event.lane, ran.error_code)
 
     def _apply(self, ends: AttemptEnds, record: ShardRecord, event: WorkerEvent, now_us: int) -> None:
         lane = self._lanes[record.lane]

@@ -38,6 +38,11 @@ LATE_SECONDS = 900.0
 
 _SHARDS_PER_STEP = 64
 
+_LOST_MESSAGES = {
+    ErrorCode.LEASE_LOST: "the worker fell silent while it ran",
+    ErrorCode.INTERRUPTED: "the broker's own process ended while it ran",
+}
+
 _log = structlog.get_logger(__name__)
 
 
@@ -73,10 +78,11 @@ class Rescuer:
         self._last_step_us = now_us
         if now_us < self._rest_until_us:
             return 0
-        taken = self._database.write(self._take_back_silent)
+        taken, ended = self._database.write(self._take_back_silent)
         self._database.write(self._write_off_late)
         if taken:
             self._wakeups.notify(Topic.DISPATCHER)
+            self._wakeups.endings.announce(ended)
         return taken
 
     def recover(self) -> int:
@@ -99,16 +105,18 @@ class Rescuer:
             _log.info("shards_recovered", shards=recovered)
         return recovered
 
-    def _take_back_silent(self, connection: Connection) -> int:
+    def _take_back_silent(self, connection: Connection) -> tuple[int, list[bytes]]:
+        """How many shards were taken back, and which single jobs ended with it."""
         now_us = self._clock()
+        ended: list[bytes] = []
         due = shards.silent_shards(connection, now_us, _SHARDS_PER_STEP)
         for record in shards.load(connection, due, lock=True).values():
             if record.state is ShardState.SENT:
                 self._give_back_unclaimed(connection, record, now_us)
             else:
-                self._take_back_running(connection, record, now_us)
+                ended += self._take_back_running(connection, record, now_us)
             _log.warning("shard_taken_back", shard=record.shard_id.hex(), lane=record.lane, was=record.state)
-        return len(due)
+        return len(due), ended
 
     def _give_back_unclaimed(self, connection: Connection, record: ShardRecord, now_us: int) -> None:
         ends = AttemptEnds(connection, self._slot, self._stream_id, now_us)
@@ -116,7 +124,7 @@ class Rescuer:
         ends.write()
         shards.close(connection, record.shard_id, ShardState.TAKEN_BACK, now_us)
 
-    def _take_back_running(self, connection: Connection, record: ShardRecord, now_us: int) -> None:
+    def _take_back_running(self, connection: Connection, record: ShardRecord, now_us: int) -> list[bytes]:
         """The jobs go on at once; their attempts stay open for late results, but for those that end here."""
         missing = record.recorded.missing(record.jobs_count)
         running = Bitmap(record.running) if record.running is not None else Bitmap.of(missing)
@@ -139,6 +147,7 @@ class Rescuer:
         jobs.wait(connection, regroup(retries))
         record.state = ShardState.TAKEN_BACK
         shards.save_recorded(connection, [record])
+        return ends.ended_singles
 
     def _follow(self, connection: Connection, record: ShardRecord, index: int) -> Ended | Retry | None:
         span = record.span_at(index)
@@ -171,7 +180,9 @@ class Rescuer:
             shares = self._upper_costs(record, missing, now_us)
             for index in missing:
                 record.recorded.add(index)
-                lost = _lost(record, index, code, now_us)
+                # One taken back before had lost its worker, whatever ended since.
+                why = ErrorCode.LEASE_LOST if record.state is ShardState.TAKEN_BACK else code
+                lost = _lost(record, index, why, now_us)
                 ends.add(record, self._lanes[record.lane], lost, shares[index])
         ends.write()
         record.state, record.closed_us = ShardState.TAKEN_BACK, now_us
@@ -200,7 +211,7 @@ def _lost(record: ShardRecord, index: int, code: ErrorCode, now_us: int) -> JobR
         usage=Usage(),
         body=b"",
         error_code=code,
-        message="the worker fell silent while it ran",
+        message=_LOST_MESSAGES[code],
     )
 
 

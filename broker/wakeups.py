@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 
-__all__ = ["Topic", "Wakeups"]
+__all__ = ["Endings", "Topic", "Wakeups"]
 
 
 class Topic(StrEnum):
@@ -15,12 +16,15 @@ class Topic(StrEnum):
     DISPATCHER = "dispatcher"
     RELAY = "relay"
     ASSEMBLER = "assembler"
+    CLOSER = "closer"
+    READER = "reader"
 
 
 class Wakeups:
     """In one process. A wake-up that comes while its stage works is kept until the stage waits again."""
 
     def __init__(self) -> None:
+        self.endings = Endings()
         self._events = {topic: threading.Event() for topic in Topic}
 
     def notify(self, *topics: Topic) -> None:
@@ -33,3 +37,40 @@ class Wakeups:
         event = self._events[topic]
         event.wait(timeout_seconds)
         event.clear()
+
+
+class Endings:
+    """Tells those who wait for single jobs that these have ended, as soon as that is durable."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watchers: dict[bytes, list[Callable[[], None]]] = {}
+
+    def watch(self, job_id: bytes, told: Callable[[], None]) -> None:
+        """Call `told` once the job has ended, on the thread that knows. Look whether it had ended after this."""
+        with self._lock:
+            self._watchers.setdefault(job_id, []).append(told)
+
+    def unwatch(self, job_id: bytes, told: Callable[[], None]) -> None:
+        """Call it no more; harmless when it was called."""
+        with self._lock:
+            watchers = self._watchers.get(job_id, [])
+            if told in watchers:
+                watchers.remove(told)
+            if not watchers:
+                self._watchers.pop(job_id, None)
+
+    def announce(self, job_ids: Sequence[bytes]) -> None:
+        """These jobs' ends are committed."""
+        if not self._watchers:
+            return
+        with self._lock:
+            told = [watcher for job_id in job_ids for watcher in self._watchers.pop(job_id, ())]
+        for watcher in told:
+            watcher()
+
+    def announce_stop(self) -> None:
+        """Nothing will end any more: let go of everyone who waits."""
+        with self._lock:
+            job_ids = list(self._watchers)
+        self.announce(job_ids)

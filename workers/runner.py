@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import Enum
 from hashlib import blake2b
 from typing import assert_never
@@ -39,6 +40,7 @@ class _Stop(Enum):
     PREEMPTED = (Outcome.PREEMPTED, ErrorCode.PREEMPTED)
     INTERRUPTED = (Outcome.PREEMPTED, ErrorCode.INTERRUPTED)
     CANCELLED = (Outcome.CANCELLED, ErrorCode.BATCH_CANCELLED)
+    JOB_CANCELLED = (Outcome.CANCELLED, ErrorCode.JOB_CANCELLED)
     LEASE_LOST = (Outcome.PREEMPTED, ErrorCode.INTERRUPTED, "lease lost")
 
 
@@ -52,6 +54,8 @@ class Deployment:
         self.signer = signer
         self.meter = Meter()
         self.slots = threading.Semaphore(lane.slots)
+        # Metering begins where the engine begins: who waits here uses no accelerator, and is no crash's suspect.
+        self.places = asyncio.Semaphore(lane.engine.concurrency)
 
 
 class ShardRunner:
@@ -98,6 +102,10 @@ class ShardRunner:
         self._stopping = _Stop.INTERRUPTED if interrupted else _Stop.PREEMPTED
         self._loop.call_soon_threadsafe(self._stop_all, self._stopping)
 
+    def renew_soon(self) -> None:
+        """Ask the lease door at once, for it may have something new to say; a hint, from any thread."""
+        self._loop.call_soon_threadsafe(self._renew_all)
+
     def _open(self, envelope: bytes) -> RunShard | None:
         try:
             opened = open_shard(self._ring, envelope, self._clock())
@@ -128,6 +136,10 @@ class ShardRunner:
         for run in self._running:
             run.stop(reason)
 
+    def _renew_all(self) -> None:
+        for run in self._running:
+            run.renew_soon.set()
+
 
 class _ShardRun:
     """One shard while it runs. Everything here happens on the event loop."""
@@ -136,11 +148,15 @@ class _ShardRun:
         self._order = order
         self._engine = deployment.engine
         self._meter = deployment.meter
+        self._places = deployment.places
+        self._at_engine: set[int] = set()
         self._lease = lease
         self._clock = clock
         self._stopped: _Stop | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._done = Bitmap()
+        self._cancelled = Bitmap()
+        self.renew_soon = asyncio.Event()
         self._report = OutcomeReport(
             shard_id=order.shard_id,
             lane=order.lane,
@@ -154,6 +170,7 @@ class _ShardRun:
 
     async def run(self, already_stopping: _Stop | None) -> None:
         """All jobs in flight at once, until each has ended or been stopped."""
+        self._cancelled = Bitmap(self._lease.cancelled_jobs)
         start = asyncio.get_running_loop().create_task
         self._tasks = [start(self._run_job(index, job)) for index, job in enumerate(self._order.jobs)]
         keeper = asyncio.ensure_future(self._keep_lease())
@@ -173,19 +190,47 @@ class _ShardRun:
             for task in self._tasks:
                 task.cancel()
 
+    def _cancel_jobs(self, asked: Bitmap) -> None:
+        """Stop these jobs; the others run on."""
+        for index in self._done.missing(len(self._tasks)):
+            if index in asked and index not in self._cancelled:
+                self._cancelled.add(index)
+                self._tasks[index].cancel()
+
     async def _run_job(self, index: int, job: ShardJob) -> None:
+        """One job, once the engine has a place for it; one stopped before that never ran, and is handed back."""
+        try:
+            await self._places.acquire()
+        except asyncio.CancelledError:
+            if index in self._cancelled:
+                self._end(index, job, _Stop.JOB_CANCELLED, self._meter.begin(), self._clock())
+            return
+        self._at_engine.add(index)
+        try:
+            await self._run_at_engine(index, job)
+        finally:
+            self._at_engine.discard(index)
+            self._places.release()
+
+    async def _run_at_engine(self, index: int, job: ShardJob) -> None:
         reading = self._meter.begin()
         started_us = self._clock()
         request = EngineRequest(job.job_id.hex(), self._order.endpoint, job.body)
+        ended: EngineReply | EngineError | _Stop
         try:
-            ended: EngineReply | EngineError | _Stop = await self._engine.run(request)
+            ended = _Stop.JOB_CANCELLED if index in self._cancelled else await self._engine.run(request)
         except EngineError as error:
             ended = error
         except asyncio.CancelledError:
-            ended = self._stopped or _Stop.INTERRUPTED
+            ended = _Stop.JOB_CANCELLED if index in self._cancelled else self._stopped or _Stop.INTERRUPTED
         except Exception as error:  # noqa: BLE001 (a driver's bug must end its job, not silence the shard)
             _log.exception("engine_driver_failed", lane=self._order.lane)
             ended = EngineError(ErrorCode.ENGINE_INVALID_REPLY, f"the engine's driver failed: {type(error).__name__}")
+        self._end(index, job, ended, reading, started_us)
+
+    def _end(
+        self, index: int, job: ShardJob, ended: EngineReply | EngineError | _Stop, reading: Reading, started_us: int
+    ) -> None:
         self._done.add(index)
         self._report.add(self._ran(index, job, ended, reading, started_us))
 
@@ -227,8 +272,10 @@ class _ShardRun:
         """Renew until cancelled; stop the jobs when the lease is lost or the batch is cancelled."""
         loop = asyncio.get_running_loop()
         while self._stopped is None:
-            await asyncio.sleep(self._lease.renew_seconds)
-            running = Bitmap.of(self._done.missing(len(self._order.jobs))).to_bytes()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.renew_soon.wait(), self._lease.renew_seconds)
+            self.renew_soon.clear()
+            running = Bitmap.of(sorted(self._at_engine)).to_bytes()
             try:
                 granted = await loop.run_in_executor(None, self._lease.renew, running)
             except Exception as error:  # noqa: BLE001 (the broker can't be asked; the lease still runs)
@@ -239,6 +286,8 @@ class _ShardRun:
                 self.stop(_Stop.LEASE_LOST)
             elif self._lease.cancelled:
                 self.stop(_Stop.CANCELLED)
+            elif self._lease.cancelled_jobs:
+                self._cancel_jobs(Bitmap(self._lease.cancelled_jobs))
 
 
 def _digest(job: ShardJob, data: bytes) -> bytes:

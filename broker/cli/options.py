@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 
 from broker.cli.printing import OutputFormat
 from broker.domain.errors import UsageError
+from broker.rules.windows import window_seconds_of
 from broker.settings import Settings, load_settings
 
 __all__ = ["CatalogOption", "DataOption", "FormatOption", "parse_window", "read_settings"]
@@ -23,9 +23,6 @@ CatalogOption = Annotated[
     typer.Option("--catalog", help="TOML file of lanes, or `demo` for the one that ships [BROKER_CATALOG, or demo]."),
 ]
 FormatOption = Annotated[OutputFormat, typer.Option("--format", help="A table for people, or JSON or CSV.")]
-
-_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_WINDOW_SECONDS_MAX = 30 * 86_400
 
 
 def read_settings(data: Path | None = None, catalog: str | None = None) -> Settings:
@@ -41,8 +38,7 @@ def read_settings(data: Path | None = None, catalog: str | None = None) -> Setti
 
 def parse_window(text: str) -> int:
     """Seconds of a window such as 90s, 15m, 1h or 2d."""
-    match = re.fullmatch(r"(\d{1,9})([smhd])", text.strip().lower())
-    found = int(match[1]) * _UNITS[match[2]] if match else 0
-    if not 0 < found <= _WINDOW_SECONDS_MAX:
-        raise UsageError(f"--window is {text!r}; it must be between 1s and 30d, such as 15m, 1h or 24h")
-    return found
+    try:
+        return window_seconds_of(text)
+    except ValueError as error:
+        raise UsageError(f"--window is {error}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, case, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from broker.database.tables import batch, batch_count, batch_refusal, tenant
@@ -15,11 +15,15 @@ __all__ = [
     "add_counts",
     "advance_reading",
     "budgets",
+    "cancelling",
     "create",
     "find_latest",
     "get",
+    "newest",
     "progress",
     "refuse_lines",
+    "request_cancel",
+    "set_budget",
     "set_paths",
     "set_status",
     "unfinished",
@@ -42,6 +46,7 @@ class BatchRecord(msgspec.Struct, kw_only=True):
     constraints: str
     created_us: int
     status: BatchStatus
+    name: str | None = None
     read_lines: int = 0
     read_bytes: int = 0
     accepted_jobs: int = 0
@@ -117,6 +122,7 @@ def advance_reading(
     read_us: int | None,
 ) -> None:
     """Add to how far intake has read; `read_us` says that this was the end of the source."""
+    status = BatchStatus.READING if read_us is None else BatchStatus.RUNNING
     connection.execute(
         update(batch)
         .where(batch.c.batch_id == batch_id)
@@ -126,7 +132,7 @@ def advance_reading(
             accepted_jobs=batch.c.accepted_jobs + accepted,
             refused_lines=batch.c.refused_lines + refused,
             read_us=read_us,
-            status=BatchStatus.READING if read_us is None else BatchStatus.RUNNING,
+            status=case((batch.c.cancel_requested_us.is_not(None), BatchStatus.CANCELLING), else_=status),
         )
     )
 
@@ -134,6 +140,11 @@ def advance_reading(
 def set_status(connection: Connection, batch_id: bytes, status: BatchStatus, *, finished_us: int | None = None) -> None:
     """Move a batch on."""
     connection.execute(update(batch).where(batch.c.batch_id == batch_id).values(status=status, finished_us=finished_us))
+
+
+def set_budget(connection: Connection, batch_id: bytes, max_cost_nano_usd: int) -> None:
+    """Give an unfinished batch another budget."""
+    connection.execute(update(batch).where(batch.c.batch_id == batch_id).values(max_cost_nano_usd=max_cost_nano_usd))
 
 
 def set_paths(connection: Connection, batch_id: bytes, output_path: str, error_path: str) -> None:
@@ -172,6 +183,31 @@ def add_counts(connection: Connection, batch_id: bytes, writer: str, counts: Cou
             set_={name: batch_count.c[name] + statement.excluded[name] for name in values},
         )
     )
+
+
+def request_cancel(connection: Connection, batch_id: bytes, now_us: int) -> None:
+    """Ask that all jobs of the batch that have not ended be cancelled; too late once its files are being written."""
+    connection.execute(
+        update(batch)
+        .where(
+            batch.c.batch_id == batch_id,
+            batch.c.cancel_requested_us.is_(None),
+            batch.c.status.in_([BatchStatus.READING, BatchStatus.RUNNING]),
+        )
+        .values(cancel_requested_us=now_us, status=BatchStatus.CANCELLING)
+    )
+
+
+def cancelling(connection: Connection) -> set[bytes]:
+    """The unfinished batches that are to be cancelled."""
+    query = select(batch.c.batch_id).where(batch.c.finished_us.is_(None), batch.c.cancel_requested_us.is_not(None))
+    return set(connection.execute(query).scalars())
+
+
+def newest(connection: Connection, tenant_id: str, limit: int) -> list[BatchRecord]:
+    """The tenant's batches, the newest first."""
+    query = select(batch).where(batch.c.tenant_id == tenant_id).order_by(batch.c.created_us.desc()).limit(limit)
+    return [_record(row) for row in connection.execute(query)]
 
 
 def budgets(connection: Connection) -> dict[bytes, int]:

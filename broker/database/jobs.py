@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, select
@@ -11,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from broker.database.connection import bulk_insert
 from broker.database.tables import job, payload, ready, work_group
 from broker.domain.ids import ids_of_span, new_id, new_span
-from broker.domain.job import AcceptedLine, GroupKey, WaitingSpan, WorkGroup
+from broker.domain.job import AcceptedLine, GroupKey, SingleJob, WaitingSpan, WorkGroup
 from broker.domain.shard import ShardJob, ShardSpan
 from broker.rules.grouping import group_digest
 
@@ -60,7 +62,7 @@ def insert_span(
     tenant_id: str,
     group_id: bytes,
     batch_id: bytes | None,
-    lines: list[AcceptedLine],
+    lines: Sequence[AcceptedLine | SingleJob],
     submitted_us: int,
     deadline_us: int,
 ) -> WaitingSpan:
@@ -72,19 +74,7 @@ def insert_span(
         connection,
         job,
         [
-            (
-                job_id,
-                tenant_id,
-                group_id,
-                batch_id,
-                line.line_number,
-                line.custom_id,
-                len(line.body),
-                submitted_us,
-                deadline_us,
-                None,
-                None,
-            )
+            (job_id, tenant_id, group_id, batch_id, *_columns_of(line, submitted_us, deadline_us))
             for job_id, line in zip(ids, lines, strict=True)
         ],
     )
@@ -97,6 +87,15 @@ def insert_span(
         ],
     )
     return WaitingSpan(first, len(lines), group_id, batch_id, deadline_us, max(len(line.body) for line in lines))
+
+
+def _columns_of(line: AcceptedLine | SingleJob, submitted_us: int, deadline_us: int) -> tuple[Any, ...]:
+    """The columns of `job` from `line_number` on."""
+    if isinstance(line, AcceptedLine):
+        size = len(line.body)
+        return line.line_number, line.custom_id, size, submitted_us, deadline_us, None, None, None
+    extras = (line.budget_nano_usd, line.tags, line.redrive_of)
+    return None, None, len(line.body), line.submitted_us, line.deadline_us, *extras
 
 
 def wait(connection: Connection, spans: list[WaitingSpan]) -> None:

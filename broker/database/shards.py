@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from sqlalchemy import Connection, case, delete, func, select, update
 
+from broker.database.cancelling import cancelled_in_shard
 from broker.database.connection import bulk_insert, bulk_update
 from broker.database.tables import batch, outbox, shard, shard_span, work_group
 from broker.domain.ids import id_at
@@ -16,6 +17,7 @@ __all__ = [
     "Holding",
     "OutboxRow",
     "ShardRecord",
+    "any_open",
     "claim",
     "close",
     "forget_sent",
@@ -28,7 +30,6 @@ __all__ = [
     "save_recorded",
     "silent_shards",
     "unclosed_taken_back",
-    "unsent_count",
     "write_shards",
 ]
 
@@ -128,11 +129,6 @@ def forget_sent(connection: Connection, shard_ids: Sequence[bytes]) -> None:
     connection.execute(delete(outbox).where(outbox.c.shard_id.in_(list(shard_ids))))
 
 
-def unsent_count(connection: Connection) -> int:
-    """How many shards wait to be published."""
-    return int(connection.execute(select(func.count()).select_from(outbox)).scalar_one())
-
-
 def load(connection: Connection, shard_ids: Sequence[bytes], *, lock: bool = False) -> dict[bytes, ShardRecord]:
     """These shards by id; with `lock`, locked against other writers, in id order so that none waits in a circle."""
     query = (
@@ -160,9 +156,13 @@ def load(connection: Connection, shard_ids: Sequence[bytes], *, lock: bool = Fal
 
 
 class Holding(msgspec.Struct, frozen=True):
-    """A shard is this worker's; `cancel_requested` says that its batch is to be cancelled."""
+    """A shard is this worker's; `cancel_requested` says that its batch is to be cancelled.
+
+    `cancelled_jobs`: the bitmap of the indices whose jobs are, each for itself.
+    """
 
     cancel_requested: bool
+    cancelled_jobs: bytes = b""
 
 
 _CANCEL_REQUESTED = select(batch.c.cancel_requested_us).where(batch.c.batch_id == shard.c.batch_id).scalar_subquery()
@@ -178,7 +178,7 @@ def claim(
         .values(state=ShardState.RUNNING, worker_id=worker_id, claimed_us=now_us, lease_until_us=lease_until_us)
         .returning(_CANCEL_REQUESTED)
     ).one_or_none()
-    return Holding(taken[0] is not None) if taken else None
+    return Holding(taken[0] is not None, cancelled_in_shard(connection, shard_id)) if taken else None
 
 
 def renew(
@@ -191,7 +191,7 @@ def renew(
         .values(lease_until_us=lease_until_us, running=running)
         .returning(_CANCEL_REQUESTED)
     ).one_or_none()
-    return Holding(extended[0] is not None) if extended else None
+    return Holding(extended[0] is not None, cancelled_in_shard(connection, shard_id)) if extended else None
 
 
 def save_recorded(connection: Connection, records: Iterable[ShardRecord]) -> None:
@@ -229,11 +229,17 @@ def held_nano_usd(connection: Connection, batch_id: bytes) -> int:
     return int(held or 0)
 
 
-def held_shards(connection: Connection, worker_prefix: str = "") -> list[bytes]:
-    """Every shard that is sent or running; with a prefix, only those claimed by such workers."""
+def any_open(connection: Connection, batch_id: bytes) -> bool:
+    """Whether shards of the batch are sent or running."""
+    query = select(shard.c.shard_id).where(
+        shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES), shard.c.batch_id == batch_id
+    )
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def held_shards(connection: Connection) -> list[bytes]:
+    """Every shard that is sent or running."""
     query = select(shard.c.shard_id).where(shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES))
-    if worker_prefix:
-        query = query.where(shard.c.worker_id.startswith(worker_prefix, autoescape=True))
     return list(connection.execute(query.order_by(shard.c.shard_id)).scalars())
 
 

@@ -27,7 +27,8 @@ __all__ = ["SqliteDatabase", "is_disk_full", "lock_folder", "open_read_only"]
 T = TypeVar("T")
 
 _GROUP_MAX = 64
-_CACHE_KIB = 64 * 1024
+_WRITER_CACHE_KIB = 32 * 1024
+_READER_CACHE_KIB = 2 * 1024  # each reader has its own; what they read is mostly what was just written
 
 
 def lock_folder(folder: Path) -> int:
@@ -134,7 +135,12 @@ def _commit_group(connection: Connection, group: list[tuple[Callable[[Connection
 
 def _open(path: Path, *, begin: str, query_only: bool) -> Engine:
     engine = create_engine(
-        f"sqlite:///{path}", poolclass=QueuePool, pool_size=4, max_overflow=8, connect_args={"check_same_thread": False}
+        f"sqlite:///{path}",
+        poolclass=QueuePool,
+        pool_size=4,
+        max_overflow=8,
+        connect_args={"check_same_thread": False},
+        hide_parameters=True,  # an error's text would otherwise quote prompts and replies
     )
 
     @event.listens_for(engine, "connect")
@@ -146,7 +152,7 @@ def _open(path: Path, *, begin: str, query_only: bool) -> Engine:
             "foreign_keys=ON",
             "busy_timeout=5000",
             "temp_store=MEMORY",
-            f"cache_size=-{_CACHE_KIB}",
+            f"cache_size=-{_READER_CACHE_KIB if query_only else _WRITER_CACHE_KIB}",
             *(("query_only=ON",) if query_only else ()),
         ):
             connection.execute(f"PRAGMA {pragma}")

@@ -29,7 +29,11 @@ __all__ = [
     "batch",
     "batch_count",
     "batch_refusal",
+    "cancel_request",
+    "idempotency",
     "job",
+    "lane",
+    "lane_state",
     "outbox",
     "payload",
     "plan",
@@ -69,7 +73,7 @@ work_group = Table(
     Column("endpoint", String(64), nullable=False),
     Column("model", String(256), nullable=False),
     Column("constraints", Text, nullable=False),  # canonical JSON of domain.job.Constraints
-    Column("deadline_us", BigInteger, nullable=False),  # the end of its deadline bucket
+    Column("deadline_us", BigInteger, nullable=False),  # the start of its deadline bucket
     Column("created_us", BigInteger, nullable=False),
     UniqueConstraint("digest"),
 )
@@ -79,7 +83,8 @@ batch = Table(
     metadata,
     Column("batch_id", Id, primary_key=True),
     Column("tenant_id", ForeignKey("tenant.tenant_id"), nullable=False),
-    Column("source_name", Text, nullable=False),
+    Column("name", Text),  # as its producer calls it
+    Column("source_name", Text, nullable=False),  # the path of the file
     Column("source_digest", Digest, nullable=False),
     Column("source_bytes", BigInteger, nullable=False),
     Column("output_path", Text),
@@ -125,9 +130,28 @@ job = Table(
     Column("deadline_us", BigInteger, nullable=False),
     Column("budget_nano_usd", BigInteger),
     Column("tags", Text),
+    Column("redrive_of", Id),  # the ended job that this one runs again
     Index("ix_job_batch", "batch_id", "line_number", unique=True),
     Index("ix_job_custom", "batch_id", "custom_id", unique=True),
     sqlite_with_rowid=False,  # one tree instead of two: its rows are small and come in the order of their ids
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("tenant_id", String(64), primary_key=True),
+    Column("idempotency_key", String(256), primary_key=True),
+    Column("fingerprint", Digest, nullable=False),
+    Column("job_id", Id, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+)
+
+# Requests still to be honoured; one goes when its job has ended.
+cancel_request = Table(
+    "cancel_request",
+    metadata,
+    Column("job_id", Id, primary_key=True),
+    Column("requested_us", BigInteger, nullable=False),
 )
 
 payload = Table(
@@ -171,6 +195,14 @@ ready = Table(
     Index("ix_ready_order", "group_id", "deadline_us", "first_job_id"),
 )
 
+# Every lane that was ever configured, as it last was: its late events and open shards outlive the catalog.
+lane = Table(
+    "lane",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("description", LargeBinary, nullable=False),  # MessagePack of domain.lane.Lane
+)
+
 plan = Table(
     "plan",
     metadata,
@@ -193,6 +225,15 @@ assignment = Table(
         "removed", Text, nullable=False
     ),  # JSON: lanes that may not serve the group, each with the filter that says so
     Index("ix_assignment_group", "group_id", "generation"),
+)
+
+# Lanes that get no new shards, because someone said so; the others have no row.
+lane_state = Table(
+    "lane_state",
+    metadata,
+    Column("lane", String(128), primary_key=True),
+    Column("state", String(16), nullable=False),  # domain.lane.LaneState
+    Column("changed_us", BigInteger, nullable=False),
 )
 
 shard = Table(

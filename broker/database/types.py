@@ -38,7 +38,7 @@ class Id(TypeDecorator[bytes]):
         """On SQLite none: the value is what it is, and there are many."""
         return _to_uuid if dialect.name == "postgresql" else None
 
-    def result_processor(  # noqa: D102 (as for `bind_processor`)
+    def result_processor(
         self,
         dialect: Dialect,
         coltype: object,  # noqa: ARG002 (SQLAlchemy's signature)

@@ -19,18 +19,24 @@ class ErrorCode(StrEnum):
     UNKNOWN_MODEL = "unknown_model"  # no lane runs it
     STREAMING_UNSUPPORTED = "streaming_unsupported"  # `stream: true` has no meaning in a batch
     LINE_TOO_LARGE = "line_too_large"
+    BODY_TOO_LARGE = "body_too_large"  # a single job's, likewise
+    INVALID_FIELD = "invalid_field"  # of a single job, beside its body
+    NO_LANE_ALLOWED = "no_lane_allowed"  # its constraints leave none
 
     # Ended while waiting.
     BATCH_EXPIRED = "batch_expired"  # OpenAI's code: the window closed before the job ran
     BATCH_CANCELLED = "batch_cancelled"
+    JOB_EXPIRED = "job_expired"  # a single job's window closed before it ran
+    JOB_CANCELLED = "job_cancelled"  # this one job, waiting or running, on request
     BUDGET_EXCEEDED = "budget_exceeded"
 
     # From the engine.
-    ENGINE_REFUSED = "engine_refused"  # HTTP 4xx other than 408 and 429: the request itself is at fault
+    ENGINE_REFUSED = "engine_refused"  # any other HTTP 4xx: the request itself is at fault
     ENGINE_BUSY = "engine_busy"  # HTTP 429
     ENGINE_FAILED = "engine_failed"  # HTTP 5xx
     ENGINE_TIMEOUT = "engine_timeout"
     ENGINE_UNREACHABLE = "engine_unreachable"
+    ENGINE_MISCONFIGURED = "engine_misconfigured"  # HTTP 401, 403, 404 or 405: the lane's key, model or address
     ENGINE_INVALID_REPLY = "engine_invalid_reply"  # not JSON, or without what the endpoint promises
     ENGINE_DIED = "engine_died"  # the engine's process ended while the job ran
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import struct
-import threading
 import time
 import uuid
+from collections import deque
 from typing import NewType
 
 __all__ = [
@@ -48,27 +48,27 @@ SPAN_JOBS_MAX = 2**32
 _COUNTER = struct.Struct(">I")
 
 
-class _Randomness(threading.local):
-    """Random bytes, fetched many at a time: each call to the system lets go of the interpreter."""
+_RANDOM_BYTES = 10
+_FETCHED_AT_ONCE = 256
 
-    def __init__(self) -> None:
-        self._process = 0
-        self._bytes = b""
-        self._used = 0
-
-    def take(self, count: int) -> bytes:
-        if self._used + count > len(self._bytes) or self._process != os.getpid():
-            self._bytes, self._used, self._process = os.urandom(4096), 0, os.getpid()
-        self._used += count
-        return self._bytes[self._used - count : self._used]
+# Fetched many at a time, since each call to the system lets go of the interpreter; a deque's ends are safe to
+# use from any thread. A forked process must not hand out its parent's.
+_randomness: deque[bytes] = deque()
+os.register_at_fork(after_in_child=_randomness.clear)
 
 
-_randomness = _Randomness()
+def _random() -> bytes:
+    try:
+        return _randomness.popleft()
+    except IndexError:
+        fresh = os.urandom(_RANDOM_BYTES * (_FETCHED_AT_ONCE + 1))
+        _randomness.extend(fresh[at : at + _RANDOM_BYTES] for at in range(_RANDOM_BYTES, len(fresh), _RANDOM_BYTES))
+        return fresh[:_RANDOM_BYTES]
 
 
 def _mint(counter_bytes: bytes | None) -> bytes:
     unix_ms = time.time_ns() // 1_000_000
-    random = bytearray(_randomness.take(10))
+    random = bytearray(_random())
     random[0] = 0x70 | (random[0] & 0x0F)
     random[2] = 0x80 | (random[2] & 0x3F)
     if counter_bytes is not None:

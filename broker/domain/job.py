@@ -15,6 +15,7 @@ __all__ = [
     "Constraints",
     "GroupKey",
     "RefusedLine",
+    "SingleJob",
     "WaitingSpan",
     "WorkGroup",
 ]
@@ -30,8 +31,8 @@ class BatchStatus(StrEnum):
     RUNNING = "running"  # -> finalizing, cancelling
     CANCELLING = "cancelling"  # -> finalizing
     FINALIZING = "finalizing"  # every line has ended, its files are being written -> completed, cancelled
-    COMPLETED = "completed"
-    CANCELLED = "cancelled"
+    COMPLETED = "completed"  # -> finalizing, when its files are wanted again
+    CANCELLED = "cancelled"  # likewise
 
 
 class Constraints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -44,7 +45,10 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class GroupKey(msgspec.Struct, frozen=True):
-    """What the planner can tell jobs apart by; `deadline_us` is the end of the job's deadline bucket."""
+    """What the planner can tell jobs apart by.
+
+    `deadline_us` is the start of its deadline bucket: no job of the group is due before.
+    """
 
     tenant_id: str
     endpoint: str
@@ -84,6 +88,23 @@ class AcceptedLine(msgspec.Struct, frozen=True):
     endpoint: str
     model: str
     body: bytes
+
+
+class SingleJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that came alone, or in a list, but not in a batch.
+
+    `constraints` is their canonical text; `tags` JSON or None; `redrive_of` the ended job that it runs again.
+    """
+
+    endpoint: str
+    model: str
+    body: bytes
+    constraints: str
+    submitted_us: int
+    deadline_us: int
+    budget_nano_usd: int | None = None
+    tags: str | None = None
+    redrive_of: bytes | None = None
 
 
 class RefusedLine(msgspec.Struct, frozen=True):

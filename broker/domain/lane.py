@@ -7,7 +7,7 @@ from typing import NewType
 
 import msgspec
 
-__all__ = ["EngineSettings", "Lane", "LaneName", "Market", "Price", "PriceMeter", "Provider"]
+__all__ = ["EngineSettings", "Lane", "LaneName", "LaneState", "Market", "Price", "PriceMeter", "Provider"]
 
 LaneName = NewType("LaneName", str)
 
@@ -16,6 +16,14 @@ class Provider(StrEnum):
     GOOGLE_TPU = "google-tpu"
     AZURE_GPU = "azure-gpu"
     ORACLE_GPU = "oracle-gpu"
+
+
+class LaneState(StrEnum):
+    """Whether a lane gets new shards. What it has, it works off in any case."""
+
+    OPEN = "open"
+    PAUSED = "paused"  # none, until resumed
+    DRAINING = "draining"  # likewise, so that its machines can go once it is empty
 
 
 class Market(StrEnum):

@@ -74,11 +74,13 @@ class ClaimAnswer(msgspec.Struct, frozen=True, array_like=True):
     """`granted` is False when the shard is not the worker's: drop the message, run nothing.
 
     `lease_seconds` counts from the moment the worker sent the question, by its own monotonic clock.
+    `cancelled` and `cancelled_jobs` as in `RenewAnswer`.
     """
 
     granted: bool
     lease_seconds: float = 0.0
     cancelled: bool = False
+    cancelled_jobs: bytes = b""
 
 
 class RenewLease(msgspec.Struct, frozen=True, array_like=True):
@@ -90,11 +92,15 @@ class RenewLease(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RenewAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """`granted` is False when the lease is lost: stop. `cancelled` asks the worker to stop and say so."""
+    """`granted` is False when the lease is lost: stop. `cancelled` asks the worker to stop and say so.
+
+    `cancelled_jobs` asks it of single jobs, by the bitmap of their indices; the others run on.
+    """
 
     granted: bool
     lease_seconds: float = 0.0
     cancelled: bool = False
+    cancelled_jobs: bytes = b""
 
 
 class Bitmap:

@@ -1,7 +1,8 @@
 """The canonical bytes of a ledger row, and the hash of a batch of them.
 
 A row is `[table, value, value, …]` in MessagePack: the table's columns in their order, without `leaf`;
-integers in their shortest form, text as UTF-8, ids and digests as bin, null as nil. The schema version is
+integers in their shortest form, text as UTF-8, ids and digests as bin, null as nil, flags as true and false
+(also where SQLite keeps 1 and 0). The schema version is
 itself a column, so that a later layout never reads as an earlier one. Anyone can recompute it from a
 SELECT and any MessagePack library.
 """

@@ -21,7 +21,7 @@ from broker.database.tables import result
 from broker.domain.events import JobRan
 from broker.domain.ids import id_at, new_span, time_us_of
 from broker.domain.job import WaitingSpan
-from broker.domain.lane import Lane
+from broker.domain.lane import Lane, PriceMeter
 from broker.domain.outcome import CostBasis, Outcome
 from broker.domain.shard import ShardSpan, ShardState
 from broker.ledger.writing import AttemptRow, Flush, OutcomeRow, append, ended_jobs
@@ -100,6 +100,11 @@ class AttemptEnds:
         for batch_id, counts in self._counts.items():
             batches.add_counts(self._connection, batch_id, self._writer, counts)
 
+    @property
+    def ended_singles(self) -> list[bytes]:
+        """The jobs of no batch that end here; somebody may wait for each of them."""
+        return [row.job_id for row in self._flush.outcomes if row.batch_id is None]
+
     def _look_up_ended(self, shard: ShardRecord) -> None:
         """A first attempt inside its lease is the only one its job has had, so nothing can have ended it."""
         if shard.shard_id in self._looked_up:
@@ -158,6 +163,10 @@ def _waiting_span(shard: ShardRecord, span: ShardSpan, job_id: bytes) -> Waiting
         span.crashes,
         span.alone,
     )
+
+
+def _basis(lane: Lane) -> CostBasis:
+    return CostBasis.LIST if lane.price.meter is PriceMeter.TOKEN else CostBasis.ATTRIBUTED
 
 
 def _count(counts: Counts, row: AttemptRow) -> None:
@@ -219,7 +228,7 @@ def _attempt_row(
         list_cost_nano_usd=cost,
         cost_nano_usd=cost,
         cost_upper_nano_usd=cost if cost_upper_nano_usd is None else cost_upper_nano_usd,
-        cost_basis=CostBasis.ATTRIBUTED if cost_upper_nano_usd is None else CostBasis.UNKNOWN,
+        cost_basis=_basis(lane) if cost_upper_nano_usd is None else CostBasis.UNKNOWN,
         request_digest=ran.request_digest or None,
         reply_digest=ran.reply_digest or None,
         reply_bytes=len(ran.body),

@@ -1,4 +1,4 @@
-"""Which lines of a batch file may run: every other one is refused with a code and one clear sentence."""
+"""What may run, a batch's line or a single job: all else is refused with a code and one clear sentence."""
 
 from __future__ import annotations
 
@@ -10,9 +10,20 @@ import msgspec
 from broker.domain.errors import ErrorCode
 from broker.domain.job import ENDPOINTS, AcceptedLine, RefusedLine
 
-__all__ = ["CUSTOM_ID_CHARS_MAX", "admit_line"]
+__all__ = ["BODY_BYTES_MAX", "CUSTOM_ID_CHARS_MAX", "Refusal", "admit_line", "check_request"]
 
 CUSTOM_ID_CHARS_MAX = 512
+
+BODY_BYTES_MAX = 3_000_000
+"""A body must fit a message of the smallest lane that could carry it."""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why something may not run; `field` is the part of it that says so."""
+
+    code: ErrorCode
+    field: str
+    message: str
 
 
 class _Line(msgspec.Struct):
@@ -91,16 +102,30 @@ def _check_request(line_number: int, line: _Line, models: Collection[str]) -> Ac
 
     if line.method != "POST":
         return refuse(ErrorCode.INVALID_LINE, f"method is {line.method[:20]!r}; only POST is served")
-    decoder = _body_decoders.get(line.url)
+    found = check_request(line.url, line.body, models, endpoint_field="url", kind="batch")
+    if isinstance(found, Refusal):
+        return refuse(found.code, found.message)
+    return AcceptedLine(line_number, line.custom_id, line.url, found, bytes(line.body))
+
+
+def check_request(
+    endpoint: str, body: bytes | msgspec.Raw, models: Collection[str], *, endpoint_field: str, kind: str
+) -> str | Refusal:
+    """The model that a request names, if the request may run. `kind` of work, as a message calls it."""
+    decoder = _body_decoders.get(endpoint)
     if decoder is None:
-        return refuse(ErrorCode.INVALID_URL, f"url is {line.url[:80]!r}; it must be one of {', '.join(ENDPOINTS)}")
+        served = ", ".join(ENDPOINTS)
+        message = f"{endpoint_field} is {endpoint[:80]!r}; it must be one of {served}"
+        return Refusal(ErrorCode.INVALID_URL, endpoint_field, message)
     try:
-        body = decoder.decode(line.body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return refuse(ErrorCode.INVALID_BODY, f"body: {error}")
-    if getattr(body, "stream", None):
-        return refuse(ErrorCode.STREAMING_UNSUPPORTED, "body.stream is true; a batch's replies can't be streamed")
-    if body.model not in models:
+        request = decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return Refusal(ErrorCode.INVALID_BODY, "body", f"body: {error}")
+    if getattr(request, "stream", None):
+        message = f"body.stream is true; a {kind}'s replies can't be streamed"
+        return Refusal(ErrorCode.STREAMING_UNSUPPORTED, "body.stream", message)
+    if request.model not in models:
         known = ", ".join(sorted(models))
-        return refuse(ErrorCode.UNKNOWN_MODEL, f"body.model is {body.model[:80]!r}; the lanes run {known}")
-    return AcceptedLine(line_number, line.custom_id, line.url, body.model, bytes(line.body))
+        message = f"body.model is {request.model[:80]!r}; the lanes run {known}"
+        return Refusal(ErrorCode.UNKNOWN_MODEL, "body.model", message)
+    return request.model

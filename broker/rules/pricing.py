@@ -6,10 +6,12 @@ from broker.domain.lane import Price, PriceMeter
 from broker.domain.money import NanoUsd, divide_half_even
 from broker.domain.usage import Usage
 
-__all__ = ["accelerator_cost_nano_usd", "cost_nano_usd", "expected_job_cost_nano_usd"]
+__all__ = ["accelerator_cost_nano_usd", "affordable_jobs", "cost_nano_usd", "expected_job_cost_nano_usd"]
 
 _PICO_PER_NANO = 1_000
 _US_PER_HOUR = 3_600_000_000
+_TYPICAL_INPUT_TOKENS = 1_000
+_TYPICAL_OUTPUT_TOKENS = 250
 
 
 def accelerator_cost_nano_usd(price: Price, accelerator_us: int) -> NanoUsd:
@@ -28,5 +30,19 @@ def cost_nano_usd(price: Price, usage: Usage) -> NanoUsd:
 
 
 def expected_job_cost_nano_usd(price: Price, jobs_per_second: float) -> NanoUsd:
-    """What one job is expected to cost on an instance that ends `jobs_per_second` of them; 0 on per-token lanes."""
-    return accelerator_cost_nano_usd(price, round(1_000_000 / jobs_per_second))
+    """What one job is expected to cost: on an instance that ends `jobs_per_second` of them, or for typical tokens.
+
+    The typical job has 1,000 tokens in and 250 out, near the means of the Azure LLM inference trace of 2023
+    (conversations: 1,155 and 211).
+    """
+    usage = Usage(
+        input_tokens=_TYPICAL_INPUT_TOKENS,
+        output_tokens=_TYPICAL_OUTPUT_TOKENS,
+        accelerator_us=round(1_000_000 / jobs_per_second),
+    )
+    return cost_nano_usd(price, usage)
+
+
+def affordable_jobs(left_nano_usd: int, expected_nano_usd: int) -> int:
+    """How many jobs of this expected cost what is left of a budget covers."""
+    return max(0, left_nano_usd) // max(1, expected_nano_usd)

@@ -6,7 +6,15 @@ from enum import Enum
 
 from broker.domain.errors import ErrorCode
 
-__all__ = ["CRASHES_MAX", "FAILURES_MAX", "Verdict", "backoff_seconds", "verdict"]
+__all__ = [
+    "CRASHES_MAX",
+    "FAILURES_MAX",
+    "LANE_FAULT_PAUSE_SECONDS",
+    "Verdict",
+    "backoff_seconds",
+    "is_lane_fault",
+    "verdict",
+]
 
 FAILURES_MAX = 4
 """With so many attempts failed by the engine's fault, the job itself ends as failed."""
@@ -15,10 +23,14 @@ CRASHES_MAX = 3
 """Crashes of a job that ran alone before it is taken for the cause."""
 
 
+LANE_FAULT_PAUSE_SECONDS = 0.5
+"""The pause before a job that met a lane's fault may go elsewhere."""
+
+
 class Verdict(Enum):
     FINAL = "final"  # the job ends with this error; another try would be the same
     RETRY = "retry"  # another try, after a pause, counted against FAILURES_MAX
-    LANE_FAULT = "lane_fault"  # likewise, and the lane's health suffers
+    LANE_FAULT = "lane_fault"  # another try, not counted against the job: the lane rests (`broker.health`)
     FREE_RETRY = "free_retry"  # another try at once, not counted: nothing speaks against the job
     SUSPECT = "suspect"  # another try alone, counted against CRASHES_MAX
 
@@ -32,8 +44,13 @@ _TABLE = {
     ErrorCode.UNKNOWN_MODEL: Verdict.FINAL,
     ErrorCode.STREAMING_UNSUPPORTED: Verdict.FINAL,
     ErrorCode.LINE_TOO_LARGE: Verdict.FINAL,
+    ErrorCode.BODY_TOO_LARGE: Verdict.FINAL,
+    ErrorCode.INVALID_FIELD: Verdict.FINAL,
+    ErrorCode.NO_LANE_ALLOWED: Verdict.FINAL,
     ErrorCode.BATCH_EXPIRED: Verdict.FINAL,
     ErrorCode.BATCH_CANCELLED: Verdict.FINAL,
+    ErrorCode.JOB_EXPIRED: Verdict.FINAL,
+    ErrorCode.JOB_CANCELLED: Verdict.FINAL,
     ErrorCode.BUDGET_EXCEEDED: Verdict.FINAL,
     ErrorCode.ENGINE_REFUSED: Verdict.FINAL,
     ErrorCode.ENGINE_BUSY: Verdict.RETRY,
@@ -41,6 +58,7 @@ _TABLE = {
     ErrorCode.ENGINE_TIMEOUT: Verdict.RETRY,
     ErrorCode.ENGINE_INVALID_REPLY: Verdict.RETRY,
     ErrorCode.ENGINE_UNREACHABLE: Verdict.LANE_FAULT,
+    ErrorCode.ENGINE_MISCONFIGURED: Verdict.LANE_FAULT,
     ErrorCode.ENGINE_DIED: Verdict.SUSPECT,
     ErrorCode.PREEMPTED: Verdict.FREE_RETRY,
     ErrorCode.INTERRUPTED: Verdict.FREE_RETRY,
@@ -52,9 +70,14 @@ _TABLE = {
 def verdict(code: ErrorCode, failures: int) -> Verdict:
     """What follows when an attempt ended with `code`, after `failures` counted ones before it."""
     found = _TABLE[code]
-    if found in {Verdict.RETRY, Verdict.LANE_FAULT} and failures + 1 >= FAILURES_MAX:
+    if found is Verdict.RETRY and failures + 1 >= FAILURES_MAX:
         return Verdict.FINAL
     return found
+
+
+def is_lane_fault(code: ErrorCode) -> bool:
+    """Whether the lane, not the job, is at fault."""
+    return _TABLE[code] is Verdict.LANE_FAULT
 
 
 def backoff_seconds(failures: int) -> float:

@@ -8,7 +8,7 @@ import msgspec
 
 from broker.domain.errors import ErrorCode
 from broker.domain.outcome import Outcome
-from broker.rules.retrying import CRASHES_MAX, Verdict, backoff_seconds, verdict
+from broker.rules.retrying import CRASHES_MAX, LANE_FAULT_PAUSE_SECONDS, Verdict, backoff_seconds, verdict
 
 __all__ = ["Ended", "Retry", "Settlement", "settle"]
 
@@ -64,8 +64,10 @@ def _follow(code: ErrorCode, *, failures: int, crashes: int, alone: bool) -> End
     match found:
         case Verdict.FINAL:
             return Ended(Outcome.FAILED, code)
-        case Verdict.RETRY | Verdict.LANE_FAULT:
+        case Verdict.RETRY:
             return Retry(backoff_seconds(failures + 1), failures + 1, crashes, alone)
+        case Verdict.LANE_FAULT:
+            return Retry(LANE_FAULT_PAUSE_SECONDS, failures, crashes, alone)
         case Verdict.FREE_RETRY:
             return Retry(0.0, failures, crashes, alone)
         case Verdict.SUSPECT:

@@ -82,6 +82,7 @@ def _create_batches() -> None:
         "batch",
         sa.Column("batch_id", Id, primary_key=True),
         sa.Column("tenant_id", sa.String(64), sa.ForeignKey("tenant.tenant_id"), nullable=False),
+        sa.Column("name", sa.Text),
         sa.Column("source_name", sa.Text, nullable=False),
         sa.Column("source_digest", Digest, nullable=False),
         sa.Column("source_bytes", sa.BigInteger, nullable=False),
@@ -127,10 +128,24 @@ def _create_jobs() -> None:
         *_columns(sa.BigInteger, "submitted_us", "deadline_us"),
         sa.Column("budget_nano_usd", sa.BigInteger),
         sa.Column("tags", sa.Text),
+        sa.Column("redrive_of", Id),
         sqlite_with_rowid=False,
     )
     op.create_index("ix_job_batch", "job", ["batch_id", "line_number"], unique=True)
     op.create_index("ix_job_custom", "job", ["batch_id", "custom_id"], unique=True)
+    op.create_table(
+        "idempotency",
+        sa.Column("tenant_id", sa.String(64), primary_key=True),
+        sa.Column("idempotency_key", sa.String(256), primary_key=True),
+        sa.Column("fingerprint", Digest, nullable=False),
+        sa.Column("job_id", Id, nullable=False),
+        sa.Column("created_us", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "cancel_request",
+        sa.Column("job_id", Id, primary_key=True),
+        sa.Column("requested_us", sa.BigInteger, nullable=False),
+    )
     op.create_table(
         "payload",
         sa.Column("job_id", Id, primary_key=True),
@@ -166,6 +181,11 @@ def _create_jobs() -> None:
 
 def _create_planning() -> None:
     op.create_table(
+        "lane",
+        sa.Column("name", sa.String(128), primary_key=True),
+        sa.Column("description", sa.LargeBinary, nullable=False),
+    )
+    op.create_table(
         "plan",
         sa.Column("generation", BigCounter, primary_key=True, autoincrement=False),
         sa.Column("plan_id", Id, nullable=False),
@@ -181,6 +201,12 @@ def _create_planning() -> None:
         sa.Column("removed", sa.Text, nullable=False),
     )
     op.create_index("ix_assignment_group", "assignment", ["group_id", "generation"])
+    op.create_table(
+        "lane_state",
+        sa.Column("lane", sa.String(128), primary_key=True),
+        sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("changed_us", sa.BigInteger, nullable=False),
+    )
 
 
 def _create_shards() -> None:

@@ -34,7 +34,7 @@ def main() -> None:
     try:
         server = _serve(options)
     except ImportError:
-        report({"problem": "xllamacpp isn't installed: pip install 'inference-broker[demo]'"})
+        report({"problem": "xllamacpp isn't installed: pip install 'inference-broker[llama-cpp]'"})
         sys.exit(1)
     except Exception as error:  # noqa: BLE001  a binding promises no exception types; all become one sentence
         report({"problem": f"llama.cpp can't load {options.model_path}: {error}"})

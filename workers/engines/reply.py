@@ -84,6 +84,8 @@ def code_of_status(status_code: int) -> ErrorCode:
             return ErrorCode.ENGINE_TIMEOUT
         case 429:
             return ErrorCode.ENGINE_BUSY
+        case 401 | 403 | 404 | 405:
+            return ErrorCode.ENGINE_MISCONFIGURED
         case _ if 400 <= status_code < 500:
             return ErrorCode.ENGINE_REFUSED
         case _ if status_code >= 500:
