@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import Phase
 from sqlalchemy import Table, func, select, text
 
 from broker.bus.envelope import KeyRing, Kind, Signer
@@ -29,6 +30,7 @@ from broker.domain.lane import EngineSettings, Lane, LaneName, Market, Price, Pr
 from broker.domain.outcome import Outcome
 from broker.domain.shard import Bitmap, ClaimAnswer, ClaimShard, RenewAnswer, RenewLease, RunShard, ShardJob, ShardState
 from broker.domain.usage import Usage
+from broker.health import LaneHealth
 from broker.intake import BatchRequest, Intake
 from broker.leasing import LeaseDoor
 from broker.ledger.verifying import Verification, verify
@@ -39,6 +41,9 @@ from broker.rescuer import Rescuer
 from broker.wakeups import Wakeups
 
 MODEL = "m"
+GENERATE_ONLY = (Phase.explicit, Phase.reuse, Phase.generate)
+"""For examples that each take a database: shrinking one would take minutes."""
+
 ENDPOINT = "/v1/chat/completions"
 NOW_US = 1_800_000_000_000_000
 SECOND_US = 1_000_000
@@ -192,9 +197,10 @@ class World:
         parts: dict[str, Any] = {"database": database, "lanes": self.lanes, "clock": self.clock}
         parts["wakeups"] = self.wakeups
         self.intake = Intake(database, {MODEL, "m2"}, self.clock, self.wakeups)
-        self.planner, self.dispatcher = Planner(**parts), Dispatcher(**parts)
+        self.health = LaneHealth()
+        self.planner, self.dispatcher = Planner(**parts), Dispatcher(health=self.health, **parts)
         self.door = LeaseDoor(database, self.clock, LEASE_SECONDS)
-        self.recorder = Recorder(ring=self.ring, **parts)
+        self.recorder = Recorder(ring=self.ring, health=self.health, **parts)
         self.rescuer = Rescuer(lease_seconds=LEASE_SECONDS, **parts)
         self.closer = Closer(**parts)
 

@@ -123,8 +123,8 @@ def test_the_key_comes_from_the_named_variable(monkeypatch: pytest.MonkeyPatch) 
     [
         (302, ErrorCode.ENGINE_INVALID_REPLY),
         (400, ErrorCode.ENGINE_REFUSED),
-        (401, ErrorCode.ENGINE_REFUSED),
-        (404, ErrorCode.ENGINE_REFUSED),
+        (401, ErrorCode.ENGINE_MISCONFIGURED),
+        (404, ErrorCode.ENGINE_MISCONFIGURED),
         (408, ErrorCode.ENGINE_TIMEOUT),
         (422, ErrorCode.ENGINE_REFUSED),
         (429, ErrorCode.ENGINE_BUSY),

@@ -15,7 +15,7 @@ from broker.ledger.questions import GROUP_KEYS, Filters, summary
 from broker.ledger.tables import attempt, job_outcome, ledger_batch
 from broker.ledger.verifying import verify
 from broker.ledger.writing import Flush, append, open_stream
-from tests.unit.builders import NOW_US, an_attempt_row, an_outcome_row
+from tests.unit.builders import GENERATE_ONLY, NOW_US, an_attempt_row, an_outcome_row
 
 
 def _append(database, *flushes, slot="recorder-0", now_us=NOW_US):
@@ -181,7 +181,7 @@ _measured = st.lists(
 )
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, phases=GENERATE_ONLY)
 @given(_measured)
 def test_a_summary_says_what_counting_by_hand_says(make_world, measured):
     database = make_world().database

@@ -17,7 +17,7 @@ EXPECTED = {
         ErrorCode.ENGINE_TIMEOUT,
         ErrorCode.ENGINE_INVALID_REPLY,
     },
-    Verdict.LANE_FAULT: {ErrorCode.ENGINE_UNREACHABLE},
+    Verdict.LANE_FAULT: {ErrorCode.ENGINE_UNREACHABLE, ErrorCode.ENGINE_MISCONFIGURED},
     Verdict.FREE_RETRY: {ErrorCode.PREEMPTED, ErrorCode.INTERRUPTED},
     Verdict.SUSPECT: {ErrorCode.ENGINE_DIED, ErrorCode.LEASE_LOST},
 }
@@ -34,7 +34,7 @@ def test_every_code_has_its_verdict(code):
 
 @pytest.mark.parametrize("code", ErrorCode)
 def test_what_is_counted_ends_at_the_limit_and_the_rest_never_does(code):
-    counted = _expected(code) in {Verdict.RETRY, Verdict.LANE_FAULT}
+    counted = _expected(code) is Verdict.RETRY
     assert verdict(code, FAILURES_MAX - 2) is _expected(code)
     assert verdict(code, FAILURES_MAX - 1) is (Verdict.FINAL if counted else _expected(code))
 
@@ -45,7 +45,7 @@ def test_an_attempt_that_failed_settles_by_its_verdict(code):
     then = {
         Verdict.FINAL: Ended(Outcome.FAILED, code),
         Verdict.RETRY: Retry(1.0, 2, 1, alone=False),
-        Verdict.LANE_FAULT: Retry(1.0, 2, 1, alone=False),
+        Verdict.LANE_FAULT: Retry(0.5, 1, 1, alone=False),
         Verdict.FREE_RETRY: Retry(0.0, 1, 1, alone=False),
         Verdict.SUSPECT: Retry(0.0, 1, 1, alone=True),
     }

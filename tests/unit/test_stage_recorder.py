@@ -15,7 +15,7 @@ from broker.domain.usage import Usage
 from broker.ledger.explaining import explain, find_job, where_is
 from broker.ledger.tables import attempt, job_outcome, ledger_batch
 from broker.rules.retrying import FAILURES_MAX
-from tests.unit.builders import SECOND_US, a_failure, a_job_ran, a_lane, a_signer, some_lines, splits
+from tests.unit.builders import GENERATE_ONLY, SECOND_US, a_failure, a_job_ran, a_lane, a_signer, some_lines, splits
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ _RAN = [
 ]
 
 
-@settings(max_examples=12)
+@settings(max_examples=10, phases=GENERATE_ONLY)
 @given(st.permutations(range(5)), st.sets(st.integers(1, 7)), st.lists(st.integers(0, 4), max_size=3), st.randoms())
 def test_events_in_any_order_and_cut_say_the_same(make_world, order, cuts, repeated, random):
     totals = []
@@ -107,7 +107,7 @@ def test_events_in_any_order_and_cut_say_the_same(make_world, order, cuts, repea
     assert totals[0] == totals[1]
 
 
-@settings(max_examples=10)
+@settings(max_examples=6, phases=GENERATE_ONLY)
 @given(st.permutations(["event-0", "event-1", "returned"]))
 def test_a_hand_back_that_overtakes_its_events_loses_and_doubles_nothing(make_world, order):
     world = make_world()

@@ -163,11 +163,10 @@ def test_every_job_is_answered_metered_and_told(hire):
 
 
 def test_a_claim_refused_runs_nothing(hire):
-    engine = Held(1)
-    worker = hire(engine)
+    worker = hire()
     worker.door.grants = False
     assert worker.run(an_order()) == []
-    assert engine.waiting == 0
+    assert worker.deployment.meter.busy_us == 0
     assert worker.deployment.slots.acquire(blocking=False)  # its place is free again
 
 
