@@ -36,14 +36,19 @@ from broker.planner import Planner
 from broker.recorder import Recorder
 from broker.relay import Relay
 from broker.rescuer import Rescuer
+from broker.submitting import Submitting
+from broker.uploads import UploadReader
 from broker.wakeups import Topic, Wakeups
 from workers.engine import EngineError
 from workers.engines import open_engine
 from workers.runner import Deployment, ShardRunner
 
-__all__ = ["DATABASE_FILE", "Embedded", "is_disk_full", "open_database"]
+__all__ = ["DATABASE_FILE", "TENANT", "Embedded", "is_disk_full", "open_database"]
 
 DATABASE_FILE = "broker.db"
+
+TENANT = "default"
+"""The one tenant of the embedded form."""
 
 _POLL_SECONDS = 1.0
 _EVENTS_PER_FLUSH = 64
@@ -77,14 +82,17 @@ class Embedded:
     def __init__(self, data: Path, lanes: Sequence[Lane], clock: Clock = utc_now_us) -> None:
         self._lock = lock_folder(data)
         self._data = data
-        self._lanes = lanes
-        self._clock = clock
+        self.lanes = self._lanes = lanes
+        self.clock = self._clock = clock
+        self.uploads = data.absolute() / "uploads"
+        self.batch_files = data.absolute() / "batches"
         self.database = open_database(data)
         self.wakeups = Wakeups()
         self.health = LaneHealth()
         self.failure: BrokerError | None = None
         models = {model for lane in lanes for model in lane.engine.models}
         self.intake = Intake(self.database, models, clock, self.wakeups)
+        self.submitting = Submitting(self.database, clock, self.wakeups, TENANT)
         self._bus_url = f"lanemem://embedded-{os.getpid()}-{id(self)}"
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -110,9 +118,11 @@ class Embedded:
         """Hand back what runs, record it, and end; harmless when it has ended."""
         if self._stopping.is_set():
             return
+        self.submitting.close()
         if self._worker_side:
             self._worker_side.stop()
         self._stopping.set()
+        self.wakeups.endings.announce_stop()
         self.wakeups.notify(*Topic)
         for thread in self._threads:
             thread.join(_STOP_SECONDS)
@@ -120,6 +130,11 @@ class Embedded:
             self._worker_side.close()
         self.database.close()
         os.close(self._lock)
+
+    def renew_soon(self) -> None:
+        """Have the worker ask the lease door at once, where it hears what is to be cancelled."""
+        if self._worker_side:
+            self._worker_side.renew_soon()
 
     def _load_keys(self) -> tuple[Signer, dict[str, Signer], KeyRing]:
         folder = self._data / "keys"
@@ -151,13 +166,17 @@ class Embedded:
         rescuer = Rescuer(database=database, lanes=known, clock=clock, wakeups=wakeups, lease_seconds=LEASE_SECONDS)
         closer = Closer(database=database, lanes=lanes, clock=clock, wakeups=wakeups)
         assembler = Assembler(database, clock)
+        reader = UploadReader(database, self.uploads, self.intake.read_batch, self._stopping.is_set)
+        reader.sweep()
         rescuer.recover()
         self._loop("planner", planner.step, lambda: wakeups.wait(Topic.PLANNER, _POLL_SECONDS))
         self._loop("dispatcher", dispatcher.step, lambda: self._wait_for_dispatch(dispatcher))
         self._loop("relay", relay.step, lambda: wakeups.wait(Topic.RELAY, _POLL_SECONDS))
         self._loop("rescuer", rescuer.step, lambda: self._stopping.wait(_POLL_SECONDS))
-        self._loop("closer", closer.step, lambda: self._stopping.wait(_POLL_SECONDS))
+        self._loop("closer", closer.step, lambda: wakeups.wait(Topic.CLOSER, _POLL_SECONDS))
+        self._loop("upload-reader", reader.step, lambda: wakeups.wait(Topic.READER, _POLL_SECONDS))
         self._loop("assembler", assembler.step, self._wait_for_endings)
+        self._spawn("submitting", self.submitting.run)
         self._spawn("recorder", lambda: self._record(recorder))
 
     def _wait_for_dispatch(self, dispatcher: Dispatcher) -> None:
@@ -182,6 +201,7 @@ class Embedded:
         try:
             return step()
         except BrokerError as error:
+            _log.warning("stage_stuck", stage=name, reason=str(error))
             self.failure = error
             self._stopping.wait(_POLL_SECONDS)
         except Exception:  # noqa: BLE001 (a stage outlives whatever one step meets)
@@ -273,6 +293,10 @@ class _WorkerSide:
         self._runner.preempt(interrupted=True)
         if self._worker:
             self._worker.stop(_STOP_SECONDS)
+
+    def renew_soon(self) -> None:
+        """See `ShardRunner.renew_soon`."""
+        self._runner.renew_soon()
 
     def close(self) -> None:
         """End the engines."""

@@ -16,13 +16,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """`data`: the folder of the embedded form. `catalog`: a TOML file of lanes, or `demo`.
 
     `batch_lines_max`: the most lines that a batch file may have; None for no limit. `log_level`: of the log
-    file in the data folder.
+    file in the data folder. `url` and `token`: of the broker that commands speak to, where not the data folder's.
     """
 
     data: Path = Path("broker-data")
     catalog: str = "demo"
     batch_lines_max: int | None = None
     log_level: str = "info"
+    url: str | None = None
+    token: str | None = None
 
 
 _LEVELS = ("debug", "info", "warning", "error")
@@ -41,4 +43,6 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
         catalog=environment.get("BROKER_CATALOG") or "demo",
         batch_lines_max=int(lines_max) if lines_max else None,
         log_level=level,
+        url=environment.get("BROKER_URL") or None,
+        token=environment.get("BROKER_TOKEN") or None,
     )

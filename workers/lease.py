@@ -35,6 +35,7 @@ class Lease:
         self._until = 0.0
         self._seconds = 0.0
         self.cancelled = False
+        self.cancelled_jobs = b""
 
     def claim(self) -> bool:
         """Ask for the shard; False when it is another's."""
@@ -42,6 +43,7 @@ class Lease:
         answer = self._door.claim(ClaimShard(self._shard_id, self._lane, self._worker_id))
         self._follow(asked, answer.lease_seconds)
         self.cancelled = answer.cancelled
+        self.cancelled_jobs = answer.cancelled_jobs
         return answer.granted
 
     def renew(self, running: bytes) -> bool:
@@ -51,6 +53,7 @@ class Lease:
         if answer.granted:
             self._follow(asked, answer.lease_seconds)
         self.cancelled = answer.cancelled
+        self.cancelled_jobs = answer.cancelled_jobs
         return answer.granted
 
     @property

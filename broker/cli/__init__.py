@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from broker.cli import batch, database, jobs, ledger
+from broker.cli import batch, database, jobs, lanes, ledger, up
 from broker.cli.printing import complain
 from broker.domain.errors import BrokerError, UsageError
 
@@ -19,8 +19,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Submit an inference job once; it ends at the lowest defensible cost, and the ledger proves it.",
 )
+app.command("up")(up.up)
 app.add_typer(batch.app, name="batch")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(lanes.app, name="lanes")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(database.app, name="db")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from broker.cli.printing import OutputFormat
@@ -13,7 +14,10 @@ from broker.domain.errors import UsageError
 from broker.rules.windows import window_seconds_of
 from broker.settings import Settings, load_settings
 
-__all__ = ["CatalogOption", "DataOption", "FormatOption", "parse_window", "read_settings"]
+if TYPE_CHECKING:
+    from broker.client import Client
+
+__all__ = ["CatalogOption", "DataOption", "FormatOption", "UrlOption", "open_client", "parse_window", "read_settings"]
 
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Folder of the database and keys [BROKER_DATA, or broker-data].")
@@ -22,18 +26,25 @@ CatalogOption = Annotated[
     str | None,
     typer.Option("--catalog", help="TOML file of lanes, or `demo` for the one that ships [BROKER_CATALOG, or demo]."),
 ]
+UrlOption = Annotated[
+    str | None, typer.Option("--url", help="Where the broker listens [BROKER_URL, or as noted in the data folder].")
+]
 FormatOption = Annotated[OutputFormat, typer.Option("--format", help="A table for people, or JSON or CSV.")]
 
 
-def read_settings(data: Path | None = None, catalog: str | None = None) -> Settings:
+def read_settings(data: Path | None = None, catalog: str | None = None, log_level: str | None = None) -> Settings:
     """The environment's settings under the options given."""
-    settings = load_settings(os.environ)
-    return Settings(
-        data=data or settings.data,
-        catalog=catalog or settings.catalog,
-        batch_lines_max=settings.batch_lines_max,
-        log_level=settings.log_level,
-    )
+    environment = dict(os.environ) if log_level is None else {**os.environ, "BROKER_LOG_LEVEL": log_level}
+    settings = load_settings(environment)
+    return msgspec.structs.replace(settings, data=data or settings.data, catalog=catalog or settings.catalog)
+
+
+def open_client(data: Path | None, url: str | None) -> Client:
+    """The client of the broker named by the options, or by BROKER_URL and BROKER_TOKEN, or by its data folder."""
+    from broker.client import Client
+
+    settings = read_settings(data)
+    return Client.of_folder(settings.data, url or settings.url, settings.token)
 
 
 def parse_window(text: str) -> int:

@@ -1,0 +1,101 @@
+"""Batches over HTTP: files go up and come down as streams, never whole in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Request, get, post
+from litestar.datastructures import State
+from litestar.response import File
+
+from broker.api.desk import BatchTerms
+from broker.api.errors import Refused
+from broker.api.gate import Scope
+from broker.api.threads import in_thread
+from broker.api.views import BatchView
+from broker.domain.errors import ErrorCode, UsageError
+from broker.domain.money import nano_from_usd
+from broker.rules.windows import window_seconds_of
+
+__all__ = ["routes"]
+
+_NAME_CHARS_MAX = 256
+
+
+@post("/v1/batches", scope_needed=Scope.BATCHES_WRITE, request_max_body_size=None)
+async def create_batch(
+    state: State,
+    request: Request[Any, Any, Any],
+    window: str = "24h",
+    max_cost: str | None = None,
+    lanes: str | None = None,
+    name: str | None = None,
+) -> BatchView:
+    """The body is the JSONL file; the answer comes when all of it is on disk."""
+    terms = _terms(window, max_cost, lanes, name)
+    state.desk.check_terms(terms)
+    spool = await in_thread(state.desk.new_spool)
+    try:
+        async for chunk in request.stream():
+            await in_thread(spool.add, chunk)
+        created: BatchView = await in_thread(state.desk.create_batch, spool, terms)
+    except UsageError as error:
+        spool.discard()
+        raise Refused(413, "file_too_large", str(error), field="file") from None
+    except BaseException:
+        spool.discard()
+        raise
+    return created
+
+
+@get("/v1/batches", scope_needed=Scope.BATCHES_READ)
+async def list_batches(state: State) -> dict[str, list[BatchView]]:
+    """The newest hundred."""
+    return {"batches": await in_thread(state.desk.list_batches)}
+
+
+@get("/v1/batches/{batch:str}", scope_needed=Scope.BATCHES_READ)
+async def read_batch(state: State, batch: str) -> BatchView:
+    """A batch as far as it is."""
+    return await in_thread(state.desk.batch, batch)
+
+
+@get("/v1/batches/{batch:str}/output", scope_needed=Scope.BATCHES_READ)
+async def read_output(state: State, batch: str) -> File:
+    """The lines that succeeded, in the order of the file."""
+    return _file(await in_thread(state.desk.batch_file, batch, "output"))
+
+
+@get("/v1/batches/{batch:str}/errors", scope_needed=Scope.BATCHES_READ)
+async def read_errors(state: State, batch: str) -> File:
+    """The lines that did not."""
+    return _file(await in_thread(state.desk.batch_file, batch, "errors"))
+
+
+@post("/v1/batches/{batch:str}/cancel", scope_needed=Scope.BATCHES_WRITE, status_code=202)
+async def cancel_batch(state: State, batch: str) -> BatchView:
+    """Ask for the end of all its jobs."""
+    return await in_thread(state.desk.cancel_batch, batch)
+
+
+routes = [create_batch, list_batches, read_batch, read_output, read_errors, cancel_batch]
+
+
+def _file(path: Any) -> File:  # noqa: ANN401 (a path)
+    return File(path, media_type="application/jsonl")
+
+
+def _terms(window: str, max_cost: str | None, lanes: str | None, name: str | None) -> BatchTerms:
+    try:
+        seconds = window_seconds_of(window)
+    except ValueError as error:
+        raise Refused(400, ErrorCode.INVALID_FIELD, f"window is {error}", field="window") from None
+    try:
+        budget = None if max_cost is None else nano_from_usd(max_cost.removeprefix("$"))
+    except ValueError as error:
+        raise Refused(400, ErrorCode.INVALID_FIELD, f"max_cost: {error}", field="max_cost") from None
+    if name is not None and (not 0 < len(name) <= _NAME_CHARS_MAX or "\0" in name):
+        message = f"name has {len(name)} characters; it must have 1 to {_NAME_CHARS_MAX} and none of them NUL"
+        raise Refused(400, ErrorCode.INVALID_FIELD, message, field="name")
+    names = tuple(sorted({part.strip() for part in (lanes or "").split(",") if part.strip()}))
+    return BatchTerms(window_seconds=seconds, max_cost_nano_usd=budget, lanes=names, name=name)

@@ -1,0 +1,98 @@
+"""The gate: every request passes it. Loopback names only, the bearer token, and nothing else gets anywhere.
+
+What isn't the health check needs the token, known route or not; what a route then needs is its scope.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from enum import StrEnum
+from typing import Any
+
+from broker.api.errors import Refused
+
+__all__ = ["PUBLIC", "Gate", "Receive", "Scope", "Send", "Wire", "answer"]
+
+Wire = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+PUBLIC = ("GET", "/v1/health")
+"""The one thing that anyone on this machine may ask."""
+
+_JSON = (b"content-type", b"application/json")
+
+
+class Scope(StrEnum):
+    """What a token may do; every route names one."""
+
+    HEALTH = "health"
+    JOBS_READ = "jobs:read"
+    JOBS_WRITE = "jobs:write"
+    BATCHES_READ = "batches:read"
+    BATCHES_WRITE = "batches:write"
+    LANES_READ = "lanes:read"
+    LANES_WRITE = "lanes:write"
+    LEDGER_READ = "ledger:read"
+
+
+class Gate:
+    """`direct` are routes that are served before the framework, for speed: by method and path, with their scope."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        token: str,
+        hosts: Collection[str],
+        direct: Mapping[tuple[str, str], tuple[Scope, App]],
+    ) -> None:
+        self._app = app
+        self._authorization = f"Bearer {token}".encode()
+        self._hosts = frozenset(hosts)
+        self.direct = direct
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 (ASGI's three untyped values)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            granted = self._check(scope)
+            scope["granted"] = granted
+            needed, direct = self.direct.get((scope["method"], scope["path"]), (None, self._app))
+            if needed is not None and needed not in granted:
+                raise Refused(403, "forbidden", f"this token may not do that: it lacks the scope {needed}")
+            await direct(scope, receive, send)
+        except Refused as refused:
+            await answer(send, refused.status, refused.body, refused.headers)
+
+    def _check(self, scope: Wire) -> frozenset[Scope]:
+        """The scopes that come with the request's token."""
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        if _without_port(host) not in self._hosts:
+            raise Refused(403, "host_not_allowed", f"the Host header is {host[:80]!r}; this door serves loopback names")
+        given = headers.get(b"authorization", b"")
+        if hmac.compare_digest(given, self._authorization):
+            return frozenset(Scope)
+        if (scope["method"], scope["path"]) == PUBLIC:
+            return frozenset({Scope.HEALTH})
+        fault = "is not this broker's" if given else "is missing"
+        message = f"the bearer token {fault}: it stands in the file `token` of the data folder"
+        raise Refused(401, "unauthorized", message)
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+async def answer(send: Send, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    """One whole JSON answer."""
+    extra = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": int(status), "headers": [_JSON, length, *extra]})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,101 @@
+"""The HTTP door itself: a socket, a token, and uvicorn in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+
+import uvicorn
+
+from broker.api.gate import Gate
+from broker.domain.errors import BrokerError
+
+__all__ = ["Door", "listen", "load_or_create_token"]
+
+_START_SECONDS = 10.0
+_GRACE_SECONDS = 1
+_BACKLOG = 1_024
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the address, before anything else is started. Raises BrokerError when it can't be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        taken.bind((host, port))
+    except (OSError, OverflowError) as error:
+        taken.close()
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BrokerError(f"can't listen on {host}:{port}: {reason.lower()}; choose another with --port") from None
+    return taken
+
+
+def load_or_create_token(data: Path) -> str:
+    """The bearer token of this data folder, made on first use, readable by its owner alone."""
+    path = data / "token"
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        token = f"ib_{secrets.token_urlsafe(32)}"
+        draft = path.with_suffix(".new")
+        draft.unlink(missing_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(token + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        return token
+    except OSError as error:
+        raise BrokerError(f"can't read the token {path}: {error.strerror}") from None
+
+
+class Door:
+    """Serves the application on a socket until stopped."""
+
+    def __init__(self, app: Gate, taken: socket.socket) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            backlog=_BACKLOG,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )
+        self._server = uvicorn.Server(config)
+        self._socket = taken
+        self._thread = threading.Thread(target=self._run, name="door", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self._socket.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def start(self) -> None:
+        """Returns when requests are served."""
+        self._thread.start()
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise BrokerError(f"the door at {self.url} did not open; the log says why")
+            time.sleep(0.005)
+
+    def stop(self) -> None:
+        """Take no more requests, and let those under way end within about a second."""
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join(_GRACE_SECONDS + 1)
+        self._socket.close()
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
+            runner.run(self._server.serve(sockets=[self._socket]))

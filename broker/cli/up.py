@@ -1,0 +1,83 @@
+"""`broker up`: the embedded form as a service, with its HTTP door."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from broker.api.app import LOOPBACK_NAMES, make_app
+from broker.api.desk import Desk
+from broker.api.server import Door, listen, load_or_create_token
+from broker.api.views import price_text
+from broker.bootstrap import Embedded
+from broker.catalog.lanes import load_lanes
+from broker.cli.options import CatalogOption, DataOption, read_settings
+from broker.cli.printing import say
+from broker.client import remember_url
+from broker.logs import log_to_file
+
+__all__ = ["up"]
+
+_UPLOAD_BYTES_MAX = 10_000_000_000
+
+
+def up(
+    data: DataOption = None,
+    catalog: CatalogOption = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port to listen on; 0 for any.")] = 8470,
+    log_level: Annotated[
+        str | None, typer.Option("--log-level", help="Of the log file: debug, info, warning, error.")
+    ] = None,
+) -> None:
+    """Run the broker here until Ctrl-C; other terminals submit, wait, cancel and steer it by HTTP."""
+    settings = read_settings(data, catalog, log_level)
+    lanes = load_lanes(settings.catalog)
+    stop = threading.Event()
+    with _stopping_on_signals(stop), Embedded(settings.data, lanes) as embedded:
+        log_to_file(settings.data / "broker.log", settings.log_level)
+        taken = listen(host, port)
+        embedded.start()
+        token = load_or_create_token(settings.data)
+        desk = Desk(embedded, settings.batch_lines_max, _UPLOAD_BYTES_MAX)
+        door = Door(make_app(desk, token, (*LOOPBACK_NAMES, host)), taken)
+        door.start()
+        try:
+            remember_url(settings.data, door.url)
+            _introduce(door.url, embedded, settings.data)
+            stop.wait()
+        finally:
+            say("Stopping: handing back what runs…")
+            embedded.wakeups.endings.announce_stop()
+            door.stop()
+    say("Stopped. Everything accepted is kept; `broker up` goes on from here.")
+
+
+def _introduce(url: str, embedded: Embedded, data: Path) -> None:
+    say(f"Listening on {url}, token in {data / 'token'}")
+    for lane in embedded.lanes:
+        stand_in = ", a CPU standing in" if lane.stand_in else ""
+        where = f"{lane.provider}, {lane.region}, {lane.accelerator}, {lane.market}{stand_in}"
+        say(f"  {lane.name:<24} {price_text(lane):<12} {where}; runs {', '.join(lane.engine.models)}")
+    say(f"Ledger in {data}    (broker ledger summary --data {data})")
+    say("Ready. Ctrl-C stops it.")
+
+
+@contextmanager
+def _stopping_on_signals(stop: threading.Event) -> Iterator[None]:
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

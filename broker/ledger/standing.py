@@ -1,0 +1,133 @@
+"""Where one job stands: asked for, waiting, with a lane, or ended, and with what."""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy import Connection, select
+
+from broker.database.tables import cancel_request, job, result, shard, shard_span, work_group
+from broker.domain.ids import id_offset
+from broker.domain.outcome import Outcome
+from broker.domain.shard import ShardState
+from broker.ledger.tables import attempt, job_outcome
+
+__all__ = ["JobResult", "Standing", "find_result", "has_ended", "standing"]
+
+_SPANS_LOOKED_AT = 256
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """A job and how far it is. `status` is its outcome once it has one, before that `waiting` or `running`.
+
+    `lane` is where it runs, or where it ended. Costs are nano-USD over all attempts so far.
+    """
+
+    job_id: bytes
+    tenant_id: str
+    batch_id: bytes | None
+    custom_id: str | None
+    endpoint: str
+    model: str
+    constraints: str
+    submitted_us: int
+    deadline_us: int
+    budget_nano_usd: int | None
+    tags: str | None
+    redrive_of: bytes | None
+    status: str
+    error_code: str | None
+    message: str | None
+    ended_us: int | None
+    cancel_requested: bool
+    lane: str | None
+    attempts: int
+    cost_nano_usd: int
+
+
+class JobResult(msgspec.Struct, frozen=True):
+    """What an ended job brought."""
+
+    outcome: Outcome
+    error_code: str | None
+    status_code: int
+    message: str
+    body: bytes
+
+
+def has_ended(connection: Connection, job_id: bytes) -> bool:
+    """Whether the job has an outcome."""
+    return connection.execute(select(job_outcome.c.job_id).where(job_outcome.c.job_id == job_id)).first() is not None
+
+
+def standing(connection: Connection, job_id: bytes) -> Standing | None:
+    """How far the job is; None when there is no such job."""
+    found = connection.execute(
+        select(
+            *(job.c[name] for name in ("job_id", "tenant_id", "batch_id", "custom_id", "submitted_us", "deadline_us")),
+            *(job.c[name] for name in ("budget_nano_usd", "tags", "redrive_of")),
+            *(work_group.c[name] for name in ("endpoint", "model", "constraints")),
+            job_outcome.c.outcome,
+            job_outcome.c.error_code,
+            job_outcome.c.recorded_us.label("ended_us"),
+            result.c.message,
+            cancel_request.c.requested_us.is_not(None).label("cancel_requested"),
+        )
+        .join(work_group, work_group.c.group_id == job.c.group_id)
+        .outerjoin(job_outcome, job_outcome.c.job_id == job.c.job_id)
+        .outerjoin(result, result.c.job_id == job.c.job_id)
+        .outerjoin(cancel_request, cancel_request.c.job_id == job.c.job_id)
+        .where(job.c.job_id == job_id)
+    ).one_or_none()
+    if found is None:
+        return None
+    fields = dict(found._mapping)  # noqa: SLF001 (SQLAlchemy's public name for it)
+    outcome = fields.pop("outcome")
+    attempts, cost, last_lane = _attempts(connection, job_id)
+    running_on = None if outcome else _lane_of(connection, job_id)
+    return Standing(
+        status=outcome or ("running" if running_on else "waiting"),
+        lane=last_lane if outcome else running_on,
+        attempts=attempts,
+        cost_nano_usd=cost,
+        **fields | {"cancel_requested": bool(fields["cancel_requested"])},
+    )
+
+
+def find_result(connection: Connection, job_id: bytes) -> JobResult | None:
+    """What the job brought; None when it has not ended, or doesn't exist."""
+    row = connection.execute(
+        select(job_outcome.c.outcome, job_outcome.c.error_code, result.c.status_code, result.c.message, result.c.body)
+        .outerjoin(result, result.c.job_id == job_outcome.c.job_id)
+        .where(job_outcome.c.job_id == job_id)
+    ).one_or_none()
+    if row is None:
+        return None
+    return JobResult(
+        Outcome(row.outcome), row.error_code, row.status_code or 0, row.message or "", bytes(row.body or b"")
+    )
+
+
+def _attempts(connection: Connection, job_id: bytes) -> tuple[int, int, str | None]:
+    """How many there were, what they cost, and the lane of the last."""
+    rows = connection.execute(
+        select(attempt.c.cost_nano_usd, attempt.c.lane)
+        .where(attempt.c.job_id == job_id)
+        .order_by(attempt.c.attempt_number, attempt.c.recorded_us)
+    ).all()
+    return len(rows), sum(row.cost_nano_usd for row in rows), rows[-1].lane if rows else None
+
+
+def _lane_of(connection: Connection, job_id: bytes) -> str | None:
+    """The lane that has a claimed shard with this job in it."""
+    rows = connection.execute(
+        select(shard_span.c.first_job_id, shard_span.c.jobs_count, shard.c.lane)
+        .join(shard, shard.c.shard_id == shard_span.c.shard_id)
+        .where(
+            shard_span.c.first_job_id.between(job_id[:12] + b"\0\0\0\0", job_id),
+            shard.c.closed_us.is_(None),
+            shard.c.state == ShardState.RUNNING,
+        )
+        .order_by(shard_span.c.first_job_id.desc())
+        .limit(_SPANS_LOOKED_AT)
+    )
+    return next((row.lane for row in rows if id_offset(row.first_job_id, job_id) < row.jobs_count), None)
