@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from broker.bootstrap import Embedded, is_disk_full
+from broker.bootstrap import TENANT, Embedded, is_disk_full
 from broker.database import batches
 from broker.database.batches import BatchRecord, Counts
 from broker.database.connection import Connection
@@ -26,9 +26,6 @@ from broker.ledger.questions import Filters, summary
 from broker.rules.grouping import canonical_constraints
 
 __all__ = ["TENANT", "BatchRun", "Progress", "RunOptions", "allowed_lanes", "default_output", "error_path_of"]
-
-TENANT = "default"
-"""The one tenant of the embedded form."""
 
 _HASH_CHUNK_BYTES = 1 << 20
 _PROGRESS_SECONDS = 0.2
@@ -108,6 +105,10 @@ class BatchRun:
         """What each provider did for this batch, from the ledger."""
         filters = Filters(tenant_id=TENANT, batch_id=self.record.batch_id)
         return self._embedded.database.read(lambda connection: summary(connection, ["provider"], filters))
+
+    def resting_lanes(self) -> list[tuple[str, str]]:
+        """Lanes that get no work just now, each with the fault that made it rest."""
+        return sorted((lane, str(code)) for lane, code in self._embedded.health.resting().items())
 
     def progress(self) -> Progress:
         """How far it is now."""

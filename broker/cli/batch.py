@@ -125,11 +125,17 @@ def _show_progress(batch: BatchRun) -> None:
         for progress in batch.work():
             bar.update(
                 task,
+                description=_doing(batch),
                 completed=progress.ended,
                 total=_lines_in_all(progress),
                 failed=progress.failed,
                 cost=dollars(progress.counts.cost_nano_usd),
             )
+
+
+def _doing(batch: BatchRun) -> str:
+    resting = batch.resting_lanes()
+    return "Running" if not resting else "Running; at rest: " + ", ".join(f"{lane} ({why})" for lane, why in resting)
 
 
 def _lines_in_all(progress: BatchProgress) -> int | None:
@@ -150,6 +156,9 @@ def _conclude(batch: BatchRun, data: Path) -> None:
         f"{progress.record.read_lines:,} lines: {counts.succeeded:,} succeeded, {progress.failed:,} in the error file. "
         f"Cost {dollars(counts.cost_nano_usd)}, of which wasted {dollars(counts.wasted_nano_usd)}."
     )
+    unknown = sum(row["unknown_upper_nano_usd"] for row in rows)
+    if unknown:
+        say(f"Attempts that were lost on the way cost at most {dollars(unknown)} more; nobody could measure them.")
     say(f"Output   {progress.record.output_path}")
     say(f"Errors   {progress.record.error_path}")
     say(f"Ledger   {data}    (broker ledger summary --by provider,model --data {data})")

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from broker.domain.money import NANO_PER_USD
@@ -19,6 +20,7 @@ __all__ = ["OutputFormat", "complain", "console", "dollars", "print_rows", "say"
 
 console = Console(highlight=False, soft_wrap=True)
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
+_WIDTH_MAX = 1_000
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -35,7 +37,7 @@ _PAIRS = {
 }
 """Figures that people read together stand in one column."""
 
-_ONLY_IF_ANY = ("failed", "wasted_nano_usd")
+_ONLY_IF_ANY = ("failed", "wasted_nano_usd", "unknown_upper_nano_usd")
 """Columns left out where they hold nothing; `succeeded` is too, where it says the same as `jobs`."""
 
 
@@ -86,7 +88,10 @@ def _print_table(rows: Sequence[Mapping[str, Any]], title: str, keys: int) -> No
         table.add_column(name, justify="left" if place < keys else "right", no_wrap=True)
     for row in shown:
         table.add_row(*row.values())
-    console.print(table)
+    # A figure cut short is worse than a line that wraps.
+    wide = Console(width=_WIDTH_MAX)
+    needed = Measurement.get(wide, wide.options, table).maximum
+    Console(highlight=False, width=max(needed, console.width)).print(table)
 
 
 def _columns_for_people(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

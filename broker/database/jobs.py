@@ -132,5 +132,5 @@ def load_shard_jobs(connection: Connection, spans: list[ShardSpan]) -> list[Shar
             .where(payload.c.job_id.between(ids[0], ids[-1]))
             .order_by(payload.c.job_id)
         ).all()
-        jobs.extend(ShardJob(row.job_id, row.body, row.salt) for row in rows)
+        jobs.extend(ShardJob(job_id, body, salt) for job_id, body, salt in rows)
     return jobs

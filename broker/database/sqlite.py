@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 _GROUP_MAX = 64
 _WRITER_CACHE_KIB = 32 * 1024
+_CHECKPOINT_PAGES = 4_000  # 16 MB of log: pages that change often are then copied over once, not four times
 _READER_CACHE_KIB = 2 * 1024  # each reader has its own; what they read is mostly what was just written
 
 
@@ -152,6 +153,7 @@ def _open(path: Path, *, begin: str, query_only: bool) -> Engine:
             "foreign_keys=ON",
             "busy_timeout=5000",
             "temp_store=MEMORY",
+            f"wal_autocheckpoint={_CHECKPOINT_PAGES}",
             f"cache_size=-{_READER_CACHE_KIB if query_only else _WRITER_CACHE_KIB}",
             *(("query_only=ON",) if query_only else ()),
         ):

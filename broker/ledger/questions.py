@@ -46,6 +46,7 @@ SUMMARY_FIELDS = (
     "output_tokens",
     "cost_nano_usd",
     "wasted_nano_usd",
+    "unknown_upper_nano_usd",
     "queue_ms_p50",
     "queue_ms_p95",
     "run_ms_p50",
@@ -66,8 +67,9 @@ def summary(connection: Connection, by: Sequence[str], filters: Filters) -> list
     """One row per group: its keys, then SUMMARY_FIELDS.
 
     `succeeded` and `failed` count jobs, by the attempt that ended each; `wasted_nano_usd` is the cost of
-    attempts that did not succeed. Percentiles are by nearest rank, over attempts, in whole milliseconds.
-    Raises UsageError for a key that is not in GROUP_KEYS.
+    attempts that did not succeed; `unknown_upper_nano_usd` is the most that attempts of unknown cost, which
+    count as nothing in the other two, can have cost. Percentiles are by nearest rank, over attempts, in whole
+    milliseconds. Raises UsageError for a key that is not in GROUP_KEYS.
     """
     unknown = [key for key in by if key not in GROUP_KEYS]
     if unknown:
@@ -114,6 +116,7 @@ def _measures(columns: Any) -> list[ColumnElement[Any]]:  # noqa: ANN401 (SQLAlc
         func.sum(columns.output_tokens),
         func.sum(columns.cost_nano_usd),
         func.sum(case((succeeded, 0), else_=columns.cost_nano_usd)),
+        func.sum(columns.cost_upper_nano_usd - columns.cost_nano_usd),
         _percentile(columns.queue_us, columns.queue_rank, columns.n, 50),
         _percentile(columns.queue_us, columns.queue_rank, columns.n, 95),
         _percentile(columns.run_us, columns.run_rank, columns.n, 50),

@@ -14,6 +14,9 @@ from broker.ledger.tables import job_outcome
 __all__ = ["EndedLine", "ended_lines", "refused_lines"]
 
 
+_OUTCOMES = {outcome.value: outcome for outcome in Outcome}
+
+
 class EndedLine(msgspec.Struct, frozen=True):
     """A line whose job ended; what its result holds, if an attempt brought one."""
 
@@ -50,17 +53,17 @@ def ended_lines(connection: Connection, batch_id: bytes, after_line: int, limit:
     )
     return [
         EndedLine(
-            row.line_number,
-            row.job_id,
-            row.custom_id,
-            Outcome(row.outcome),
-            ErrorCode(row.error_code) if row.error_code else None,
-            row.status_code or 0,
-            row.request_id or "",
-            row.message or "",
-            row.body or b"",
+            line_number,
+            job_id,
+            custom_id,
+            _OUTCOMES[outcome],
+            ErrorCode(code) if code else None,
+            status_code or 0,
+            request_id or "",
+            message or "",
+            body or b"",
         )
-        for row in rows
+        for line_number, job_id, custom_id, outcome, code, status_code, request_id, message, body in rows
     ]
 
 
