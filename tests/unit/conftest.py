@@ -14,7 +14,7 @@ from tests.unit.builders import World, a_lane
 # Few examples, so that the whole folder takes seconds; a machine under load is no failure.
 settings.register_profile(
     "unit",
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

@@ -181,7 +181,7 @@ _measured = st.lists(
 )
 
 
-@settings(max_examples=15, phases=GENERATE_ONLY)
+@settings(max_examples=8, phases=GENERATE_ONLY)
 @given(_measured)
 def test_a_summary_says_what_counting_by_hand_says(make_world, measured):
     database = make_world().database
@@ -193,6 +193,7 @@ def test_a_summary_says_what_counting_by_hand_says(make_world, measured):
             queue_us=queue,
             run_us=run,
             cost_nano_usd=cost,
+            cost_upper_nano_usd=cost + run,
             input_tokens=cost,
             output_tokens=2,
         )
@@ -213,6 +214,7 @@ def test_a_summary_says_what_counting_by_hand_says(make_world, measured):
             "output_tokens": 2 * len(mine),
             "cost_nano_usd": sum(one.cost_nano_usd for one in mine),
             "wasted_nano_usd": sum(one.cost_nano_usd for one in mine if one.outcome != "succeeded"),
+            "unknown_upper_nano_usd": sum(one.run_us for one in mine),
             "queue_ms_p50": round(_percentile([one.queue_us for one in mine], 50) / 1_000),
             "queue_ms_p95": round(_percentile([one.queue_us for one in mine], 95) / 1_000),
             "run_ms_p50": round(_percentile([one.run_us for one in mine], 50) / 1_000),
