@@ -17,16 +17,29 @@ import msgspec
 
 from broker.domain.errors import BrokerError, UsageError
 
-__all__ = ["BatchState", "Client", "DoorError", "JobState", "LaneView", "Submitted", "remember_url"]
+__all__ = [
+    "CHAT",
+    "BatchState",
+    "Client",
+    "DoorError",
+    "InputError",
+    "JobState",
+    "LaneView",
+    "Submitted",
+    "remember_url",
+]
 
 T = TypeVar("T")
 
 CHAT = "/v1/chat/completions"
+"""The endpoint where none is named."""
+
 _WAIT_SECONDS = 30.0
 _ANSWER_SECONDS = 30.0
 _POLL_SECONDS = 0.25
 _ENDED = frozenset({"succeeded", "failed", "cancelled", "expired"})
 _FINISHED = frozenset({"completed", "cancelled"})
+_INPUT_AT_FAULT = frozenset({400, 404, 413, 422})
 _URL_FILE = "url"
 
 
@@ -38,6 +51,10 @@ class DoorError(BrokerError):
         self.status = status
         self.code = code
         self.field = field
+
+
+class InputError(DoorError, UsageError):
+    """What was sent, or named, is at fault."""
 
 
 class Submitted(msgspec.Struct, frozen=True):
@@ -306,6 +323,7 @@ def _chunks(source: Any) -> Iterator[bytes]:  # noqa: ANN401 (a binary file)
 def _refusal(answer: httpx.Response) -> DoorError:
     try:
         error = msgspec.json.decode(answer.content)["error"]
-        return DoorError(answer.status_code, error["code"], error["message"], error["field"])
+        kind = InputError if answer.status_code in _INPUT_AT_FAULT else DoorError
+        return kind(answer.status_code, error["code"], error["message"], error["field"])
     except (msgspec.MsgspecError, KeyError, TypeError):
         return DoorError(answer.status_code, "unknown", f"the answer was HTTP {answer.status_code}")

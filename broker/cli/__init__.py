@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from broker.cli import batch, database, jobs, lanes, ledger, up
+from broker.cli import batch, database, jobs, lanes, ledger, up, uploads
 from broker.cli.printing import complain
 from broker.domain.errors import BrokerError, UsageError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     help="Submit an inference job once; it ends at the lowest defensible cost, and the ledger proves it.",
 )
 app.command("up")(up.up)
+uploads.register(batch.app)
 app.add_typer(batch.app, name="batch")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(lanes.app, name="lanes")

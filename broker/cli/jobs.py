@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from broker.cli.options import DataOption, read_settings
-from broker.cli.printing import OutputFormat, dollars, say, seconds
+from broker.cli.options import DataOption, UrlOption, open_client, read_settings
+from broker.cli.printing import OutputFormat, dollars, print_json, say, seconds
+from broker.client import CHAT, Client, JobState
 from broker.database.connection import Connection
-from broker.domain.errors import UsageError
+from broker.domain.errors import BrokerError, UsageError
 from broker.domain.ids import format_id, parse_id
 from broker.domain.money import format_usd
 from broker.ledger.explaining import AttemptStory, JobStory, explain, find_job, where_is
@@ -22,12 +24,153 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Single jobs.")
 
+JobArgument = Annotated[str, typer.Argument(help="A job's id: job_…")]
+ShapeOption = Annotated[OutputFormat, typer.Option("--format", help="Text for people, or JSON.")]
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @app.callback()
 def group() -> None:
     """Single jobs."""
+
+
+@app.command("submit")
+def submit(
+    prompt: Annotated[str | None, typer.Argument(help="The user's message; with --model.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The model to ask.")] = None,
+    body: Annotated[
+        str | None, typer.Option("--body", help="A file with the request's whole JSON body, or - for standard input.")
+    ] = None,
+    endpoint: Annotated[str, typer.Option("--endpoint", help="OpenAI's path that the body is for.")] = CHAT,
+    window: Annotated[
+        str | None, typer.Option("--window", help="When it must be done: 90s, 15m, 1h, 2d [24h].")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="The most it may be expected to cost, in dollars.")
+    ] = None,
+    lanes: Annotated[str | None, typer.Option("--lanes", help="Only these lanes, by name, with commas.")] = None,
+    tags: Annotated[list[str] | None, typer.Option("--tag", help="name=value; may be given again.")] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Idempotency key: submitted again with it, it is the same job.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, and print the answer.")] = False,
+    shape: ShapeOption = OutputFormat.TABLE,
+    url: UrlOption = None,
+    data: DataOption = None,
+) -> None:
+    """Submit one job to a running broker; prints its id, or with --wait its answer."""
+    content = _read_body(prompt, model, body)
+    terms: dict[str, Any] = {
+        "window": window,
+        "budget_usd": budget,
+        "idempotency_key": key,
+        "tags": _read_tags(tags or []),
+        "constraints": {"lanes": [name.strip() for name in lanes.split(",") if name.strip()]} if lanes else None,
+    }
+    with open_client(data, url) as client:
+        job = client.submit(content, endpoint=endpoint, **terms)
+        if wait:
+            _print_answer(client, client.wait(job.id), shape)
+        elif shape is OutputFormat.JSON:
+            print_json(job)
+        else:
+            say(job.id)
+
+
+@app.command("get")
+def show(
+    job: JobArgument, shape: ShapeOption = OutputFormat.TABLE, url: UrlOption = None, data: DataOption = None
+) -> None:
+    """How far a job is."""
+    with open_client(data, url) as client:
+        _print_state(client.job(job), shape)
+
+
+@app.command("wait")
+def wait_for(
+    job: JobArgument,
+    timeout: Annotated[float | None, typer.Option("--timeout", help="Give up after so many seconds.")] = None,
+    shape: ShapeOption = OutputFormat.TABLE,
+    url: UrlOption = None,
+    data: DataOption = None,
+) -> None:
+    """Wait until a job has ended, and print its answer; exit code 1 if it did not succeed."""
+    with open_client(data, url) as client:
+        _print_answer(client, client.wait(job, timeout_seconds=timeout), shape)
+
+
+@app.command("cancel")
+def cancel(
+    job: JobArgument, shape: ShapeOption = OutputFormat.TABLE, url: UrlOption = None, data: DataOption = None
+) -> None:
+    """Ask for a job's end; one that has ended stays as it is."""
+    with open_client(data, url) as client:
+        _print_state(client.cancel(job), shape)
+
+
+@app.command("redrive")
+def redrive(
+    job: JobArgument, shape: ShapeOption = OutputFormat.TABLE, url: UrlOption = None, data: DataOption = None
+) -> None:
+    """Run a job that failed, expired or was cancelled again, as a new job."""
+    with open_client(data, url) as client:
+        _print_state(client.redrive(job), shape)
+
+
+def _read_body(prompt: str | None, model: str | None, body: str | None) -> bytes:
+    if body is not None:
+        if prompt is not None or model is not None:
+            raise UsageError("--body is the whole request: leave out the prompt and --model")
+        try:
+            return sys.stdin.buffer.read() if body == "-" else Path(body).read_bytes()
+        except OSError as error:
+            raise UsageError(f"can't read {body}: {error.strerror}") from None
+    if prompt is None or model is None:
+        raise UsageError('give --model NAME "prompt", or --body FILE')
+    return msgspec.json.encode({"model": model, "messages": [{"role": "user", "content": prompt}]})
+
+
+def _read_tags(given: list[str]) -> dict[str, str] | None:
+    found = dict(tag.partition("=")[::2] for tag in given)
+    if any("=" not in tag for tag in given):
+        raise UsageError("--tag is name=value")
+    return found or None
+
+
+def _print_answer(client: Client, job: JobState, shape: OutputFormat) -> None:
+    if job.status != "succeeded":
+        error = job.error
+        reason = ": ".join(part for part in (error.code, error.message) if part) if error else ""
+        raise BrokerError(f"{job.id} ended as {job.status}" + (f" ({reason})" if reason else ""))
+    reply = client.result(job.id)
+    if shape is OutputFormat.JSON:
+        sys.stdout.write(reply.decode(errors="replace").rstrip("\n") + "\n")
+    else:
+        say(_text_of(reply))
+
+
+def _text_of(reply: bytes) -> str:
+    """The answer's text where it is a chat or a completion, else all of it."""
+    try:
+        choice = msgspec.json.decode(reply)["choices"][0]
+        return str(choice["message"]["content"] if "message" in choice else choice["text"])
+    except (msgspec.MsgspecError, LookupError, TypeError):
+        return reply.decode(errors="replace")
+
+
+def _print_state(job: JobState, shape: OutputFormat) -> None:
+    if shape is OutputFormat.JSON:
+        print_json(job)
+        return
+    asked = ", to be cancelled" if job.cancel_requested and not job.has_ended else ""
+    say(f"{job.id}  {job.status}{asked}" + (f" on lane {job.lane}" if job.lane else ""))
+    if job.redrive_of:
+        say(f"  runs {job.redrive_of} again")
+    say(f"  {job.model} at {job.endpoint}; submitted {job.submitted_at}, due {job.deadline}")
+    if job.error:
+        say(f"  {job.error.code or 'error'}: {job.error.message or 'no more is known'}")
+    say(f"  {job.attempts} attempt(s), cost ${job.cost_usd}")
 
 
 @app.command("explain")

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from broker.domain.money import NANO_PER_USD
 
-__all__ = ["OutputFormat", "complain", "console", "dollars", "print_rows", "say", "seconds"]
+__all__ = ["OutputFormat", "complain", "console", "dollars", "print_json", "print_rows", "say", "seconds"]
 
 console = Console(highlight=False, soft_wrap=True)
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -49,6 +49,11 @@ def say(text: str = "") -> None:
 def complain(sentence: str) -> None:
     """An error, on standard error."""
     _errors.print(f"error: {sentence}", markup=False, style="bold red")
+
+
+def print_json(value: object) -> None:
+    """Anything, for programs."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], shape: OutputFormat, *, title: str = "", keys: int = 1) -> None:

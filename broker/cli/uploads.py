@@ -1,0 +1,136 @@
+"""`broker batch create|get|cancel|list`: batches on a running broker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from broker.cli.options import DataOption, FormatOption, UrlOption, open_client
+from broker.cli.printing import OutputFormat, console, print_json, print_rows, say
+from broker.client import BatchState, Client
+from broker.domain.errors import BrokerError, UsageError
+
+__all__ = ["register"]
+
+BatchArgument = Annotated[str, typer.Argument(help="A batch's id: batch_…")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `broker batch`."""
+    for name, command in (("create", create), ("get", show), ("cancel", cancel), ("list", list_batches)):
+        app.command(name)(command)
+
+
+def create(
+    file: Annotated[Path, typer.Argument(help="JSONL in OpenAI's batch format: custom_id, method, url, body.")],
+    window: Annotated[
+        str | None, typer.Option("--window", help="When it must be done: 90s, 15m, 1h, 2d [24h].")
+    ] = None,
+    max_cost: Annotated[
+        str | None, typer.Option("--max-cost", help="Start no more jobs once this many dollars are spent or held.")
+    ] = None,
+    lanes: Annotated[str | None, typer.Option("--lanes", help="Only these lanes, by name, with commas.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="What you call it.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, showing progress.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", help="With --wait: put the replies here.")] = None,
+    errors: Annotated[Path | None, typer.Option("--errors", help="With --wait: put the refused lines here.")] = None,
+    shape: FormatOption = OutputFormat.TABLE,
+    url: UrlOption = None,
+    data: DataOption = None,
+) -> None:
+    """Upload a file to a running broker as a batch; prints its id."""
+    if not wait and (output or errors):
+        raise UsageError("--output and --errors need --wait: the files are there once the batch is finished")
+    with open_client(data, url) as client:
+        found = client.create_batch(file, window=window, max_cost=max_cost, lanes=lanes, name=name)
+        if wait:
+            if shape is OutputFormat.TABLE:
+                say(found.id)
+            found = _follow(client, found)
+            for path, which in ((output, "output"), (errors, "errors")):
+                if path is not None:
+                    _download(client, found.id, which, path)
+    if shape is OutputFormat.TABLE and not wait:
+        say(found.id)
+    else:
+        _print_batch(found, shape)
+    if wait and found.succeeded == 0:
+        raise BrokerError("no line succeeded; the error file says why")
+
+
+def show(
+    batch: BatchArgument, shape: FormatOption = OutputFormat.TABLE, url: UrlOption = None, data: DataOption = None
+) -> None:
+    """How far a batch is."""
+    with open_client(data, url) as client:
+        _print_batch(client.batch(batch), shape)
+
+
+def cancel(
+    batch: BatchArgument, shape: FormatOption = OutputFormat.TABLE, url: UrlOption = None, data: DataOption = None
+) -> None:
+    """Ask for the end of all jobs of a batch; what has ended stays, and its files are written."""
+    with open_client(data, url) as client:
+        _print_batch(client.cancel_batch(batch), shape)
+
+
+def list_batches(shape: FormatOption = OutputFormat.TABLE, url: UrlOption = None, data: DataOption = None) -> None:
+    """The newest hundred batches."""
+    with open_client(data, url) as client:
+        found = client.batches()
+    rows = [
+        {
+            "batch": one.id,
+            "name": one.name or "",
+            "status": one.status,
+            "lines": one.lines_read,
+            "succeeded": one.succeeded,
+            "failed": one.failed + one.refused_lines,
+            "cancelled": one.cancelled,
+            "expired": one.expired,
+            "cost_usd": one.cost_usd,
+            "created": one.created_at,
+        }
+        for one in found
+    ]
+    print_rows(rows, shape, keys=3)
+
+
+def _follow(client: Client, batch: BatchState) -> BatchState:
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("Running", total=None)
+        for found in client.follow_batch(batch.id):
+            batch = found
+            total = found.lines_read if found.is_read else None
+            bar.update(task, completed=found.ended, total=total, description=found.status.capitalize())
+    return batch
+
+
+def _download(client: Client, batch_id: str, which: str, path: Path) -> None:
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        with draft.open("wb") as file:
+            for chunk in client.download(batch_id, which):
+                file.write(chunk)
+        draft.replace(path)
+    except OSError as error:
+        raise BrokerError(f"can't write {path}: {error.strerror}") from None
+
+
+def _print_batch(batch: BatchState, shape: OutputFormat) -> None:
+    if shape is OutputFormat.JSON:
+        print_json(batch)
+        return
+    if shape is OutputFormat.CSV:
+        print_rows([{name: getattr(batch, name) for name in batch.__struct_fields__}], shape)
+        return
+    say(f"{batch.id}  {batch.status}" + (f"  {batch.name}" if batch.name else ""))
+    say(
+        f"  {batch.lines_read:,} lines: {batch.succeeded:,} succeeded, {batch.failed:,} failed,"
+        f" {batch.refused_lines:,} refused, {batch.cancelled:,} cancelled, {batch.expired:,} expired"
+    )
+    say(f"  cost ${batch.cost_usd}, of which wasted ${batch.wasted_usd}; due {batch.deadline}")
