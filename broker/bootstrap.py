@@ -24,7 +24,7 @@ from broker.database.keys import remember_key
 from broker.database.known_lanes import remember_lanes
 from broker.database.migrating import upgrade
 from broker.database.sqlite import SqliteDatabase, is_disk_full, lock_folder
-from broker.dispatcher import Dispatcher
+from broker.dispatcher import SHARDS_PER_STEP, Dispatcher
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.lane import Lane
 from broker.health import LaneHealth
@@ -34,7 +34,7 @@ from broker.leasing import LEASE_SECONDS, LeaseDoor
 from broker.ledger.prices import import_prices
 from broker.planner import Planner
 from broker.recorder import Recorder
-from broker.relay import Relay
+from broker.relay import ROWS_PER_STEP, Relay
 from broker.rescuer import Rescuer
 from broker.submitting import Submitting
 from broker.uploads import UploadReader
@@ -170,8 +170,9 @@ class Embedded:
         reader.sweep()
         rescuer.recover()
         self._loop("planner", planner.step, lambda: wakeups.wait(Topic.PLANNER, _POLL_SECONDS))
-        self._loop("dispatcher", dispatcher.step, lambda: self._wait_for_dispatch(dispatcher))
-        self._loop("relay", relay.step, lambda: wakeups.wait(Topic.RELAY, _POLL_SECONDS))
+        # After less than a full step there is nothing more until someone says so: looking would be in the way.
+        self._loop("dispatcher", lambda: dispatcher.step() >= SHARDS_PER_STEP, lambda: self._wait_for_dispatch(dispatcher))
+        self._loop("relay", lambda: relay.step() >= ROWS_PER_STEP, lambda: wakeups.wait(Topic.RELAY, _POLL_SECONDS))
         self._loop("rescuer", rescuer.step, lambda: self._stopping.wait(_POLL_SECONDS))
         self._loop("closer", closer.step, lambda: wakeups.wait(Topic.CLOSER, _POLL_SECONDS))
         self._loop("upload-reader", reader.step, lambda: wakeups.wait(Topic.READER, _POLL_SECONDS))

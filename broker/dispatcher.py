@@ -26,13 +26,13 @@ from broker.rules.pricing import affordable_jobs
 from broker.rules.sharding import jobs_per_shard
 from broker.wakeups import Topic, Wakeups
 
-__all__ = ["CLAIM_SECONDS", "Dispatcher"]
+__all__ = ["CLAIM_SECONDS", "SHARDS_PER_STEP", "Dispatcher"]
 
 CLAIM_SECONDS = 30.0
 """How long a shard may lie unclaimed, beyond the work expected ahead of it."""
 
 _SPANS_PER_LOAD = 256
-_SHARDS_PER_STEP = 32
+SHARDS_PER_STEP = 32
 
 _log = structlog.get_logger(__name__)
 
@@ -116,7 +116,7 @@ class _Room(msgspec.Struct):
     free: dict[str, int]
     budgets: dict[bytes, int]
     held_batches: set[bytes]
-    shards_left: int = _SHARDS_PER_STEP
+    shards_left: int = SHARDS_PER_STEP
 
 
 class Dispatcher:
@@ -134,8 +134,8 @@ class Dispatcher:
         self._assignments: dict[bytes, Assignment] = {}
 
     def step(self) -> int:
-        """Dispatch what there is room for; the number of shards written."""
-        written, unplanned = self._database.write(self._dispatch)
+        """Dispatch what there is room for; the number of shards written, at most SHARDS_PER_STEP."""
+        written, unplanned = self._database.write(self._dispatch, durable=False)
         if unplanned:
             self._wakeups.notify(Topic.PLANNER)
         if written:
@@ -151,6 +151,8 @@ class Dispatcher:
         return min(longest_seconds, max(0.0, (due_us - now_us) / 1_000_000))
 
     def _dispatch(self, connection: Connection) -> tuple[int, bool]:
+        if ready.is_empty(connection):
+            return 0, False
         self._follow_plan(connection)
         room = self._room(connection)
         unplanned = False

@@ -51,7 +51,7 @@ class LeaseDoor:
             until_us = self._clock() + self._lease_us()
             return shards.renew(connection, question.shard_id, question.worker_id, question.running, until_us)
 
-        held = self._database.write(work)
+        held = self._database.write(work, durable=False)
         if held is None:
             return RenewAnswer(granted=False)
         return RenewAnswer(True, self._lease_seconds, held.cancel_requested, held.cancelled_jobs)

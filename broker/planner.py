@@ -60,6 +60,6 @@ class Planner:
             plans.write_plan(connection, generation, decisions, inputs, now_us)
             return generation
 
-        generation = self._database.write(work)
+        generation = self._database.write(work, durable=False)
         self._planned = decisions
         _log.info("plan_made", generation=generation, groups=len(decisions))

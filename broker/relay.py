@@ -16,9 +16,9 @@ from broker.database.shards import OutboxRow, ShardRecord
 from broker.domain.lane import Lane
 from broker.domain.shard import RunShard, ShardState
 
-__all__ = ["Relay", "ShardPublisher"]
+__all__ = ["ROWS_PER_STEP", "Relay", "ShardPublisher"]
 
-_ROWS_PER_STEP = 32
+ROWS_PER_STEP = 32
 _VALID_US = 24 * 3_600 * 1_000_000
 
 _log = structlog.get_logger(__name__)
@@ -59,11 +59,11 @@ class Relay:
             self._publishers[lane].publish_shards(self._lanes[lane].shards_queue, sealed)
         if rows:
             done = [row.shard_id for row in rows]
-            self._database.write(lambda connection: shards.forget_sent(connection, done))
+            self._database.write(lambda connection: shards.forget_sent(connection, done), durable=False)
         return len(rows)
 
     def _seal_oldest(self, connection: Connection) -> tuple[list[OutboxRow], dict[str, list[bytes]]]:
-        rows = shards.outbox_rows(connection, _ROWS_PER_STEP)
+        rows = shards.outbox_rows(connection, ROWS_PER_STEP)
         return rows, self._seal(connection, rows) if rows else {}
 
     def _seal(self, connection: Connection, rows: list[OutboxRow]) -> dict[str, list[bytes]]:

@@ -21,8 +21,12 @@ class Database(Protocol):
     def engine(self) -> Engine:
         """For migrations only."""
 
-    def write(self, work: Callable[[Connection], T]) -> T:
+    def write(self, work: Callable[[Connection], T], *, durable: bool = True) -> T:
         """What `work` returned, once its changes are durable. Whatever it raises is raised here, and nothing is kept.
+
+        Without `durable` they are there for all who ask, and for whoever follows after this process is killed,
+        but a power cut may take the newest of them back: never without also taking back all that came after.
+        For what merely follows from rows that are durable, and would be found out again.
 
         `work` may share a commit with others' (group commit) and run on another thread; where a commit fails
         it may run again, in a transaction of its own. So it changes nothing but the database.

@@ -12,6 +12,7 @@ from broker.domain.job import WaitingSpan
 
 __all__ = [
     "GroupWaiting",
+    "is_empty",
     "next_due_us",
     "next_spans",
     "overdue_spans",
@@ -32,6 +33,11 @@ class GroupWaiting(msgspec.Struct, frozen=True):
 def waiting_groups(connection: Connection, now_us: int, held_batches: Collection[bytes] = ()) -> list[GroupWaiting]:
     """The groups with jobs that may go now, earliest deadline first. Batches in `held_batches` stay."""
     deadline = func.min(ready.c.deadline_us)
+def is_empty(connection: Connection) -> bool:
+    """Whether nothing waits at all."""
+    return connection.execute(select(ready.c.first_job_id).limit(1)).first() is None
+
+
     rows = connection.execute(
         select(ready.c.group_id, deadline, func.sum(ready.c.jobs_count))
         .where(*_may_go(now_us, held_batches))

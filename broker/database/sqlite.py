@@ -1,7 +1,7 @@
 """SQLite: one process, one writer thread with group commit, read-only connections for readers.
 
 The writer takes whatever gathered while the last commit ran into the next one. WAL with synchronous=FULL: a
-commit survives a power cut.
+durable commit survives a power cut.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError
@@ -50,6 +50,14 @@ def lock_folder(folder: Path) -> int:
     return descriptor
 
 
+class _Unit(NamedTuple):
+    """One caller's work."""
+
+    work: Callable[[Connection], Any]
+    future: Future[Any]
+    durable: bool
+
+
 class SqliteDatabase:
     """The `Database` port on one SQLite file."""
 
@@ -57,7 +65,7 @@ class SqliteDatabase:
         self._path = path
         self.engine: Engine = _open(path, begin="BEGIN IMMEDIATE", query_only=False)
         self._readers: Engine = _open(path, begin="BEGIN", query_only=True)
-        self._pending: queue.SimpleQueue[tuple[Callable[[Connection], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._pending: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_groups, name="database-writer", daemon=True)
         self._closed = False
         self._writer.start()
@@ -67,12 +75,15 @@ class SqliteDatabase:
         with self.engine.connect() as connection:
             connection.connection.driver_connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[union-attr] # (the driver's connection is there inside the block)
 
-    def write(self, work: Callable[[Connection], T]) -> T:
+    def write(self, work: Callable[[Connection], T], *, durable: bool = True) -> T:
         """See `Database.write`."""
         if self._closed:
             raise BrokerError("the database is closed")
         future: Future[T] = Future()
-        self._pending.put((work, future))
+        with self._door:
+            if self._closed:
+                raise BrokerError("the database is closed")
+            self._pending.put(_Unit(work, future, durable))
         return future.result()
 
     def read(self, work: Callable[[Connection], T]) -> T:
@@ -93,11 +104,15 @@ class SqliteDatabase:
         if not group:
             return  # nothing was ever written, as where the file turned out not to be a database of ours
         with self.engine.connect() as connection:
+            synced = True
             while group:
+                durable = any(unit.durable for unit in group)
+                if durable is not synced:
+                    synced = _sync_commits(connection, durable)
                 _commit_group(connection, group)
                 group = self._next_group()
 
-    def _next_group(self) -> list[tuple[Callable[[Connection], Any], Future[Any]]]:
+    def _next_group(self) -> list[_Unit]:
         """What has gathered; empty once closed and drained."""
         first = self._pending.get()
         if first is None:
@@ -115,23 +130,31 @@ class SqliteDatabase:
         return group
 
 
-def _commit_group(connection: Connection, group: list[tuple[Callable[[Connection], Any], Future[Any]]]) -> None:
+def _sync_commits(connection: Connection, wanted: bool) -> bool:
+    """Whether commits wait for the disk from now on. One that does takes all before it along: the log is one file."""
+    driver = connection.connection.driver_connection
+    assert driver is not None  # noqa: S101 (it is there as long as the connection is)
+    driver.execute(f"PRAGMA synchronous={'FULL' if wanted else 'NORMAL'}")
+    return wanted
+
+
+def _commit_group(connection: Connection, group: list[_Unit]) -> None:
     """All of the group in one transaction; if that fails, each in its own, so that only the culprit's caller hears."""
     try:
         with connection.begin():
-            values = [work(connection) for work, _ in group]
+            values = [unit.work(connection) for unit in group]
     except Exception as error:  # noqa: BLE001 (it belongs to a caller, who gets it)
         open_still = connection.connection.driver_connection
         if open_still is not None and open_still.in_transaction:
             open_still.rollback()  # a COMMIT that fails leaves its transaction open, in the way of all that follow
         if len(group) == 1:
-            group[0][1].set_exception(error)
+            group[0].future.set_exception(error)
             return
         for member in group:
             _commit_group(connection, [member])
         return
-    for (_, future), value in zip(group, values, strict=True):
-        future.set_result(value)
+    for unit, value in zip(group, values, strict=True):
+        unit.future.set_result(value)
 
 
 def _open(path: Path, *, begin: str, query_only: bool) -> Engine:
