@@ -68,6 +68,7 @@ class SqliteDatabase:
         self._pending: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_groups, name="database-writer", daemon=True)
         self._closed = False
+        self._door = threading.Lock()  # nothing may queue behind the mark that ends the writer
         self._writer.start()
 
     def use_write_ahead_log(self) -> None:
@@ -77,8 +78,6 @@ class SqliteDatabase:
 
     def write(self, work: Callable[[Connection], T], *, durable: bool = True) -> T:
         """See `Database.write`."""
-        if self._closed:
-            raise BrokerError("the database is closed")
         future: Future[T] = Future()
         with self._door:
             if self._closed:
@@ -93,8 +92,9 @@ class SqliteDatabase:
 
     def close(self) -> None:
         """See `Database.close`."""
-        self._closed = True
-        self._pending.put(None)
+        with self._door:
+            self._closed = True
+            self._pending.put(None)
         self._writer.join()
         self._readers.dispose()
         self.engine.dispose()
