@@ -22,6 +22,9 @@ __all__ = [
 ]
 
 
+_PAUSE_US_MAX = 60_000_000
+
+
 class GroupWaiting(msgspec.Struct, frozen=True):
     """How much of a group can be dispatched now."""
 
@@ -30,14 +33,14 @@ class GroupWaiting(msgspec.Struct, frozen=True):
     jobs_count: int
 
 
-def waiting_groups(connection: Connection, now_us: int, held_batches: Collection[bytes] = ()) -> list[GroupWaiting]:
-    """The groups with jobs that may go now, earliest deadline first. Batches in `held_batches` stay."""
-    deadline = func.min(ready.c.deadline_us)
 def is_empty(connection: Connection) -> bool:
     """Whether nothing waits at all."""
     return connection.execute(select(ready.c.first_job_id).limit(1)).first() is None
 
 
+def waiting_groups(connection: Connection, now_us: int, held_batches: Collection[bytes] = ()) -> list[GroupWaiting]:
+    """The groups with jobs that may go now, earliest deadline first. Batches in `held_batches` stay."""
+    deadline = func.min(ready.c.deadline_us)
     rows = connection.execute(
         select(ready.c.group_id, deadline, func.sum(ready.c.jobs_count))
         .where(*_may_go(now_us, held_batches))
@@ -90,7 +93,9 @@ def withdraw(connection: Connection, spans: list[WaitingSpan]) -> None:
 
 
 def _may_go(now_us: int, held_batches: Collection[bytes]) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = [ready.c.not_before_us <= now_us, ready.c.deadline_us > now_us]
+    # No pause is that long: the clock was set back meanwhile.
+    rested = (ready.c.not_before_us <= now_us) | (ready.c.not_before_us > now_us + _PAUSE_US_MAX)
+    conditions: list[ColumnElement[bool]] = [rested, ready.c.deadline_us > now_us]
     if held_batches:
         conditions.append(ready.c.batch_id.is_(None) | ready.c.batch_id.not_in(list(held_batches)))
     return conditions
