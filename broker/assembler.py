@@ -41,14 +41,28 @@ class Assembler:
         self._clock = clock
 
     def step(self) -> list[BatchRecord]:
-        """Finish the batches whose lines have all ended; returns those. BrokerError if a file can't be written."""
-        done = self._database.read(_complete_batches)
-        for record in done:
-            self._set_status(record, BatchStatus.FINALIZING)
-            self._write_files(record)
-            self._set_status(record, _final_status(record), finished_us=self._clock())
-            _log.info("batch_finished", batch=record.batch_id.hex(), output=record.output_path)
+        """Finish the batches whose lines have all ended; returns those.
+
+        Raises BrokerError if a file can't be written, when the other batches are done.
+        """
+        done: list[BatchRecord] = []
+        failure: BrokerError | None = None
+        for record in self._database.read(_complete_batches):
+            try:
+                self._finish(record)
+            except BrokerError as error:
+                failure = error
+            else:
+                done.append(record)
+        if failure:
+            raise failure
         return done
+
+    def _finish(self, record: BatchRecord) -> None:
+        self._set_status(record, BatchStatus.FINALIZING)
+        self._write_files(record)
+        self._set_status(record, _final_status(record), finished_us=self._clock())
+        _log.info("batch_finished", batch=record.batch_id.hex(), output=record.output_path)
 
     def _set_status(self, record: BatchRecord, status: BatchStatus, finished_us: int | None = None) -> None:
         def work(connection: Connection) -> None:
@@ -68,8 +82,9 @@ class Assembler:
                     else:
                         error_draft.write(_failure(record, line))
         except OSError as error:
+            named = _named(error, output, errors)
             raise BrokerError(
-                f"can't write {error.filename or output}: {error.strerror}; results are kept: run again to write them"
+                f"can't write {named}: {error.strerror}; results are kept: run again to write them"
             ) from error
 
     def _lines(self, record: BatchRecord) -> Iterator[EndedLine | RefusedLine]:
@@ -124,12 +139,22 @@ def _failure(record: BatchRecord, line: EndedLine | RefusedLine) -> bytes:
     )
 
 
+def _named(error: OSError, output: Path, errors: Path) -> Path:
+    """The file that was asked for, whatever its draft is called."""
+    wanted = Path(error.filename) if error.filename else output
+    return next((path for path in (output, errors) if wanted == _draft_of(path)), wanted)
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
 class _Draft:
     """A file that takes its name only when it is complete and on disk."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._draft = path.with_name(f".{path.name}.part")
+        self._draft = _draft_of(path)
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)

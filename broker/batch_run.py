@@ -6,6 +6,7 @@ finished one prints its result.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from hashlib import sha256
@@ -25,7 +26,17 @@ from broker.intake import BatchRequest
 from broker.ledger.questions import Filters, summary
 from broker.rules.grouping import canonical_constraints
 
-__all__ = ["TENANT", "BatchRun", "Progress", "RunOptions", "allowed_lanes", "default_output", "error_path_of"]
+__all__ = [
+    "TENANT",
+    "BatchRun",
+    "Progress",
+    "RunOptions",
+    "Source",
+    "allowed_lanes",
+    "default_output",
+    "error_path_of",
+    "read_source",
+]
 
 _HASH_CHUNK_BYTES = 1 << 20
 _PROGRESS_SECONDS = 0.2
@@ -39,8 +50,14 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     window_seconds: int | None = None
     max_cost_nano_usd: int | None = None
     lanes: tuple[str, ...] = ()
-    lines_max: int | None = None
     new: bool = False
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A file's SHA-256, which names its batch, and its size."""
+
+    digest: bytes
+    size_bytes: int
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -63,9 +80,10 @@ class Progress(msgspec.Struct, frozen=True):
 class BatchRun:
     """One run of the command on an open `Embedded`."""
 
-    def __init__(self, embedded: Embedded, options: RunOptions) -> None:
+    def __init__(self, embedded: Embedded, options: RunOptions, source: Source) -> None:
         self._embedded = embedded
         self._options = options
+        self._source = source
         self._reader: threading.Thread | None = None
         self._reading_failure: BrokerError | None = None
         self._stop = threading.Event()
@@ -115,18 +133,19 @@ class BatchRun:
         return self._embedded.database.read(self._progress)
 
     def _find_or_create(self) -> tuple[BatchRecord, bool]:
-        digest, size = _fingerprint(self._options.source, self._options.lines_max)
+        digest = self._source.digest
         known = self._embedded.database.read(lambda connection: batches.find_latest(connection, TENANT, digest))
         if known and not self._options.new:
             self._check_same_terms(known)
             return self._follow_output(known), True
         source = self._options.source
         output = self._options.output or default_output(source)
+        _check_writable(output)
         request = BatchRequest(
             tenant_id=TENANT,
             source_name=str(source.absolute()),
             source_digest=digest,
-            source_bytes=size,
+            source_bytes=self._source.size_bytes,
             output_path=str(output.absolute()),
             error_path=str(error_path_of(output).absolute()),
             window_seconds=self._options.window_seconds or 86_400,
@@ -199,6 +218,19 @@ class BatchRun:
         return Progress(record, batches.progress(connection, record.batch_id))
 
 
+def _check_writable(output: Path) -> None:
+    """Found now, not when every job has run and been paid for. Raises UsageError."""
+    for path in (output, error_path_of(output)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"can't write {path}: {error.strerror}") from None
+        if path.is_dir():
+            raise UsageError(f"can't write {path}: it is a folder")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UsageError(f"can't write {path}: permission denied")
+
+
 def default_output(source: Path) -> Path:
     """Beside the source: `prompts.jsonl` gives `prompts.output.jsonl`."""
     return source.with_name(f"{source.stem}.output.jsonl")
@@ -218,8 +250,8 @@ def allowed_lanes(lanes: list[Lane], names: tuple[str, ...]) -> list[Lane]:
     return [lane for lane in lanes if not names or lane.name in names]
 
 
-def _fingerprint(source: Path, lines_max: int | None) -> tuple[bytes, int]:
-    """The source's SHA-256 and size. Raises UsageError when it can't be read, is empty, or has too many lines."""
+def read_source(source: Path, lines_max: int | None = None) -> Source:
+    """What the source is. Raises UsageError when it can't be read, is empty, or has more than `lines_max` lines."""
     digest, size, lines = sha256(), 0, 0
     try:
         with source.open("rb") as file:
@@ -233,4 +265,4 @@ def _fingerprint(source: Path, lines_max: int | None) -> tuple[bytes, int]:
         raise UsageError(f"{source} is empty: there is nothing to run")
     if lines_max is not None and lines > lines_max:
         raise UsageError(f"{source} has {lines:,} lines; the limit is {lines_max:,}")
-    return digest.digest(), size
+    return Source(digest.digest(), size)

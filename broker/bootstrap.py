@@ -55,6 +55,7 @@ _EVENTS_PER_FLUSH = 64
 _ASSEMBLER_REST_SECONDS = 0.1
 _STOP_SECONDS = 4.0
 _DRAIN_SECONDS = 0.1
+_INBOX_SECONDS = 0.2  # how late the recorder may notice that it is to stop
 
 _log = structlog.get_logger(__name__)
 
@@ -171,7 +172,9 @@ class Embedded:
         rescuer.recover()
         self._loop("planner", planner.step, lambda: wakeups.wait(Topic.PLANNER, _POLL_SECONDS))
         # After less than a full step there is nothing more until someone says so: looking would be in the way.
-        self._loop("dispatcher", lambda: dispatcher.step() >= SHARDS_PER_STEP, lambda: self._wait_for_dispatch(dispatcher))
+        self._loop(
+            "dispatcher", lambda: dispatcher.step() >= SHARDS_PER_STEP, lambda: self._wait_for_dispatch(dispatcher)
+        )
         self._loop("relay", lambda: relay.step() >= ROWS_PER_STEP, lambda: wakeups.wait(Topic.RELAY, _POLL_SECONDS))
         self._loop("rescuer", rescuer.step, lambda: self._stopping.wait(_POLL_SECONDS))
         self._loop("closer", closer.step, lambda: wakeups.wait(Topic.CLOSER, _POLL_SECONDS))
@@ -205,10 +208,17 @@ class Embedded:
             _log.warning("stage_stuck", stage=name, reason=str(error))
             self.failure = error
             self._stopping.wait(_POLL_SECONDS)
-        except Exception:  # noqa: BLE001 (a stage outlives whatever one step meets)
-            _log.exception("stage_failed", stage=name)
+        except Exception as error:  # noqa: BLE001 (a stage outlives whatever one step meets)
+            self._note_failure(name, error)
             self._stopping.wait(_POLL_SECONDS)
         return None
+
+    def _note_failure(self, stage: str, error: Exception) -> None:
+        _log.exception("stage_failed", stage=stage)
+        if is_disk_full(error):
+            self.failure = BrokerError(
+                f"the disk that holds {self._data} is full; nothing is lost: make room and start again to go on"
+            )
 
     def _record(self, recorder: Recorder) -> None:
         """The recorder's thread. Once stopping, it goes on until the worker's last events are in."""
@@ -216,7 +226,7 @@ class Embedded:
         try:
             while True:
                 stopping = self._stopping.is_set()
-                deliveries = inbox.receive(_EVENTS_PER_FLUSH, _DRAIN_SECONDS if stopping else _POLL_SECONDS)
+                deliveries = inbox.receive(_EVENTS_PER_FLUSH, _DRAIN_SECONDS if stopping else _INBOX_SECONDS)
                 while deliveries and not self._recorded(recorder, deliveries):
                     if self._stopping.wait(_POLL_SECONDS):
                         break
@@ -230,8 +240,8 @@ class Embedded:
     def _recorded(self, recorder: Recorder, deliveries: Sequence[Delivery]) -> bool:
         try:
             recorder.record(deliveries)
-        except Exception:  # noqa: BLE001 (likewise; unacknowledged, the events come again)
-            _log.exception("stage_failed", stage="recorder")
+        except Exception as error:  # noqa: BLE001 (likewise; unacknowledged, the events come again)
+            self._note_failure("recorder", error)
             return False
         return True
 

@@ -130,7 +130,7 @@ class Dispatcher:
         self._lanes = {str(lane.name): lane for lane in lanes}
         self._clock = clock
         self._wakeups = wakeups
-        self._generation = 0
+        self._plan_id = b""
         self._assignments: dict[bytes, Assignment] = {}
 
     def step(self) -> int:
@@ -176,10 +176,10 @@ class Dispatcher:
         return len(records), unplanned
 
     def _follow_plan(self, connection: Connection) -> None:
-        generation = plans.current_generation(connection)
-        if generation != self._generation:
+        generation, plan_id = plans.current_plan(connection)
+        if plan_id != self._plan_id:
             self._assignments = plans.load_generation(connection, generation)
-            self._generation = generation
+            self._plan_id = plan_id
 
     def _room(self, connection: Connection) -> _Room:
         taken = shards.open_shards(connection)

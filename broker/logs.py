@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import MutableMapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -38,14 +40,30 @@ def log_to_file(path: Path, level: str) -> TextIO:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(file),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Unfailing(file))),
         cache_logger_on_first_use=False,
     )
     # Celery and kombu speak through the standard library; only their warnings matter here.
-    handler = logging.StreamHandler(file)
+    handler = logging.StreamHandler(_Unfailing(file))
     handler.setFormatter(_JsonLines())
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
     return file
+
+
+class _Unfailing(io.TextIOBase):
+    """A log that can't be written (the disk is full) stops nothing: the work matters more than its record."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            return self._file.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._file.flush()
 
 
 class _JsonLines(logging.Formatter):

@@ -56,7 +56,7 @@ class Planner:
         inputs = sha256(msgspec.msgpack.encode([sorted(decisions), list(self._lanes)])).digest()
 
         def work(connection: Connection) -> int:
-            generation = plans.current_generation(connection) + 1
+            generation = plans.current_plan(connection)[0] + 1
             plans.write_plan(connection, generation, decisions, inputs, now_us)
             return generation
 

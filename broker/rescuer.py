@@ -2,8 +2,8 @@
 
 A shard that nobody claimed in time goes back as it was. One whose worker fell silent goes back with the
 jobs that were running as suspects; its late results still count for a while, and the first valid success
-wins. After the gap in its own loop that follows an outage of ours it rests one lease, so that an outage
-never re-executes everything.
+wins. After a gap in its own loop, and when the clock was set back, it rests one lease, in which every
+living worker renews, so that an outage of ours never re-executes everything.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Rescuer:
     def step(self) -> int:
         """Take back what is due; how many shards that was."""
         now_us = self._clock()
-        if now_us - self._last_step_us > self._lease_us // 2:
+        if not 0 <= now_us - self._last_step_us <= self._lease_us // 2:  # below 0: the clock was set back
             self._rest_until_us = now_us + self._lease_us
             _log.warning("rescue_rested", after_gap_seconds=(now_us - self._last_step_us) / 1_000_000)
         self._last_step_us = now_us
@@ -109,7 +109,7 @@ class Rescuer:
         """How many shards were taken back, and which single jobs ended with it."""
         now_us = self._clock()
         ended: list[bytes] = []
-        due = shards.silent_shards(connection, now_us, _SHARDS_PER_STEP)
+        due = shards.silent_shards(connection, now_us, self._lease_us, _SHARDS_PER_STEP)
         for record in shards.load(connection, due, lock=True).values():
             if record.state is ShardState.SENT:
                 self._give_back_unclaimed(connection, record, now_us)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from broker.batch_run import BatchRun, RunOptions, allowed_lanes
+from broker.batch_run import BatchRun, RunOptions, allowed_lanes, read_source
 from broker.batch_run import Progress as BatchProgress
 from broker.bootstrap import Embedded
 from broker.catalog.lanes import DEMO_CATALOG, load_lanes
@@ -58,13 +58,13 @@ def run(
         window_seconds=parse_window(window) if window else None,
         max_cost_nano_usd=_budget(max_cost),
         lanes=names,
-        lines_max=settings.batch_lines_max,
         new=new,
     )
+    source = read_source(file, settings.batch_lines_max)
     log = settings.data / "broker.log"
     log_to_file(log, settings.log_level)
     with Embedded(settings.data, chosen) as embedded:
-        batch = BatchRun(embedded, options)
+        batch = BatchRun(embedded, options, source)
         _introduce(batch, chosen, settings.catalog)
         if not batch.is_finished:
             _work_off(embedded, batch)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, Select, func, insert, select
+from sqlalchemy import Connection, Row, Select, insert, select
 
 from broker.database.tables import assignment, plan, work_group
 from broker.domain.ids import new_id
 from broker.rules.planning import Candidate, GroupPlan, Removed
 
-__all__ = ["Assignment", "current_generation", "find", "load_generation", "write_plan"]
+__all__ = ["Assignment", "current_plan", "find", "load_generation", "write_plan"]
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -24,9 +24,12 @@ class Assignment(msgspec.Struct, frozen=True):
     plan: GroupPlan
 
 
-def current_generation(connection: Connection) -> int:
-    """The newest plan's generation; 0 before the first."""
-    return int(connection.execute(select(func.coalesce(func.max(plan.c.generation), 0))).scalar_one())
+def current_plan(connection: Connection) -> tuple[int, bytes]:
+    """The newest plan's generation and id; 0 and nothing before the first."""
+    row = connection.execute(
+        select(plan.c.generation, plan.c.plan_id).order_by(plan.c.generation.desc()).limit(1)
+    ).one_or_none()
+    return (row.generation, row.plan_id) if row else (0, b"")
 
 
 def write_plan(

@@ -243,13 +243,21 @@ def held_shards(connection: Connection) -> list[bytes]:
     return list(connection.execute(query.order_by(shard.c.shard_id)).scalars())
 
 
-def silent_shards(connection: Connection, now_us: int, limit: int) -> list[bytes]:
-    """Shards that nobody claimed by `claim_by_us`, or whose lease has run out."""
-    due = case((shard.c.state == ShardState.SENT, shard.c.claim_by_us), else_=shard.c.lease_until_us)
+def silent_shards(connection: Connection, now_us: int, lease_us: int, limit: int) -> list[bytes]:
+    """Shards that nobody claimed by `claim_by_us`, or whose lease has run out.
+
+    Also those written, or leased, at a time that is still to come: the clock was set back, and nobody has
+    renewed since.
+    """
+    due = case((shard.c.state == ShardState.SENT, shard.c.claim_by_us), else_=shard.c.lease_until_us) < now_us
+    ahead = case(
+        (shard.c.state == ShardState.SENT, shard.c.created_us > now_us),
+        else_=shard.c.lease_until_us > now_us + 2 * lease_us,
+    )
     return list(
         connection.execute(
             select(shard.c.shard_id)
-            .where(shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES), due < now_us)
+            .where(shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES), due | ahead)
             .order_by(shard.c.shard_id)
             .limit(limit)
         ).scalars()

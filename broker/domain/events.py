@@ -6,7 +6,7 @@ import msgspec
 
 from broker.domain.errors import ErrorCode
 from broker.domain.outcome import Outcome
-from broker.domain.usage import Usage
+from broker.domain.usage import Count, Usage
 
 __all__ = ["JobRan", "JobsRan", "ShardReturned", "WorkerEvent"]
 
@@ -19,12 +19,12 @@ class JobRan(msgspec.Struct, frozen=True, array_like=True):
     The digests are BLAKE2b-256 keyed with the job's salt.
     """
 
-    index: int
+    index: Count
     outcome: Outcome
-    status_code: int
-    started_us: int
-    ended_us: int
-    run_us: int
+    status_code: Count
+    started_us: Count
+    ended_us: Count
+    run_us: Count
     usage: Usage
     body: bytes
     error_code: ErrorCode | None = None

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
-__all__ = ["Usage"]
+__all__ = ["Count", "Usage"]
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""What a worker may claim of anything: below it the sums of a lifetime fit an int64."""
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):
@@ -15,8 +20,8 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
     jobs that shared it.
     """
 
-    input_tokens: int = 0
-    cached_input_tokens: int = 0
-    output_tokens: int = 0
-    reasoning_tokens: int = 0
-    accelerator_us: int = 0
+    input_tokens: Count = 0
+    cached_input_tokens: Count = 0
+    output_tokens: Count = 0
+    reasoning_tokens: Count = 0
+    accelerator_us: Count = 0

@@ -137,7 +137,7 @@ def _percentile(
 
 def _row(by: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
     keys = {key: _shown(key, value) for key, value in zip(by, row, strict=False)}
-    measures = dict(zip(SUMMARY_FIELDS, (int(value) for value in row[len(by) :]), strict=True))
+    measures = dict(zip(SUMMARY_FIELDS, (int(value or 0) for value in row[len(by) :]), strict=True))
     for name, value in measures.items():
         if "_ms_" in name:
             measures[name] = round(value / _US_PER_MS)

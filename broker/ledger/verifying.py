@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 
 import msgspec
-from sqlalchemy import Connection, Table, select
+from sqlalchemy import Boolean, Connection, Integer, Table, select, type_coerce
 
 from broker.ledger.canonical import FIRST_PREVIOUS_HASH, batch_hash, row_leaf
 from broker.ledger.tables import attempt, cost_entry, job_outcome, ledger_batch, ledger_stream
@@ -121,12 +121,22 @@ def _batches(connection: Connection, stream_id: bytes) -> Iterator[_Batch]:
 
 
 def _rows(connection: Connection, table: Table, stream_id: bytes) -> Iterator[_Row]:
-    place = list(table.c.keys()).index("cost_nano_usd") if "cost_nano_usd" in table.c else None
-    seq_place = list(table.c.keys()).index("seq")
-    for row in connection.execute(select(table).where(table.c.stream_id == stream_id).order_by(table.c.seq)):
-        values = tuple(row)
+    names = list(table.c.keys())
+    cost_place = names.index("cost_nano_usd") if "cost_nano_usd" in names else None
+    seq_place = names.index("seq")
+    flags = [place for place, column in enumerate(table.c) if isinstance(column.type, Boolean)]
+    # SQLite keeps flags as integers, and its driver takes any but 0 for true; the ledger does not.
+    kept = connection.dialect.name == "sqlite"
+    columns = [
+        type_coerce(column, Integer) if kept and place in flags else column for place, column in enumerate(table.c)
+    ]
+    query = select(*columns).where(table.c.stream_id == stream_id).order_by(table.c.seq)
+    for row in connection.execute(query):
+        values = list(row)
+        for place in flags if kept else ():
+            values[place] = {0: False, 1: True}.get(values[place], values[place])
         leaf = row_leaf(str(table.name), values[:-1])
-        cost = values[place] if place is not None else 0
+        cost = values[cost_place] if cost_place is not None else 0
         yield _Row(values[seq_place], str(table.name), leaf, leaf == values[-1], cost)
 
 

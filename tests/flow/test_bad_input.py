@@ -101,8 +101,8 @@ def data_is_a_file(program: Program) -> None:
     program.data.touch()
 
 
-TAKEN = "can't write FOLDER/taken: File exists; results are kept: run again to write them"
-IS_FOLDER = "can't write FOLDER/.out.jsonl.part: Is a directory; results are kept: run again to write them"
+TAKEN = "can't write FOLDER/taken/out.jsonl: File exists"
+IS_FOLDER = "can't write FOLDER/out.jsonl: it is a folder"
 IN_USE = "FOLDER/data is in use by another broker (process 4711): stop it, or name another folder with --data"
 NEWER = (
     "The database at FOLDER/data/broker.db was written by a newer version of Inference Broker"
@@ -171,8 +171,8 @@ CASES = [
         "",
         "1 replies, 1 errors (line 2 streaming_unsupported), 1 calls",
     ),
-    Case("an output folder that is a file", output_folder_is_a_file, 1, TAKEN, "no output, 3 calls, resumable"),
-    Case("an output file that is a folder", output_is_a_folder, 1, IS_FOLDER, "no output, 3 calls, resumable"),
+    Case("an output folder that is a file", output_folder_is_a_file, 2, TAKEN, NOTHING),
+    Case("an output file that is a folder", output_is_a_folder, 2, IS_FOLDER, NOTHING),
     Case(
         "a data folder that is a file",
         data_is_a_file,

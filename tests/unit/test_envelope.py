@@ -36,10 +36,9 @@ def test_what_was_sealed_is_opened_with_whose_it_is():
 def test_an_envelope_is_valid_for_its_time():
     sealed = _seal(valid_us=SECOND_US)
     open_event(RING, sealed, NOW_US + SECOND_US)
-    open_event(RING, sealed, NOW_US - 60 * SECOND_US)  # clocks may differ by a minute
-    for now_us in (NOW_US + SECOND_US + 1, NOW_US - 60 * SECOND_US - 1):
-        with pytest.raises(EnvelopeError, match="expired, or issued in the future"):
-            open_event(RING, sealed, now_us)
+    open_event(RING, sealed, NOW_US - 3_600 * SECOND_US)  # a clock set back voids nothing that is under way
+    with pytest.raises(EnvelopeError, match="expired"):
+        open_event(RING, sealed, NOW_US + SECOND_US + 1)
 
 
 def test_each_role_has_its_kind_of_envelope():

@@ -43,7 +43,7 @@ def test_a_plan_is_made_once_and_kept_with_its_reasons(make_world):
     assert (world.count(plan), world.count(assignment)) == (1, 1)
     world.take_in(some_lines(1))
     world.planner.step()
-    assert world.read(plans.current_generation) == 2
+    assert world.read(plans.current_plan)[0] == 2
     assert len(world.read(plans.load_generation, 2)) == 2
 
 

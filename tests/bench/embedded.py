@@ -1,0 +1,120 @@
+"""The embedded form, from file to output line and durable ledger row; and what one would have without it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from tests.bench.table import print_table
+from tests.bench.workload import write_batch, write_catalog
+
+__all__ = ["measure"]
+
+_RATE_JOBS = 100_000
+_SMALL_JOBS = 10_000
+_LARGE_JOBS = 500_000
+_PEER_JOBS = 4_000
+_ROUNDS = 3
+
+
+class Run(msgspec.Struct):
+    """One run of a command: wall seconds, CPU seconds of it and its children, peak resident memory."""
+
+    wall_seconds: float
+    cpu_seconds: float
+    rss_mb: float
+
+
+def measure(build: Path) -> dict[str, float]:
+    """The keys embedded_*; `embedded_batch_jobs_per_s` is over the whole command, its start and end included."""
+    folder = build / "bench-embedded"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    catalog = write_catalog(folder / "lanes.toml")
+    jobs_large = int(os.environ.get("BENCH_LARGE_JOBS", _LARGE_JOBS))
+    ours, peers = [], []
+    for _ in range(_ROUNDS):
+        ours.append(_run_batch(folder, catalog, _RATE_JOBS))
+        peers.append(_run_peer(folder))
+    small, large = _run_batch(folder, catalog, _SMALL_JOBS), _run_batch(folder, catalog, jobs_large)
+    rates = sorted(_RATE_JOBS / run.wall_seconds for run in ours)
+    cpu = sorted(run.cpu_seconds * 1e6 / _RATE_JOBS for run in ours)
+    peer_rates = sorted(_PEER_JOBS / run.wall_seconds for run in peers)
+    peer_cpu = sorted(run.cpu_seconds * 1e6 / _PEER_JOBS for run in peers)
+    idle = _idle(folder, catalog)
+    middle = _ROUNDS // 2
+    print_table(
+        "Embedded: file to output line and durable ledger row (median, lowest and highest of 3)",
+        ("", "jobs/s", "CPU us/job", "peak MB"),
+        [
+            ("broker batch run, 100,000 jobs", _spread(rates), _spread(cpu), f"{ours[middle].rss_mb:.0f}"),
+            ("Celery memory://, a task and a committed SQLite row per job", _spread(peer_rates), _spread(peer_cpu), ""),
+            ("broker batch run, 10,000 jobs", f"{_SMALL_JOBS / small.wall_seconds:,.0f}", "", f"{small.rss_mb:.0f}"),
+            (
+                f"broker batch run, {jobs_large:,} jobs",
+                f"{jobs_large / large.wall_seconds:,.0f}",
+                "",
+                f"{large.rss_mb:.0f}",
+            ),
+        ],
+    )
+    return {
+        "embedded_batch_jobs_per_s": round(rates[middle], 1),
+        "embedded_cpu_us_per_job": round(cpu[middle], 1),
+        "embedded_celery_row_per_job_jobs_per_s": round(peer_rates[middle], 1),
+        "embedded_rss_mb_10k": round(small.rss_mb, 1),
+        "embedded_rss_mb_500k": round(large.rss_mb, 1),
+        **idle,
+    }
+
+
+def _spread(values: list[float]) -> str:
+    return f"{values[len(values) // 2]:,.0f} ({values[0]:,.0f}-{values[-1]:,.0f})"
+
+
+def _run_batch(folder: Path, catalog: Path, jobs_count: int) -> Run:
+    data, source, output = folder / "data", folder / "jobs.jsonl", folder / "out.jsonl"
+    shutil.rmtree(data, ignore_errors=True)
+    write_batch(source, jobs_count)
+    command = [sys.executable, "-m", "broker", "batch", "run", str(source), "--data", str(data)]
+    run = _timed([*command, "--catalog", str(catalog), "--output", str(output)])
+    with output.open("rb") as file:
+        written = sum(1 for _ in file)
+    with sqlite3.connect(data / "broker.db") as connection:
+        recorded = connection.execute("SELECT count(*) FROM attempt WHERE outcome = 'succeeded'").fetchone()[0]
+    if not written == recorded == jobs_count:
+        raise SystemExit(f"{jobs_count} jobs gave {written} output lines and {recorded} ledger rows")
+    shutil.rmtree(data)
+    return run
+
+
+def _run_peer(folder: Path) -> Run:
+    """The same queue without us: one Celery task per job, each committing one durable row."""
+    return _timed([sys.executable, "-m", "tests.bench.celery_peer", str(folder / "peer.db"), str(_PEER_JOBS)])
+
+
+def _idle(folder: Path, catalog: Path) -> dict[str, float]:
+    from tests.bench.idle import measure_idle
+
+    return measure_idle(folder, catalog)
+
+
+def _timed(command: list[str]) -> Run:
+    """Run to the end; memory and CPU are the kernel's own account of the process."""
+    started = time.monotonic()
+    process = os.posix_spawnp(command[0], command, os.environ, file_actions=_quiet())
+    _, status, usage = os.wait4(process, 0)
+    wall = time.monotonic() - started
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
+    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def _quiet() -> list[tuple[int, int, str, int, int]]:
+    return [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
