@@ -12,3 +12,22 @@ The flow, one file per step:
     assembler   writes a finished batch's files
     ledger      answers what it cost, how long it took, and why it ran there
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from broker.client import Client
+
+__all__ = ["Client"]
+
+_HOMES = {"Client": "broker.client"}
+
+
+def __getattr__(name: str) -> object:
+    """The public names, each loaded when it is first asked for: a worker must not bring in a database."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'broker' has no attribute {name!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,7 +9,7 @@ from alembic import op
 from sqlalchemy.types import TypeEngine
 
 from broker.database.types import BigCounter, Digest, Id
-from broker.ledger.partitions import ensure_partitions
+from migrations.append_only import partition_by_month, refuse_changes_on_postgresql, refuse_changes_on_sqlite
 
 __all__ = ["down_revision", "downgrade", "revision", "upgrade"]
 
@@ -26,6 +25,7 @@ def upgrade() -> None:
     _create_tenancy()
     _create_batches()
     _create_jobs()
+    _create_requests()
     _create_planning()
     _create_shards()
     _create_attempt()
@@ -33,10 +33,10 @@ def upgrade() -> None:
     _create_outcomes_and_proofs()
     _create_price()
     if on_postgresql:
-        _refuse_changes_on_postgresql()
-        _partition_by_month()
+        refuse_changes_on_postgresql(APPEND_ONLY)
+        partition_by_month(PARTITIONED)
     else:
-        _refuse_changes_on_sqlite()
+        refuse_changes_on_sqlite(APPEND_ONLY)
         op.execute(f"PRAGMA application_id = {int.from_bytes(b'IBrk')}")  # by which the file is known as ours
 
 
@@ -134,19 +134,6 @@ def _create_jobs() -> None:
     op.create_index("ix_job_batch", "job", ["batch_id", "line_number"], unique=True)
     op.create_index("ix_job_custom", "job", ["batch_id", "custom_id"], unique=True)
     op.create_table(
-        "idempotency",
-        sa.Column("tenant_id", sa.String(64), primary_key=True),
-        sa.Column("idempotency_key", sa.String(256), primary_key=True),
-        sa.Column("fingerprint", Digest, nullable=False),
-        sa.Column("job_id", Id, nullable=False),
-        sa.Column("created_us", sa.BigInteger, nullable=False),
-    )
-    op.create_table(
-        "cancel_request",
-        sa.Column("job_id", Id, primary_key=True),
-        sa.Column("requested_us", sa.BigInteger, nullable=False),
-    )
-    op.create_table(
         "payload",
         sa.Column("job_id", Id, primary_key=True),
         sa.Column("body", sa.LargeBinary),
@@ -177,6 +164,22 @@ def _create_jobs() -> None:
         sa.Column("not_before_us", sa.BigInteger, nullable=False),
     )
     op.create_index("ix_ready_order", "ready", ["group_id", "deadline_us", "first_job_id"])
+
+
+def _create_requests() -> None:
+    op.create_table(
+        "idempotency",
+        sa.Column("tenant_id", sa.String(64), primary_key=True),
+        sa.Column("idempotency_key", sa.String(256), primary_key=True),
+        sa.Column("fingerprint", Digest, nullable=False),
+        sa.Column("job_id", Id, nullable=False),
+        sa.Column("created_us", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "cancel_request",
+        sa.Column("job_id", Id, primary_key=True),
+        sa.Column("requested_us", sa.BigInteger, nullable=False),
+    )
 
 
 def _create_planning() -> None:
@@ -378,39 +381,3 @@ def _create_price() -> None:
         sa.Column("imported_us", sa.BigInteger, nullable=False),
     )
     op.create_index("ix_price_lane", "price", ["lane", "imported_us"])
-
-
-def _refuse_changes_on_postgresql() -> None:
-    # Class 23, so that a refusal is an IntegrityError here as it is on SQLite.
-    op.execute(
-        "CREATE FUNCTION refuse_ledger_change() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        " RAISE EXCEPTION USING ERRCODE = 'restrict_violation',"
-        " MESSAGE = TG_TABLE_NAME || ' is append-only: ' || TG_OP || ' is refused';"
-        " END $$"
-    )
-    for table in APPEND_ONLY:
-        # By row, because PostgreSQL hands only row triggers down to partitions.
-        op.execute(
-            f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE ON {table}"
-            " FOR EACH ROW EXECUTE FUNCTION refuse_ledger_change()"
-        )
-        op.execute(
-            f"CREATE TRIGGER {table}_no_truncate BEFORE TRUNCATE ON {table}"
-            " FOR EACH STATEMENT EXECUTE FUNCTION refuse_ledger_change()"
-        )
-
-
-def _partition_by_month() -> None:
-    # Rows arrive in the order of recorded_us, so a block range index is a few pages where a B-tree would be gigabytes.
-    for table in PARTITIONED:
-        op.create_index(f"ix_{table}_recorded", table, ["recorded_us"], postgresql_using="brin")
-    ensure_partitions(op.get_bind(), time.time_ns() // 1000)
-
-
-def _refuse_changes_on_sqlite() -> None:
-    for table in APPEND_ONLY:
-        for change in ("UPDATE", "DELETE"):
-            op.execute(
-                f"CREATE TRIGGER {table}_no_{change.lower()} BEFORE {change} ON {table}"
-                f" BEGIN SELECT RAISE(ABORT, '{table} is append-only: {change} is refused'); END"
-            )

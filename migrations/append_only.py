@@ -1,0 +1,51 @@
+"""What makes a table a ledger, for the migrations that create one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from alembic import op
+
+from broker.ledger.partitions import ensure_partitions
+
+__all__ = ["partition_by_month", "refuse_changes_on_postgresql", "refuse_changes_on_sqlite"]
+
+
+def refuse_changes_on_postgresql(tables: Sequence[str]) -> None:
+    """UPDATE, DELETE and TRUNCATE of these tables fail, also aimed at a partition; a partition can be dropped whole."""
+    # Class 23, so that a refusal is an IntegrityError here as it is on SQLite.
+    op.execute(
+        "CREATE FUNCTION refuse_ledger_change() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " RAISE EXCEPTION USING ERRCODE = 'restrict_violation',"
+        " MESSAGE = TG_TABLE_NAME || ' is append-only: ' || TG_OP || ' is refused';"
+        " END $$"
+    )
+    for table in tables:
+        # By row, because PostgreSQL hands only row triggers down to partitions.
+        op.execute(
+            f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE ON {table}"
+            " FOR EACH ROW EXECUTE FUNCTION refuse_ledger_change()"
+        )
+        op.execute(
+            f"CREATE TRIGGER {table}_no_truncate BEFORE TRUNCATE ON {table}"
+            " FOR EACH STATEMENT EXECUTE FUNCTION refuse_ledger_change()"
+        )
+
+
+def partition_by_month(tables: Sequence[str]) -> None:
+    """This month's partition and the next three of each table, and one for what fits none."""
+    # Rows arrive in the order of recorded_us, so a block range index is a few pages where a B-tree would be gigabytes.
+    for table in tables:
+        op.create_index(f"ix_{table}_recorded", table, ["recorded_us"], postgresql_using="brin")
+    ensure_partitions(op.get_bind(), time.time_ns() // 1000)
+
+
+def refuse_changes_on_sqlite(tables: Sequence[str]) -> None:
+    """UPDATE and DELETE of these tables fail."""
+    for table in tables:
+        for change in ("UPDATE", "DELETE"):
+            op.execute(
+                f"CREATE TRIGGER {table}_no_{change.lower()} BEFORE {change} ON {table}"
+                f" BEGIN SELECT RAISE(ABORT, '{table} is append-only: {change} is refused'); END"
+            )
