@@ -6,6 +6,7 @@ from typing import Any
 
 from litestar import Request, get, post
 from litestar.datastructures import State
+from litestar.params import FromPath, FromQuery
 from litestar.response import File
 
 from broker.api.desk import BatchTerms
@@ -26,10 +27,10 @@ _NAME_CHARS_MAX = 256
 async def create_batch(
     state: State,
     request: Request[Any, Any, Any],
-    window: str = "24h",
-    max_cost: str | None = None,
-    lanes: str | None = None,
-    name: str | None = None,
+    window: FromQuery[str] = "24h",
+    max_cost: FromQuery[str | None] = None,
+    lanes: FromQuery[str | None] = None,
+    name: FromQuery[str | None] = None,
 ) -> BatchView:
     """The body is the JSONL file; the answer comes when all of it is on disk."""
     terms = _terms(window, max_cost, lanes, name)
@@ -55,25 +56,25 @@ async def list_batches(state: State) -> dict[str, list[BatchView]]:
 
 
 @get("/v1/batches/{batch:str}", scope_needed=Scope.BATCHES_READ)
-async def read_batch(state: State, batch: str) -> BatchView:
+async def read_batch(state: State, batch: FromPath[str]) -> BatchView:
     """A batch as far as it is."""
     return await in_thread(state.desk.batch, batch)
 
 
 @get("/v1/batches/{batch:str}/output", scope_needed=Scope.BATCHES_READ)
-async def read_output(state: State, batch: str) -> File:
+async def read_output(state: State, batch: FromPath[str]) -> File:
     """The lines that succeeded, in the order of the file."""
     return _file(await in_thread(state.desk.batch_file, batch, "output"))
 
 
 @get("/v1/batches/{batch:str}/errors", scope_needed=Scope.BATCHES_READ)
-async def read_errors(state: State, batch: str) -> File:
+async def read_errors(state: State, batch: FromPath[str]) -> File:
     """The lines that did not."""
     return _file(await in_thread(state.desk.batch_file, batch, "errors"))
 
 
 @post("/v1/batches/{batch:str}/cancel", scope_needed=Scope.BATCHES_WRITE, status_code=202)
-async def cancel_batch(state: State, batch: str) -> BatchView:
+async def cancel_batch(state: State, batch: FromPath[str]) -> BatchView:
     """Ask for the end of all its jobs."""
     return await in_thread(state.desk.cancel_batch, batch)
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from litestar import Response, get, post
 from litestar.datastructures import State
+from litestar.params import FromPath, FromQuery
 
 from broker.api.desk import Desk, parse_job_id
 from broker.api.errors import Refused
@@ -75,14 +76,14 @@ async def store(desk: Desk, jobs: Sequence[Admitted]) -> list[Submitted]:
 
 
 @get("/v1/jobs/{job:str}", scope_needed=Scope.JOBS_READ)
-async def read_job(state: State, job: str, wait: float = 0.0) -> JobView:
+async def read_job(state: State, job: FromPath[str], wait: FromQuery[float] = 0.0) -> JobView:
     """A job as it stands; with `wait`, once it has ended, or after so many seconds."""
     await _wait_for_end(state.desk, job, wait)
     return await in_thread(state.desk.job, job)
 
 
 @get("/v1/jobs/{job:str}/result", scope_needed=Scope.JOBS_READ)
-async def read_result(state: State, job: str, wait: float = 0.0) -> Response[bytes]:
+async def read_result(state: State, job: FromPath[str], wait: FromQuery[float] = 0.0) -> Response[bytes]:
     """The engine's reply, as it came."""
     await _wait_for_end(state.desk, job, wait)
     found = await in_thread(state.desk.result, job)
@@ -93,13 +94,13 @@ async def read_result(state: State, job: str, wait: float = 0.0) -> Response[byt
 
 
 @post("/v1/jobs/{job:str}/cancel", scope_needed=Scope.JOBS_WRITE, status_code=202)
-async def cancel_job(state: State, job: str) -> JobView:
+async def cancel_job(state: State, job: FromPath[str]) -> JobView:
     """Ask for its end."""
     return await in_thread(state.desk.cancel_job, job)
 
 
 @post("/v1/jobs/{job:str}/redrive", scope_needed=Scope.JOBS_WRITE)
-async def redrive_job(state: State, job: str) -> JobView:
+async def redrive_job(state: State, job: FromPath[str]) -> JobView:
     """Run an ended job again, as a new one."""
     again = await in_thread(state.desk.redriven, job)
     [submitted] = await store(state.desk, [again])

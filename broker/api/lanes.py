@@ -6,6 +6,7 @@ from typing import Any
 
 from litestar import get, post
 from litestar.datastructures import State
+from litestar.params import FromPath, FromQuery
 
 from broker.api.gate import Scope
 from broker.api.threads import in_thread
@@ -28,25 +29,25 @@ async def list_lanes(state: State) -> dict[str, list[LaneView]]:
 
 
 @post("/v1/lanes/{name:str}/pause", scope_needed=Scope.LANES_WRITE, status_code=200)
-async def pause_lane(state: State, name: str) -> LaneView:
+async def pause_lane(state: State, name: FromPath[str]) -> LaneView:
     """No new shards, until resumed."""
     return await in_thread(state.desk.set_lane_state, name, LaneState.PAUSED)
 
 
 @post("/v1/lanes/{name:str}/drain", scope_needed=Scope.LANES_WRITE, status_code=200)
-async def drain_lane(state: State, name: str) -> LaneView:
+async def drain_lane(state: State, name: FromPath[str]) -> LaneView:
     """No new shards; drained once what it has is done."""
     return await in_thread(state.desk.set_lane_state, name, LaneState.DRAINING)
 
 
 @post("/v1/lanes/{name:str}/resume", scope_needed=Scope.LANES_WRITE, status_code=200)
-async def resume_lane(state: State, name: str) -> LaneView:
+async def resume_lane(state: State, name: FromPath[str]) -> LaneView:
     """New shards again."""
     return await in_thread(state.desk.set_lane_state, name, LaneState.OPEN)
 
 
 @get("/v1/ledger/summary", scope_needed=Scope.LEDGER_READ)
-async def ledger_summary(state: State, by: str = "provider") -> dict[str, list[dict[str, Any]]]:
+async def ledger_summary(state: State, by: FromQuery[str] = "provider") -> dict[str, list[dict[str, Any]]]:
     """One row per group."""
     return {"rows": await in_thread(state.desk.ledger_summary, by)}
 
