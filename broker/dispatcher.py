@@ -13,6 +13,7 @@ import structlog
 
 from broker.clock import Clock
 from broker.database import batches, jobs, lane_states, plans, ready, shards
+from broker.database.batches import OpenTerms
 from broker.database.connection import Connection, Database
 from broker.database.plans import Assignment
 from broker.domain.ids import id_at, id_offset, ids_of_span, new_id
@@ -185,8 +186,10 @@ class Dispatcher:
         taken = shards.open_shards(connection)
         closed = lane_states.held_lanes(connection) | self._health.resting().keys()
         free = {name: 2 * lane.slots - taken.get(name, 0) for name, lane in self._lanes.items() if name not in closed}
+        terms = batches.open_terms(connection)
         # What is to be cancelled and waits is the closer's.
-        return _Room(free, budgets=_budgets_left(connection), held_batches=batches.cancelling(connection))
+        held = {one.batch_id for one in terms if one.cancel_requested}
+        return _Room(free, budgets=_budgets_left(connection, terms), held_batches=held)
 
     def _cut(
         self,
@@ -244,13 +247,14 @@ class Dispatcher:
         )
 
 
-def _budgets_left(connection: Connection) -> dict[bytes, int]:
+def _budgets_left(connection: Connection, terms: list[OpenTerms]) -> dict[bytes, int]:
     """What each batch with a budget may still spend, beside what is spent and held."""
     return {
-        batch_id: budget
-        - batches.progress(connection, batch_id).cost_nano_usd
-        - shards.held_nano_usd(connection, batch_id)
-        for batch_id, budget in batches.budgets(connection).items()
+        one.batch_id: one.max_cost_nano_usd
+        - batches.progress(connection, one.batch_id).cost_nano_usd
+        - shards.held_nano_usd(connection, one.batch_id)
+        for one in terms
+        if one.max_cost_nano_usd is not None
     }
 
 

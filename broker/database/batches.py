@@ -12,14 +12,14 @@ from broker.domain.job import BatchStatus, RefusedLine
 __all__ = [
     "BatchRecord",
     "Counts",
+    "OpenTerms",
     "add_counts",
     "advance_reading",
-    "budgets",
-    "cancelling",
     "create",
     "find_latest",
     "get",
     "newest",
+    "open_terms",
     "progress",
     "refuse_lines",
     "request_cancel",
@@ -73,6 +73,14 @@ class Counts(msgspec.Struct, kw_only=True):
     def ended(self) -> int:
         """Jobs that have an outcome."""
         return self.succeeded + self.failed + self.cancelled + self.expired
+
+
+class OpenTerms(msgspec.Struct, frozen=True):
+    """A batch's budget, in nano-USD, where it has one; and whether it is to be cancelled."""
+
+    batch_id: bytes
+    max_cost_nano_usd: int | None
+    cancel_requested: bool
 
 
 def create(connection: Connection, record: BatchRecord) -> None:
@@ -198,26 +206,21 @@ def request_cancel(connection: Connection, batch_id: bytes, now_us: int) -> None
     )
 
 
-def cancelling(connection: Connection) -> set[bytes]:
-    """The unfinished batches that are to be cancelled."""
-    query = select(batch.c.batch_id).where(batch.c.finished_us.is_(None), batch.c.cancel_requested_us.is_not(None))
-    return set(connection.execute(query).scalars())
-
-
 def newest(connection: Connection, tenant_id: str, limit: int) -> list[BatchRecord]:
     """The tenant's batches, the newest first."""
     query = select(batch).where(batch.c.tenant_id == tenant_id).order_by(batch.c.created_us.desc()).limit(limit)
     return [_record(row) for row in connection.execute(query)]
 
 
-def budgets(connection: Connection) -> dict[bytes, int]:
-    """The budgets of the unfinished batches that have one, in nano-USD."""
+def open_terms(connection: Connection) -> list[OpenTerms]:
+    """What holds back unfinished batches; those that nothing holds back are left out."""
     rows = connection.execute(
-        select(batch.c.batch_id, batch.c.max_cost_nano_usd).where(
-            batch.c.finished_us.is_(None), batch.c.max_cost_nano_usd.is_not(None)
+        select(batch.c.batch_id, batch.c.max_cost_nano_usd, batch.c.cancel_requested_us.is_not(None)).where(
+            batch.c.finished_us.is_(None),
+            batch.c.max_cost_nano_usd.is_not(None) | batch.c.cancel_requested_us.is_not(None),
         )
     )
-    return {row.batch_id: row.max_cost_nano_usd for row in rows}
+    return [OpenTerms(batch_id, budget, bool(cancelled)) for batch_id, budget, cancelled in rows]
 
 
 def progress(connection: Connection, batch_id: bytes) -> Counts:

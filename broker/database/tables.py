@@ -104,6 +104,12 @@ batch = Table(
     Column("finished_us", BigInteger),
     Column("status", String(16), nullable=False),
     Index("ix_batch_source", "tenant_id", "source_digest", "created_us"),
+    Index(
+        "ix_batch_open",
+        "created_us",
+        sqlite_where=Column("finished_us").is_(None),
+        postgresql_where=Column("finished_us").is_(None),
+    ),
 )
 
 batch_refusal = Table(

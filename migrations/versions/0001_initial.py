@@ -98,6 +98,8 @@ def _create_batches() -> None:
         sa.Column("status", sa.String(16), nullable=False),
     )
     op.create_index("ix_batch_source", "batch", ["tenant_id", "source_digest", "created_us"])
+    unfinished = sa.text("finished_us IS NULL")
+    op.create_index("ix_batch_open", "batch", ["created_us"], sqlite_where=unfinished, postgresql_where=unfinished)
     op.create_table(
         "batch_refusal",
         sa.Column("batch_id", Id, sa.ForeignKey("batch.batch_id"), primary_key=True),
