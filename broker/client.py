@@ -130,10 +130,11 @@ class BatchState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LaneView(msgspec.Struct, frozen=True, kw_only=True):
-    """A lane; `state` is open, paused, draining or drained."""
+    """A lane; `state` is open, paused, draining or drained, `resting` the fault for which it rests a while."""
 
     name: str
     state: str
+    resting: str | None
     provider: str
     region: str
     accelerator: str

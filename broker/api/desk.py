@@ -85,7 +85,10 @@ class Desk:
 
     def has_ended(self, job_id: bytes) -> bool:
         """Whether the job has an outcome."""
-        return self._database.read(lambda connection: has_ended(connection, job_id))
+        found = self._database.read(lambda connection: has_ended(connection, job_id))
+        if found is None:
+            raise _unknown_job(format_id("job", job_id))
+        return found
 
     def result(self, text: str) -> JobResult:
         """What an ended job brought."""
@@ -133,7 +136,7 @@ class Desk:
         job_id = parse_job_id(text)
         found = self._database.read(lambda connection: standing(connection, job_id))
         if found is None:
-            raise Refused(404, "unknown_job", f"there is no job {text[:80]}")
+            raise _unknown_job(text)
         return found
 
     def _hurry(self) -> None:
@@ -234,8 +237,14 @@ class Desk:
 
         def work(connection: Connection) -> list[LaneView]:
             held, taken = lane_states.held_lanes(connection), shards.open_shards(connection)
+            resting = self._embedded.health.resting()
             return [
-                lane_view(lane, _state_shown(held.get(lane.name), taken.get(lane.name, 0)), taken.get(lane.name, 0))
+                lane_view(
+                    lane,
+                    _state_shown(held.get(lane.name), taken.get(lane.name, 0)),
+                    taken.get(lane.name, 0),
+                    resting.get(lane.name),
+                )
                 for lane in self._lanes
             ]
 
@@ -267,6 +276,10 @@ def parse_job_id(text: str) -> bytes:
     except ValueError:
         shown = format_id("job", bytes(16))
         raise Refused(404, "unknown_job", f"{text[:80]!r} is not the id of a job, such as {shown}") from None
+
+
+def _unknown_job(text: str) -> Refused:
+    return Refused(404, "unknown_job", f"there is no job {text[:80]}")
 
 
 def _parse_batch_id(text: str) -> bytes:

@@ -10,7 +10,9 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMap
 from enum import StrEnum
 from typing import Any
 
-from broker.api.errors import Refused
+import structlog
+
+from broker.api.errors import Refused, error_body
 
 __all__ = ["PUBLIC", "Gate", "Receive", "Scope", "Send", "Wire", "answer"]
 
@@ -21,6 +23,8 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 PUBLIC = ("GET", "/v1/health")
 """The one thing that anyone on this machine may ask."""
+
+_log = structlog.get_logger(__name__)
 
 _JSON = (b"content-type", b"application/json")
 
@@ -67,6 +71,9 @@ class Gate:
             await direct(scope, receive, send)
         except Refused as refused:
             await answer(send, refused.status, refused.body, refused.headers)
+        except Exception:  # noqa: BLE001 (whatever a direct route did not foresee; the framework answers for its own)
+            _log.exception("request_failed", path=scope["path"], method=scope["method"])
+            await answer(send, 500, error_body("internal", "the broker failed on this request; its log says more"))
 
     def _check(self, scope: Wire) -> frozenset[Scope]:
         """The scopes that come with the request's token."""

@@ -71,10 +71,14 @@ class BatchView(msgspec.Struct, kw_only=True):
 
 
 class LaneView(msgspec.Struct, kw_only=True):
-    """A lane. `state`: open, paused, draining, or drained once a draining lane has nothing left."""
+    """A lane. `state`: open, paused, draining, or drained once a draining lane has nothing left.
+
+    `resting`: the fault for which it gets no work for a while, whatever its state.
+    """
 
     name: str
     state: str
+    resting: str | None
     provider: str
     region: str
     accelerator: str
@@ -139,11 +143,12 @@ def batch_view(record: BatchRecord, counts: Counts) -> BatchView:
     )
 
 
-def lane_view(lane: Lane, state: str, shards: int) -> LaneView:
+def lane_view(lane: Lane, state: str, shards: int, resting: str | None) -> LaneView:
     """A lane with the shards that it has, sent or running."""
     return LaneView(
         name=lane.name,
         state=state,
+        resting=resting,
         provider=lane.provider,
         region=lane.region,
         accelerator=lane.accelerator,

@@ -24,7 +24,7 @@ def list_lanes(shape: FormatOption = OutputFormat.TABLE, url: UrlOption = None, 
     rows = [
         {
             "lane": lane.name,
-            "state": lane.state,
+            "state": f"{lane.state}, resting: {lane.resting}" if lane.resting else lane.state,
             "price": lane.price,
             "shards": lane.shards,
             "slots": lane.slots,

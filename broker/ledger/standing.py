@@ -54,9 +54,15 @@ class JobResult(msgspec.Struct, frozen=True):
     body: bytes
 
 
-def has_ended(connection: Connection, job_id: bytes) -> bool:
-    """Whether the job has an outcome."""
-    return connection.execute(select(job_outcome.c.job_id).where(job_outcome.c.job_id == job_id)).first() is not None
+def has_ended(connection: Connection, job_id: bytes) -> bool | None:
+    """Whether the job has an outcome; None when there is no such job."""
+    row = connection.execute(
+        select(job_outcome.c.job_id)
+        .select_from(job)
+        .outerjoin(job_outcome, job_outcome.c.job_id == job.c.job_id)
+        .where(job.c.job_id == job_id)
+    ).one_or_none()
+    return None if row is None else row[0] is not None
 
 
 def standing(connection: Connection, job_id: bytes) -> Standing | None:

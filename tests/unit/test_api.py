@@ -135,6 +135,7 @@ def test_loopback_names_are_served(door, host):
     [
         ("GET", "/v1/jobs/x", 404, "unknown_job"),
         ("GET", f"/v1/jobs/{ID}", 404, "unknown_job"),
+        ("GET", f"/v1/jobs/{ID}?wait=30", 404, "unknown_job"),
         ("GET", f"/v1/jobs/{ID}/result", 404, "unknown_job"),
         ("GET", f"/v1/jobs/{ID}?wait=soon", 400, "invalid_request"),
         ("POST", f"/v1/jobs/{ID}/cancel", 404, "unknown_job"),
