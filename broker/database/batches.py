@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import msgspec
 from sqlalchemy import Connection, Row, case, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -180,17 +183,20 @@ def refuse_lines(connection: Connection, batch_id: bytes, lines: list[RefusedLin
         )
 
 
+@lru_cache
+def _add_counts(dialect: str) -> Any:  # noqa: ANN401 (each dialect has an Insert of its own)
+    kind = postgresql if dialect == "postgresql" else sqlite
+    statement = kind.insert(batch_count)
+    return statement.on_conflict_do_update(
+        index_elements=[batch_count.c.batch_id, batch_count.c.writer],
+        set_={name: batch_count.c[name] + statement.excluded[name] for name in Counts.__struct_fields__},
+    )
+
+
 def add_counts(connection: Connection, batch_id: bytes, writer: str, counts: Counts) -> None:
     """Add one flush to the writer's counters, in the flush's own transaction."""
-    kind = postgresql if connection.dialect.name == "postgresql" else sqlite
-    values = msgspec.structs.asdict(counts)
-    statement = kind.insert(batch_count).values(batch_id=batch_id, writer=writer, **values)
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=[batch_count.c.batch_id, batch_count.c.writer],
-            set_={name: batch_count.c[name] + statement.excluded[name] for name in values},
-        )
-    )
+    values = {"batch_id": batch_id, "writer": writer, **msgspec.structs.asdict(counts)}
+    connection.execute(_add_counts(connection.dialect.name), values)
 
 
 def request_cancel(connection: Connection, batch_id: bytes, now_us: int) -> None:

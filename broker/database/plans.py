@@ -24,11 +24,12 @@ class Assignment(msgspec.Struct, frozen=True):
     plan: GroupPlan
 
 
+_CURRENT_PLAN = select(plan.c.generation, plan.c.plan_id).order_by(plan.c.generation.desc()).limit(1)
+
+
 def current_plan(connection: Connection) -> tuple[int, bytes]:
     """The newest plan's generation and id; 0 and nothing before the first."""
-    row = connection.execute(
-        select(plan.c.generation, plan.c.plan_id).order_by(plan.c.generation.desc()).limit(1)
-    ).one_or_none()
+    row = connection.execute(_CURRENT_PLAN).one_or_none()
     return (row.generation, row.plan_id) if row else (0, b"")
 
 

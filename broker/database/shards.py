@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, case, delete, func, select, update
+from sqlalchemy import Connection, bindparam, case, delete, func, select, update
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from broker.database.cancelling import cancelled_in_shard
 from broker.database.connection import bulk_insert, bulk_update
-from broker.database.tables import batch, outbox, shard, shard_span, work_group
+from broker.database.tables import batch, cancel_request, outbox, shard, shard_span, work_group
 from broker.domain.ids import id_at
 from broker.domain.shard import Bitmap, ShardSpan, ShardState
 
@@ -129,29 +131,32 @@ def forget_sent(connection: Connection, shard_ids: Sequence[bytes]) -> None:
     connection.execute(delete(outbox).where(outbox.c.shard_id.in_(list(shard_ids))))
 
 
+_LOAD = (
+    select(shard, work_group.c.endpoint, work_group.c.model)
+    .join(work_group, work_group.c.group_id == shard.c.group_id)
+    .where(shard.c.shard_id.in_(bindparam("shard_ids", expanding=True)))
+    .order_by(shard.c.shard_id)
+)
+_LOAD_LOCKED = _LOAD.with_for_update(of=shard)
+_LOAD_SPANS = (
+    select(shard_span)
+    .where(shard_span.c.shard_id.in_(bindparam("shard_ids", expanding=True)))
+    .order_by(shard_span.c.shard_id, shard_span.c.first_index)
+)
+
+
 def load(connection: Connection, shard_ids: Sequence[bytes], *, lock: bool = False) -> dict[bytes, ShardRecord]:
     """These shards by id; with `lock`, locked against other writers, in id order so that none waits in a circle."""
-    query = (
-        select(shard, work_group.c.endpoint, work_group.c.model)
-        .join(work_group, work_group.c.group_id == shard.c.group_id)
-        .where(shard.c.shard_id.in_(list(shard_ids)))
-        .order_by(shard.c.shard_id)
-    )
-    if lock:
-        query = query.with_for_update(of=shard)
+    asked = {"shard_ids": list(shard_ids)}
     found: dict[bytes, ShardRecord] = {}
-    for row in connection.execute(query):
+    for row in connection.execute(_LOAD_LOCKED if lock else _LOAD, asked):
         fields = dict(row._mapping)  # noqa: SLF001 (SQLAlchemy's public name for it)
         fields["recorded"] = Bitmap(fields["recorded"])
         fields["state"] = ShardState(fields["state"])
         found[row.shard_id] = ShardRecord(spans=[], **fields)
-    for row in connection.execute(
-        select(shard_span)
-        .where(shard_span.c.shard_id.in_(list(shard_ids)))
-        .order_by(shard_span.c.shard_id, shard_span.c.first_index)
-    ):
-        if row.shard_id in found:
-            found[row.shard_id].spans.append(ShardSpan(*row[1:]))
+    for shard_id, *span in connection.execute(_LOAD_SPANS, asked):
+        if shard_id in found:
+            found[shard_id].spans.append(ShardSpan(*span))
     return found
 
 
@@ -165,33 +170,61 @@ class Holding(msgspec.Struct, frozen=True):
     cancelled_jobs: bytes = b""
 
 
-_CANCEL_REQUESTED = select(batch.c.cancel_requested_us).where(batch.c.batch_id == shard.c.batch_id).scalar_subquery()
+# Built once: putting a statement together costs more than running it.
+_BATCH_CANCEL = select(batch.c.cancel_requested_us).where(batch.c.batch_id == shard.c.batch_id).scalar_subquery()
+_ANY_JOB_CANCEL = select(cancel_request.c.job_id).limit(1).scalar_subquery()
+_CLAIM = (
+    update(shard)
+    .where(
+        shard.c.shard_id == bindparam("of_shard"),
+        shard.c.lane == bindparam("of_lane"),
+        shard.c.state == ShardState.SENT,
+    )
+    .values(
+        state=ShardState.RUNNING,
+        worker_id=bindparam("to_worker"),
+        claimed_us=bindparam("now_us"),
+        lease_until_us=bindparam("until_us"),
+    )
+    .returning(_BATCH_CANCEL, _ANY_JOB_CANCEL)
+)
+_RENEW = (
+    update(shard)
+    .where(
+        shard.c.shard_id == bindparam("of_shard"),
+        shard.c.worker_id == bindparam("of_worker"),
+        shard.c.state == ShardState.RUNNING,
+    )
+    .values(lease_until_us=bindparam("until_us"), running=bindparam("now_running"))
+    .returning(_BATCH_CANCEL, _ANY_JOB_CANCEL)
+)
 
 
 def claim(
     connection: Connection, shard_id: bytes, lane: str, worker_id: str, now_us: int, lease_until_us: int
 ) -> Holding | None:
     """Give the shard to this worker, if it is still free. A shard id is claimed once; this is the fence."""
-    taken = connection.execute(
-        update(shard)
-        .where(shard.c.shard_id == shard_id, shard.c.lane == lane, shard.c.state == ShardState.SENT)
-        .values(state=ShardState.RUNNING, worker_id=worker_id, claimed_us=now_us, lease_until_us=lease_until_us)
-        .returning(_CANCEL_REQUESTED)
-    ).one_or_none()
-    return Holding(taken[0] is not None, cancelled_in_shard(connection, shard_id)) if taken else None
+    values = {"of_lane": lane, "to_worker": worker_id, "now_us": now_us, "until_us": lease_until_us}
+    return _holding(connection, shard_id, _CLAIM, values)
 
 
 def renew(
     connection: Connection, shard_id: bytes, worker_id: str, running: bytes, lease_until_us: int
 ) -> Holding | None:
     """Extend the worker's lease, if it still has it."""
-    extended = connection.execute(
-        update(shard)
-        .where(shard.c.shard_id == shard_id, shard.c.worker_id == worker_id, shard.c.state == ShardState.RUNNING)
-        .values(lease_until_us=lease_until_us, running=running)
-        .returning(_CANCEL_REQUESTED)
-    ).one_or_none()
-    return Holding(extended[0] is not None, cancelled_in_shard(connection, shard_id)) if extended else None
+    values = {"of_worker": worker_id, "now_running": running, "until_us": lease_until_us}
+    return _holding(connection, shard_id, _RENEW, values)
+
+
+def _holding(
+    connection: Connection, shard_id: bytes, statement: ReturningUpdate[Any], values: dict[str, Any]
+) -> Holding | None:
+    held = connection.execute(statement, {"of_shard": shard_id, **values}).one_or_none()
+    if held is None:
+        return None
+    batch_cancelled, any_job_cancelled = held
+    jobs = cancelled_in_shard(connection, shard_id) if any_job_cancelled is not None else b""
+    return Holding(batch_cancelled is not None, jobs)
 
 
 def save_recorded(connection: Connection, records: Iterable[ShardRecord]) -> None:
@@ -209,14 +242,16 @@ def close(connection: Connection, shard_id: bytes, state: ShardState, closed_us:
     connection.execute(update(shard).where(shard.c.shard_id == shard_id).values(state=state, closed_us=closed_us))
 
 
+_OPEN_SHARDS = (
+    select(shard.c.lane, func.count())
+    .where(shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES))
+    .group_by(shard.c.lane)
+)
+
+
 def open_shards(connection: Connection) -> dict[str, int]:
     """How many shards each lane has, sent or running."""
-    rows = connection.execute(
-        select(shard.c.lane, func.count())
-        .where(shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES))
-        .group_by(shard.c.lane)
-    )
-    return {row[0]: row[1] for row in rows}
+    return {lane: count for lane, count in connection.execute(_OPEN_SHARDS)}  # noqa: C416 (dict() can't take rows)
 
 
 def held_nano_usd(connection: Connection, batch_id: bytes) -> int:

@@ -24,7 +24,7 @@ from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane, PriceMeter
 from broker.domain.outcome import CostBasis, Outcome
 from broker.domain.shard import ShardSpan, ShardState
-from broker.ledger.writing import AttemptRow, Flush, OutcomeRow, append, ended_jobs
+from broker.ledger.writing import AttemptRow, Flush, OutcomeRow, ShardFacts, append, ended_jobs
 from broker.rules.pricing import cost_nano_usd
 from broker.rules.regrouping import regroup
 from broker.rules.settling import Ended, Retry, Settlement, settle
@@ -45,6 +45,7 @@ class AttemptEnds:
         self._waiting: list[WaitingSpan] = []
         self._counts: dict[bytes, Counts] = defaultdict(Counts)
         self._attempt_ids = map(partial(id_at, new_span()), count())
+        self._facts: dict[bytes, ShardFacts] = {}
         self._ended: set[bytes] = set()
         self._looked_up: set[bytes] = set()
 
@@ -65,7 +66,7 @@ class AttemptEnds:
             alone=span.alone,
         )
         ids = (next(self._attempt_ids), job_id)
-        row = _attempt_row(ids, shard, lane, ran, span, settlement, cost_upper_nano_usd)
+        row = _attempt_row(ids, self._facts_of(shard, lane), lane, ran, span, settlement, cost_upper_nano_usd)
         self._flush.attempts.append(row)
         match settlement.then:
             case Ended() as ended:
@@ -104,6 +105,11 @@ class AttemptEnds:
     def ended_singles(self) -> list[bytes]:
         """The jobs of no batch that end here; somebody may wait for each of them."""
         return [row.job_id for row in self._flush.outcomes if row.batch_id is None]
+
+    def _facts_of(self, shard: ShardRecord, lane: Lane) -> ShardFacts:
+        if shard.shard_id not in self._facts:
+            self._facts[shard.shard_id] = _shard_facts(shard, lane)
+        return self._facts[shard.shard_id]
 
     def _look_up_ended(self, shard: ShardRecord) -> None:
         """A first attempt inside its lease is the only one its job has had, so nothing can have ended it."""
@@ -178,26 +184,11 @@ def _count(counts: Counts, row: AttemptRow) -> None:
         counts.wasted_nano_usd += row.cost_nano_usd
 
 
-def _attempt_row(
-    ids: tuple[bytes, bytes],
-    shard: ShardRecord,
-    lane: Lane,
-    ran: JobRan,
-    span: ShardSpan,
-    settlement: Settlement,
-    cost_upper_nano_usd: int | None,
-) -> AttemptRow:
-    attempt_id, job_id = ids
-    submitted_us = time_us_of(job_id)
-    cost = cost_nano_usd(lane.price, ran.usage)
-    return AttemptRow(
-        attempt_id=attempt_id,
-        job_id=job_id,
+def _shard_facts(shard: ShardRecord, lane: Lane) -> ShardFacts:
+    return ShardFacts(
         batch_id=shard.batch_id,
         tenant_id=shard.tenant_id,
         shard_id=shard.shard_id,
-        shard_index=ran.index,
-        attempt_number=span.attempt_number,
         assignment_id=shard.assignment_id,
         lane=shard.lane,
         provider=lane.provider,
@@ -209,28 +200,50 @@ def _attempt_row(
         model=shard.model,
         worker_id=shard.worker_id or "",
         stand_in=lane.stand_in,
-        outcome=settlement.outcome,
-        error_code=ran.error_code,
-        status_code=ran.status_code,
-        decisive=isinstance(settlement.then, Ended),
-        submitted_us=submitted_us,
-        dispatched_us=shard.created_us,
-        started_us=ran.started_us,
-        ended_us=ran.ended_us,
-        queue_us=max(0, ran.started_us - submitted_us),
-        run_us=ran.run_us,
-        input_tokens=ran.usage.input_tokens,
-        cached_input_tokens=ran.usage.cached_input_tokens,
-        output_tokens=ran.usage.output_tokens,
-        reasoning_tokens=ran.usage.reasoning_tokens,
-        accelerator_us=ran.usage.accelerator_us,
         price_version=lane.price.version,
-        list_cost_nano_usd=cost,
-        cost_nano_usd=cost,
-        cost_upper_nano_usd=cost if cost_upper_nano_usd is None else cost_upper_nano_usd,
-        cost_basis=_basis(lane) if cost_upper_nano_usd is None else CostBasis.UNKNOWN,
-        request_digest=ran.request_digest or None,
-        reply_digest=ran.reply_digest or None,
-        reply_bytes=len(ran.body),
-        provider_request_id=ran.request_id,
+        dispatched_us=shard.created_us,
+    )
+
+
+def _attempt_row(
+    ids: tuple[bytes, bytes],
+    facts: ShardFacts,
+    lane: Lane,
+    ran: JobRan,
+    span: ShardSpan,
+    settlement: Settlement,
+    cost_upper_nano_usd: int | None,
+) -> AttemptRow:
+    attempt_id, job_id = ids
+    submitted_us = time_us_of(job_id)
+    cost = cost_nano_usd(lane.price, ran.usage)
+    return AttemptRow(
+        attempt_id,
+        job_id,
+        ran.index,
+        span.attempt_number,
+        facts,
+        settlement.outcome,
+        ran.error_code,
+        ran.status_code,
+        isinstance(settlement.then, Ended),
+        submitted_us,
+        ran.started_us,
+        ran.ended_us,
+        max(0, ran.started_us - submitted_us),
+        ran.run_us,
+        ran.usage.input_tokens,
+        ran.usage.cached_input_tokens,
+        ran.usage.output_tokens,
+        ran.usage.reasoning_tokens,
+        ran.usage.accelerator_us,
+        cost,
+        cost,
+        cost if cost_upper_nano_usd is None else cost_upper_nano_usd,
+        _basis(lane) if cost_upper_nano_usd is None else CostBasis.UNKNOWN,
+        ran.request_digest or None,
+        ran.reply_digest or None,
+        len(ran.body),
+        ran.request_id,
+        None,
     )

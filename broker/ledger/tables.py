@@ -31,13 +31,13 @@ attempt = Table(
     *_proof_columns(),
     Column("attempt_id", Id, nullable=False),
     Column("job_id", Id, nullable=False),
+    Column("shard_index", Integer, nullable=False),
+    Column("attempt_number", Integer, nullable=False),
+    # What it shares with the other jobs of its shard: whose, where, at which price.
     Column("batch_id", Id),
     Column("tenant_id", String(64), nullable=False),
     Column("shard_id", Id, nullable=False),
-    Column("shard_index", Integer, nullable=False),
-    Column("attempt_number", Integer, nullable=False),
     Column("assignment_id", Id),
-    # Where.
     Column("lane", String(128), nullable=False),
     Column("provider", String(32), nullable=False),
     Column("region", String(64), nullable=False),
@@ -48,6 +48,8 @@ attempt = Table(
     Column("model", String(256), nullable=False),
     Column("worker_id", String(128), nullable=False),
     Column("stand_in", Boolean, nullable=False),  # the hardware was not the lane's
+    Column("price_version", String(64), nullable=False),
+    Column("dispatched_us", BigInteger, nullable=False),
     # How it ended.
     Column("outcome", String(16), nullable=False),
     Column("error_code", String(32)),
@@ -55,7 +57,6 @@ attempt = Table(
     Column("decisive", Boolean, nullable=False),  # this attempt ended its job
     # How long; the *_us durations of the run are from the worker's monotonic clock.
     Column("submitted_us", BigInteger, nullable=False),
-    Column("dispatched_us", BigInteger, nullable=False),
     Column("started_us", BigInteger),
     Column("ended_us", BigInteger, nullable=False),
     Column("queue_us", BigInteger, nullable=False),
@@ -66,7 +67,6 @@ attempt = Table(
     Column("output_tokens", BigInteger, nullable=False),
     Column("reasoning_tokens", BigInteger, nullable=False),
     Column("accelerator_us", BigInteger, nullable=False),
-    Column("price_version", String(64), nullable=False),
     Column("list_cost_nano_usd", BigInteger, nullable=False),
     Column("cost_nano_usd", BigInteger, nullable=False),
     Column("cost_upper_nano_usd", BigInteger, nullable=False),  # above cost_nano_usd only where the basis is unknown

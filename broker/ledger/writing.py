@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Table, insert, select
+from sqlalchemy import Connection, Table, bindparam, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from broker.database.connection import bulk_insert
@@ -14,19 +14,15 @@ from broker.ledger.canonical import FIRST_PREVIOUS_HASH, SCHEMA_VERSION, batch_h
 from broker.ledger.tables import attempt, cost_entry, job_outcome, ledger_batch, ledger_stream
 from broker.rules.merkle import merkle_root
 
-__all__ = ["AttemptRow", "CostEntryRow", "Flush", "OutcomeRow", "append", "ended_jobs", "open_stream"]
+__all__ = ["AttemptRow", "CostEntryRow", "Flush", "OutcomeRow", "ShardFacts", "append", "ended_jobs", "open_stream"]
 
 
-class AttemptRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of `attempt` but for its proof columns, in the table's order."""
+class ShardFacts(NamedTuple):
+    """What the attempts of one shard share: columns of `attempt`, in the table's order."""
 
-    attempt_id: bytes
-    job_id: bytes
     batch_id: bytes | None
     tenant_id: str
     shard_id: bytes
-    shard_index: int
-    attempt_number: int
     assignment_id: bytes | None
     lane: str
     provider: str
@@ -38,12 +34,23 @@ class AttemptRow(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     worker_id: str
     stand_in: bool
+    price_version: str
+    dispatched_us: int
+
+
+class AttemptRow(NamedTuple):
+    """A row of `attempt` but for its proof columns; `shard` holds the columns between the two groups around it."""
+
+    attempt_id: bytes
+    job_id: bytes
+    shard_index: int
+    attempt_number: int
+    shard: ShardFacts
     outcome: str
     error_code: str | None
     status_code: int
     decisive: bool
     submitted_us: int
-    dispatched_us: int
     started_us: int | None
     ended_us: int
     queue_us: int
@@ -53,7 +60,6 @@ class AttemptRow(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
     reasoning_tokens: int
     accelerator_us: int
-    price_version: str
     list_cost_nano_usd: int
     cost_nano_usd: int
     cost_upper_nano_usd: int
@@ -62,7 +68,14 @@ class AttemptRow(msgspec.Struct, frozen=True, kw_only=True):
     reply_digest: bytes | None
     reply_bytes: int
     provider_request_id: str
-    trace_id: bytes | None = None
+    trace_id: bytes | None
+
+    def columns(self) -> tuple[Any, ...]:
+        """Its values in the table's order."""
+        return (*self[:_SHARD_PLACE], *self.shard, *self[_SHARD_PLACE + 1 :])
+
+
+_SHARD_PLACE = AttemptRow._fields.index("shard")
 
 
 class CostEntryRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +157,15 @@ def ended_jobs(connection: Connection, first_job_id: bytes, last_job_id: bytes) 
     )
 
 
+_HEAD = (
+    select(ledger_batch)
+    .where(ledger_batch.c.stream_id == bindparam("of_stream"))
+    .order_by(ledger_batch.c.batch_number.desc())
+    .limit(1)
+)
+_SEAL = insert(ledger_batch)
+
+
 def append(connection: Connection, stream_id: bytes, flush: Flush, now_us: int) -> None:
     """Append the flush as the stream's next batch.
 
@@ -152,12 +174,7 @@ def append(connection: Connection, stream_id: bytes, flush: Flush, now_us: int) 
     rows_count = len(flush.attempts) + len(flush.outcomes) + len(flush.cost_entries)
     if rows_count == 0:
         return
-    head = connection.execute(
-        select(ledger_batch)
-        .where(ledger_batch.c.stream_id == stream_id)
-        .order_by(ledger_batch.c.batch_number.desc())
-        .limit(1)
-    ).one_or_none()
+    head = connection.execute(_HEAD, {"of_stream": stream_id}).one_or_none()
     first_seq = head.first_seq + head.rows_count if head else 0
     previous = head.batch_hash if head else FIRST_PREVIOUS_HASH
     proof = _Proof(stream_id, head.batch_number + 1 if head else 0, first_seq)
@@ -166,18 +183,19 @@ def append(connection: Connection, stream_id: bytes, flush: Flush, now_us: int) 
     root = merkle_root(proof.leaves)
     sealed = batch_hash(stream_id, proof.batch_number, first_seq, rows_count, cost, root, previous)
     connection.execute(
-        insert(ledger_batch).values(
-            stream_id=stream_id,
-            batch_number=proof.batch_number,
-            schema_version=SCHEMA_VERSION,
-            first_seq=first_seq,
-            rows_count=rows_count,
-            sum_cost_nano_usd=cost,
-            merkle_root=root,
-            previous_hash=previous,
-            batch_hash=sealed,
-            committed_us=now_us,
-        )
+        _SEAL,
+        {
+            "stream_id": stream_id,
+            "batch_number": proof.batch_number,
+            "schema_version": SCHEMA_VERSION,
+            "first_seq": first_seq,
+            "rows_count": rows_count,
+            "sum_cost_nano_usd": cost,
+            "merkle_root": root,
+            "previous_hash": previous,
+            "batch_hash": sealed,
+            "committed_us": now_us,
+        },
     )
 
 
@@ -186,7 +204,7 @@ def _insert_rows(connection: Connection, flush: Flush, proof: _Proof, now_us: in
     bulk_insert(
         connection,
         attempt,
-        [proof.sealed(attempt, (now_us, *proof.columns(), *astuple(row))) for row in flush.attempts],
+        [proof.sealed(attempt, (now_us, *proof.columns(), *row.columns())) for row in flush.attempts],
     )
     bulk_insert(
         connection,

@@ -140,7 +140,9 @@ engine.options.delay_seconds = 0.005
 def _sample(process_id: int, minute: float, accepted: int) -> Sample:
     status = Path(f"/proc/{process_id}/status").read_text()
     rss_kb = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
-    return Sample(round(minute, 1), accepted, round(rss_kb / 1024, 1), len(list(Path(f"/proc/{process_id}/fd").iterdir())))
+    return Sample(
+        round(minute, 1), accepted, round(rss_kb / 1024, 1), len(list(Path(f"/proc/{process_id}/fd").iterdir()))
+    )
 
 
 def _wait_until_ended(data: Path, accepted: int) -> bool:

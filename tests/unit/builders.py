@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -34,7 +34,7 @@ from broker.health import LaneHealth
 from broker.intake import BatchRequest, Intake
 from broker.leasing import LeaseDoor
 from broker.ledger.verifying import Verification, verify
-from broker.ledger.writing import AttemptRow, OutcomeRow
+from broker.ledger.writing import AttemptRow, OutcomeRow, ShardFacts
 from broker.planner import Planner
 from broker.recorder import Recorder
 from broker.rescuer import Rescuer
@@ -117,12 +117,17 @@ def a_failure(index: int = 0, code: ErrorCode = ErrorCode.ENGINE_FAILED, **chang
 
 
 def an_attempt_row(**changes: Any) -> AttemptRow:
+    """`changes` may name columns of the row and of its shard's facts alike."""
     values: dict[str, Any] = {"outcome": "succeeded", "market": "spot", "cost_basis": "attributed", "decisive": True}
-    kinds = {"bytes": b"x" * 16, "str": "s", "int": 7, "bool": False}
-    for field in msgspec.structs.fields(AttemptRow):
-        kind = field.type.__name__ if isinstance(field.type, type) else None
-        values.setdefault(field.name, kinds[kind] if kind else None)
-    return AttemptRow(**values | {"attempt_id": new_id(), "job_id": new_id()} | changes)
+    values |= {"attempt_id": new_id(), "job_id": new_id()} | changes
+    facts = ShardFacts(**_filled(ShardFacts, values))
+    return AttemptRow(**_filled(AttemptRow, values | {"shard": facts}))
+
+
+def _filled(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Every field of a named tuple: as given, or of its type."""
+    plain = {bytes: b"x" * 16, str: "s", int: 7, bool: False}
+    return {name: values.get(name, plain.get(hint)) for name, hint in get_type_hints(kind).items()}
 
 
 def an_outcome_row(**changes: Any) -> OutcomeRow:

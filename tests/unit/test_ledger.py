@@ -201,9 +201,9 @@ def test_a_summary_says_what_counting_by_hand_says(make_world, measured):
     ]
     _append(database, Flush(attempts=rows))
     found = {row["lane"]: row for row in database.read(lambda connection: summary(connection, ["lane"], Filters()))}
-    assert found.keys() == {row.lane for row in rows}
+    assert found.keys() == {row.shard.lane for row in rows}
     for lane, row in found.items():
-        mine = [one for one in rows if one.lane == lane]
+        mine = [one for one in rows if one.shard.lane == lane]
         assert row == {
             "lane": lane,
             "jobs": len(mine),
