@@ -13,7 +13,7 @@ PACKAGE := $(PIP_INSTALL) --no-deps --no-index --no-build-isolation --editable .
 DEMO = $(BIN)/broker batch run examples/prompts.jsonl --data demo/data --output demo/output.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit contract lint lock clean
+.PHONY: help demo test unit contract faults bench lint lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ unit: $(VENV)/.dev ## Run the unit tests alone (seconds)
 
 contract: $(VENV)/.dev ## Run each port's contract on all its drivers, against real services
 	$(BIN)/python -m pytest tests/contract
+
+faults: $(VENV)/.dev $(VENV)/.demo ## Kill it, fill its disk, set its clock, break its engines: nothing may be lost (minutes)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/faults
+
+bench: $(VENV)/.dev ## Measure it beside its peers, here and now; ONLY=group for one group (minutes)
+	$(BIN)/python -m tests.bench
 
 lint: $(VENV)/.dev ## Check style, layout, types and import directions
 	$(BIN)/ruff check .
