@@ -25,8 +25,8 @@ demo: $(VENV)/.demo ## Run the main job on a small real language model, here, an
 test: $(VENV)/.dev ## Run the unit, architecture, migration and flow tests (under 3 minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(wildcard tests/unit tests/architecture tests/migration tests/flow)
 
-unit: $(VENV)/.dev ## Run the unit tests alone (seconds)
-	$(BIN)/python -m pytest $(wildcard tests/unit)
+unit: $(VENV)/.dev ## Run the unit tests alone (about ten seconds)
+	$(BIN)/python -m pytest -n 2 tests/unit
 
 contract: $(VENV)/.dev ## Run each port's contract on all its drivers, against real services
 	$(BIN)/python -m pytest tests/contract
