@@ -175,7 +175,6 @@ def _open(path: Path, *, begin: str, query_only: bool) -> Engine:
             "recursive_triggers=ON",  # else INSERT OR REPLACE would slip past the ledger's triggers
             "foreign_keys=ON",
             "busy_timeout=5000",
-            "temp_store=MEMORY",
             f"wal_autocheckpoint={_CHECKPOINT_PAGES}",
             f"cache_size=-{_READER_CACHE_KIB if query_only else _WRITER_CACHE_KIB}",
             *(("query_only=ON",) if query_only else ()),

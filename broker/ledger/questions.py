@@ -79,7 +79,7 @@ def summary(connection: Connection, by: Sequence[str], filters: Filters) -> list
     ranked = (
         select(
             *keys,
-            attempt,
+            *(attempt.c[name] for name in _MEASURED),  # no more: the ranking sorts whole rows
             func.count().over(partition_by=partition).label("n"),
             func.row_number().over(partition_by=partition, order_by=attempt.c.queue_us).label("queue_rank"),
             func.row_number().over(partition_by=partition, order_by=attempt.c.run_us).label("run_rank"),
@@ -90,6 +90,19 @@ def summary(connection: Connection, by: Sequence[str], filters: Filters) -> list
     names = [ranked.c[f"key_{place}"] for place in range(len(by))]
     rows = connection.execute(select(*names, *_measures(ranked.c)).group_by(*names).order_by(*names))
     return [_row(by, row) for row in rows]
+
+
+_MEASURED = (
+    "job_id",
+    "outcome",
+    "decisive",
+    "input_tokens",
+    "output_tokens",
+    "cost_nano_usd",
+    "cost_upper_nano_usd",
+    "queue_us",
+    "run_us",
+)
 
 
 def _conditions(filters: Filters) -> list[ColumnElement[bool]]:
