@@ -12,10 +12,6 @@ from typing import Annotated
 
 import typer
 
-from broker.api.app import LOOPBACK_NAMES, make_app
-from broker.api.desk import Desk
-from broker.api.server import Door, listen, load_or_create_token
-from broker.api.views import price_text
 from broker.bootstrap import Embedded
 from broker.catalog.lanes import load_lanes
 from broker.cli.options import CatalogOption, DataOption, read_settings
@@ -38,6 +34,11 @@ def up(
     ] = None,
 ) -> None:
     """Run the broker here until Ctrl-C; other terminals submit, wait, cancel and steer it by HTTP."""
+    # Here, because the web framework would make every other command wait for it.
+    from broker.api.app import LOOPBACK_NAMES, make_app
+    from broker.api.desk import Desk
+    from broker.api.server import Door, listen, load_or_create_token
+
     settings = read_settings(data, catalog, log_level)
     lanes = load_lanes(settings.catalog)
     stop = threading.Event()
@@ -61,6 +62,8 @@ def up(
 
 
 def _introduce(url: str, embedded: Embedded, data: Path) -> None:
+    from broker.api.views import price_text
+
     say(f"Listening on {url}, token in {data / 'token'}")
     for lane in embedded.lanes:
         stand_in = ", a CPU standing in" if lane.stand_in else ""
