@@ -36,6 +36,7 @@ from broker.planner import Planner
 from broker.recorder import Recorder
 from broker.relay import ROWS_PER_STEP, Relay
 from broker.rescuer import Rescuer
+from broker.rules.sharding import body_bytes_max
 from broker.submitting import Submitting
 from broker.uploads import UploadReader
 from broker.wakeups import Topic, Wakeups
@@ -92,7 +93,8 @@ class Embedded:
         self.health = LaneHealth()
         self.failure: BrokerError | None = None
         models = {model for lane in lanes for model in lane.engine.models}
-        self.intake = Intake(self.database, models, clock, self.wakeups)
+        largest = max(body_bytes_max(lane) for lane in lanes)
+        self.intake = Intake(self.database, models, clock, self.wakeups, largest)
         self.submitting = Submitting(self.database, clock, self.wakeups, TENANT)
         self._bus_url = f"lanemem://embedded-{os.getpid()}-{id(self)}"
         self._stopping = threading.Event()

@@ -24,7 +24,7 @@ from broker.health import LaneHealth
 from broker.ledger.writing import ended_jobs
 from broker.rules.planning import Candidate, pick_lane
 from broker.rules.pricing import affordable_jobs
-from broker.rules.sharding import jobs_per_shard
+from broker.rules.sharding import fits_message, jobs_per_shard
 from broker.wakeups import Topic, Wakeups
 
 __all__ = ["CLAIM_SECONDS", "SHARDS_PER_STEP", "Dispatcher"]
@@ -165,7 +165,7 @@ class Dispatcher:
                 unplanned = True
                 continue
             line = _Line(connection, group.group_id, now_us, room.held_batches)
-            while room.shards_left and (choice := pick_lane(assignment.plan, room.free)):
+            while room.shards_left and (choice := self._pick(line, assignment, room)):
                 record = self._cut(line, assignment, choice, room, now_us)
                 if record is None:
                     break
@@ -190,6 +190,16 @@ class Dispatcher:
         # What is to be cancelled and waits is the closer's.
         held = {one.batch_id for one in terms if one.cancel_requested}
         return _Room(free, budgets=_budgets_left(connection, terms), held_batches=held)
+
+    def _pick(self, line: _Line, assignment: Assignment, room: _Room) -> tuple[Candidate, str] | None:
+        """The cheapest allowed lane with room whose messages can carry the group's next jobs."""
+        first = line.first()
+        if first is None:
+            return None
+        free = {
+            name: slots for name, slots in room.free.items() if fits_message(self._lanes[name], first.body_bytes_max)
+        }
+        return pick_lane(assignment.plan, free)
 
     def _cut(
         self,

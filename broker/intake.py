@@ -62,7 +62,15 @@ class _Chunk(msgspec.Struct):
 class Intake:
     """Takes batches in."""
 
-    def __init__(self, database: Database, models: Collection[str], clock: Clock, wakeups: Wakeups) -> None:
+    def __init__(
+        self,
+        database: Database,
+        models: Collection[str],
+        clock: Clock,
+        wakeups: Wakeups,
+        body_bytes_max: int = LINE_BYTES_MAX,
+    ) -> None:
+        self._body_bytes_max = body_bytes_max
         self._database = database
         self._models = models
         self._clock = clock
@@ -130,9 +138,15 @@ class Intake:
             elif not line.strip():
                 refused.append(RefusedLine(number, None, ErrorCode.INVALID_LINE, "the line is empty"))
             else:
-                found = admit_line(number, line, self._models)
+                found = self._check_size(admit_line(number, line, self._models))
                 (accepted if isinstance(found, AcceptedLine) else refused).append(found)  # type: ignore[arg-type] # (the two lists' types differ as the values do)
         return accepted, refused
+
+    def _check_size(self, line: AcceptedLine | RefusedLine) -> AcceptedLine | RefusedLine:
+        if isinstance(line, RefusedLine) or len(line.body) <= self._body_bytes_max:
+            return line
+        message = f"the body has {len(line.body):,} bytes; the lanes' messages carry {self._body_bytes_max:,} at most"
+        return RefusedLine(line.line_number, line.custom_id, ErrorCode.LINE_TOO_LARGE, message)
 
     def _insert(self, connection: Connection, record: BatchRecord, lines: list[AcceptedLine], now_us: int) -> None:
         by_group: dict[tuple[str, str], list[AcceptedLine]] = defaultdict(list)

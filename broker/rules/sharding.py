@@ -5,7 +5,7 @@ from __future__ import annotations
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane
 
-__all__ = ["JOB_OVERHEAD_BYTES", "fits_message", "jobs_per_shard"]
+__all__ = ["JOB_OVERHEAD_BYTES", "body_bytes_max", "fits_message", "jobs_per_shard"]
 
 JOB_OVERHEAD_BYTES = 64
 """What a job adds to a message beyond its body: id, salt and lengths (44 bytes), rounded up."""
@@ -26,6 +26,11 @@ def jobs_per_shard(lane: Lane, span: WaitingSpan) -> int:
     return max(1, min(lane.shard_jobs_max, by_bytes, by_work))
 
 
+def body_bytes_max(lane: Lane) -> int:
+    """The largest body that a message to `lane` can carry."""
+    return lane.message_bytes_max - _ENVELOPE_BYTES - JOB_OVERHEAD_BYTES
+
+
 def fits_message(lane: Lane, body_bytes: int) -> bool:
     """Whether a message to `lane` can carry a job of this size."""
-    return body_bytes + JOB_OVERHEAD_BYTES + _ENVELOPE_BYTES <= lane.message_bytes_max
+    return body_bytes <= body_bytes_max(lane)

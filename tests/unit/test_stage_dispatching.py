@@ -18,7 +18,17 @@ from broker.domain.ids import ids_of_span
 from broker.domain.job import Constraints
 from broker.domain.shard import ShardState
 from broker.relay import Relay
-from tests.unit.builders import LEASE_SECONDS, SECOND_US, a_failure, a_job_ran, a_lane, a_price, a_signer, some_lines
+from tests.unit.builders import (
+    LEASE_SECONDS,
+    SECOND_US,
+    a_failure,
+    a_job_ran,
+    a_lane,
+    a_line,
+    a_price,
+    a_signer,
+    some_lines,
+)
 
 DEAR = a_lane("dear", price=a_price(7_200_000_000), slots=2)
 CHEAP = a_lane("cheap")
@@ -89,6 +99,15 @@ def test_a_constrained_group_never_leaves_its_lanes(make_world):
     assert {record.lane for record in world.dispatch()} == {"dear"}
     nowhere = world.take_in(some_lines(1, "x"), constraints=Constraints(regions=("mars",)))
     assert nowhere.batch_id not in {record.batch_id for record in world.dispatch()}
+
+
+def test_jobs_go_only_where_a_message_can_carry_them(make_world):
+    small = a_lane("cheap", message_bytes_max=64_000)
+    world = make_world(small, DEAR)
+    world.take_in(some_lines(1))
+    large = {"messages": [{"role": "user", "content": "y" * 70_000}]}
+    world.take_in(a_line("large", body=large) + b"\n", window_seconds=60)
+    assert {(record.lane, record.jobs_count) for record in world.dispatch()} == {("cheap", 1), ("dear", 1)}
 
 
 def test_a_shard_has_one_batch(world):
