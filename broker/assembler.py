@@ -59,7 +59,7 @@ class Assembler:
         return done
 
     def _finish(self, record: BatchRecord) -> None:
-        self._set_status(record, BatchStatus.FINALIZING)
+        record = self._database.write(lambda connection: _finalizing(connection, record.batch_id))
         self._write_files(record)
         self._set_status(record, _final_status(record), finished_us=self._clock())
         _log.info("batch_finished", batch=record.batch_id.hex(), output=record.output_path)
@@ -116,6 +116,15 @@ def _complete_batches(connection: Connection) -> list[BatchRecord]:
     ]
 
 
+def _finalizing(connection: Connection, batch_id: bytes) -> BatchRecord:
+    """The batch as it is when its files begin to be written: a cancel comes before that, or too late."""
+    batches.set_status(connection, batch_id, BatchStatus.FINALIZING)
+    record = batches.get(connection, batch_id)
+    if record is None:
+        raise BrokerError(f"batch {batch_id.hex()} is gone from the database")
+    return record
+
+
 def _final_status(record: BatchRecord) -> BatchStatus:
     return BatchStatus.COMPLETED if record.cancel_requested_us is None else BatchStatus.CANCELLED
 
@@ -149,6 +158,15 @@ def _draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
+def _sync_folder(folder: Path) -> None:
+    """Else a power cut could take the new name back."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class _Draft:
     """A file that takes its name only when it is complete and on disk."""
 
@@ -171,5 +189,6 @@ class _Draft:
         self._file.close()
         if kind is None:
             self._draft.replace(self._path)
+            _sync_folder(self._path.parent)
         else:
             self._draft.unlink(missing_ok=True)

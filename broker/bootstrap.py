@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
@@ -23,7 +24,7 @@ from broker.database.connection import Connection
 from broker.database.keys import remember_key
 from broker.database.known_lanes import remember_lanes
 from broker.database.migrating import upgrade
-from broker.database.sqlite import SqliteDatabase, is_disk_full, lock_folder
+from broker.database.sqlite import SqliteDatabase, is_disk_full, is_passing, lock_folder
 from broker.dispatcher import SHARDS_PER_STEP, Dispatcher
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.lane import Lane
@@ -63,7 +64,7 @@ _log = structlog.get_logger(__name__)
 
 def open_database(data: Path) -> SqliteDatabase:
     """The database of a data folder, brought up to this program's schema."""
-    data.mkdir(parents=True, exist_ok=True)
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
     database = SqliteDatabase(data / DATABASE_FILE)
     try:
         upgrade(database.engine)
@@ -127,12 +128,15 @@ class Embedded:
         self._stopping.set()
         self.wakeups.endings.announce_stop()
         self.wakeups.notify(*Topic)
-        for thread in self._threads:
-            thread.join(_STOP_SECONDS)
-        if self._worker_side:
-            self._worker_side.close()
-        self.database.close()
-        os.close(self._lock)
+        try:
+            deadline = time.monotonic() + _STOP_SECONDS
+            for thread in self._threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+            if self._worker_side:
+                self._worker_side.close()
+        finally:
+            self.database.close()
+            os.close(self._lock)
 
     def renew_soon(self) -> None:
         """Have the worker ask the lease door at once, where it hears what is to be cancelled."""
@@ -244,7 +248,12 @@ class Embedded:
             recorder.record(deliveries)
         except Exception as error:  # noqa: BLE001 (likewise; unacknowledged, the events come again)
             self._note_failure("recorder", error)
-            return False
+            if is_passing(error):
+                return False
+            # One event that can't be recorded must not hold up the others: alone, it is left out, and said.
+            if len(deliveries) > 1:
+                return all(self._recorded(recorder, [delivery]) for delivery in deliveries)
+            _log.error("event_left_out", queue=deliveries[0].queue, error=type(error).__name__)
         return True
 
     def _spawn(self, name: str, run: Callable[[], None]) -> None:
@@ -313,7 +322,10 @@ class _WorkerSide:
 
     def close(self) -> None:
         """End the engines."""
-        asyncio.run_coroutine_threadsafe(self._stop_all(), self._loop).result(_STOP_SECONDS)
+        try:
+            asyncio.run_coroutine_threadsafe(self._stop_all(), self._loop).result(_STOP_SECONDS)
+        except TimeoutError:
+            _log.warning("engines_left_running")  # they end with this process
         self._publisher.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
 

@@ -25,7 +25,7 @@ def log_to_file(path: Path, level: str) -> TextIO:
     Raises UsageError where it can't be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = path.open("a", buffering=1, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"can't write in the data folder {path.parent}: {error.strerror}") from None

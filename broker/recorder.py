@@ -103,6 +103,9 @@ class Recorder:
             if record is None or record.lane != event.lane:
                 _log.warning("event_rejected", lane=event.lane, reason="it names a shard of another lane, or none")
                 continue
+            if record.worker_id != event.worker_id:
+                _log.warning("event_rejected", lane=event.lane, reason="the shard was never this worker's")
+                continue
             self._apply(ends, record, event, now_us)
             touched[record.shard_id] = record
         ends.write()

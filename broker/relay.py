@@ -19,7 +19,7 @@ from broker.domain.shard import RunShard, ShardState
 __all__ = ["ROWS_PER_STEP", "Relay", "ShardPublisher"]
 
 ROWS_PER_STEP = 32
-_VALID_US = 24 * 3_600 * 1_000_000
+_VALID_US_MIN = 1_000_000
 
 _log = structlog.get_logger(__name__)
 
@@ -55,11 +55,16 @@ class Relay:
         the second copy is dropped at the lease door.
         """
         rows, envelopes = self._database.read(self._seal_oldest)
+        failed: dict[str, Exception] = {}
         for lane, sealed in envelopes.items():
-            self._publishers[lane].publish_shards(self._lanes[lane].shards_queue, sealed)
-        if rows:
-            done = [row.shard_id for row in rows]
+            try:
+                self._publishers[lane].publish_shards(self._lanes[lane].shards_queue, sealed)
+            except Exception as error:  # noqa: BLE001 (one lane's bus must not hold up the others'; raised below)
+                failed[lane] = error
+        if done := [row.shard_id for row in rows if row.lane not in failed]:
             self._database.write(lambda connection: shards.forget_sent(connection, done), durable=False)
+        if failed:
+            raise next(iter(failed.values()))
         return len(rows)
 
     def _seal_oldest(self, connection: Connection) -> tuple[list[OutboxRow], dict[str, list[bytes]]]:
@@ -84,4 +89,6 @@ class Relay:
             record.model,
             tuple(jobs.load_shard_jobs(connection, record.spans)),
         )
-        return self._signer.seal(Kind.SHARD, record.lane, order, now_us=self._clock(), valid_us=_VALID_US)
+        now_us = self._clock()
+        valid_us = max(_VALID_US_MIN, record.claim_by_us - now_us)  # beyond that the shard has gone elsewhere
+        return self._signer.seal(Kind.SHARD, record.lane, order, now_us=now_us, valid_us=valid_us)

@@ -173,17 +173,21 @@ class Rescuer:
         A shard taken back earlier has sent its jobs on already; here only its attempts are written.
         """
         missing = record.recorded.missing(record.jobs_count)
+        sent_on = record.state is ShardState.TAKEN_BACK
         ends = AttemptEnds(connection, self._slot, self._stream_id, now_us)
         if record.claimed_us is None:
             ends.give_back(record, missing)
         else:
+            if sent_on and record.running is not None:
+                ran = Bitmap(record.running)
+                missing = [index for index in missing if index in ran]
             shares = self._upper_costs(record, missing, now_us)
             for index in missing:
                 record.recorded.add(index)
                 # One taken back before had lost its worker, whatever ended since.
-                why = ErrorCode.LEASE_LOST if record.state is ShardState.TAKEN_BACK else code
+                why = ErrorCode.LEASE_LOST if sent_on else code
                 lost = _lost(record, index, why, now_us)
-                ends.add(record, self._lanes[record.lane], lost, shares[index])
+                ends.add(record, self._lanes[record.lane], lost, shares[index], sent_on=sent_on)
         ends.write()
         record.state, record.closed_us = ShardState.TAKEN_BACK, now_us
         shards.save_recorded(connection, [record])

@@ -10,13 +10,18 @@ from typing import BinaryIO
 
 import structlog
 
+from broker.clock import utc_now_us
 from broker.database import batches
 from broker.database.batches import BatchRecord
-from broker.database.connection import Database
-from broker.domain.errors import UsageError
+from broker.database.connection import Connection, Database
+from broker.domain.errors import ErrorCode, UsageError
 from broker.domain.ids import new_id
+from broker.domain.job import RefusedLine
 
-__all__ = ["Spool", "UploadReader"]
+__all__ = ["UPLOAD_PREFIX", "Spool", "UploadReader"]
+
+UPLOAD_PREFIX = "upload:"
+"""Before the name of an upload in its batch's `source_name`: the folder may move, or be named in another way."""
 
 _log = structlog.get_logger(__name__)
 
@@ -84,9 +89,11 @@ class UploadReader:
     def step(self) -> bool:
         """Read one file to its end, or until the broker stops; False when there was none."""
         for record in self._database.read(batches.unfinished):
-            path = Path(record.source_name)
-            if record.read_us is None and path.parent == self._folder:
-                self._read(record, path)
+            if record.read_us is None and record.source_name.startswith(UPLOAD_PREFIX):
+                try:
+                    self._read(record, self._folder / record.source_name.removeprefix(UPLOAD_PREFIX))
+                except OSError as error:
+                    self._give_up(record, error)
                 return True
         return False
 
@@ -94,8 +101,22 @@ class UploadReader:
         """At the start: remove uploads that never became a batch, and those that are read."""
         wanted = {record.source_name for record in self._database.read(batches.unfinished) if record.read_us is None}
         for path in self._folder.glob("*"):
-            if str(path) not in wanted:
+            if UPLOAD_PREFIX + path.name not in wanted:
                 path.unlink(missing_ok=True)
+
+    def _give_up(self, record: BatchRecord, error: OSError) -> None:
+        """The file is gone, or its disk fails: what was read of it runs, the rest is one refused line."""
+        message = f"the upload can't be read on: {error.strerror}"
+        line = RefusedLine(record.read_lines + 1, None, ErrorCode.INVALID_LINE, message)
+
+        def work(connection: Connection) -> None:
+            batches.refuse_lines(connection, record.batch_id, [line])
+            batches.advance_reading(
+                connection, record.batch_id, lines=1, bytes_read=0, accepted=0, refused=1, read_us=utc_now_us()
+            )
+
+        self._database.write(work)
+        _log.warning("upload_given_up", batch=record.batch_id.hex(), reason=error.strerror)
 
     def _read(self, record: BatchRecord, path: Path) -> None:
         with path.open("rb") as source:

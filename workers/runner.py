@@ -13,7 +13,7 @@ from typing import assert_never
 import msgspec
 import structlog
 
-from broker.bus.envelope import EnvelopeError, KeyRing, Signer, open_shard
+from broker.bus.envelope import EnvelopeError, KeyRing, Opened, Signer, open_shard
 from broker.clock import Clock
 from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan
@@ -82,11 +82,12 @@ class ShardRunner:
 
     def run(self, envelope: bytes) -> None:
         """Returns when the shard is no longer this worker's: done and confirmed, handed back, or never its own."""
-        order = self._open(envelope)
-        if order is None:
+        opened = self._open(envelope)
+        if opened is None:
             return
+        order = opened.body
         deployment = self._deployments[order.lane]
-        if not self._wait_for_slot(deployment):
+        if not self._wait_for_slot(deployment, opened.expires_us):
             return
         try:
             lease = Lease(self._door, order.shard_id, order.lane, self._worker_id)
@@ -106,7 +107,7 @@ class ShardRunner:
         """Ask the lease door at once, for it may have something new to say; a hint, from any thread."""
         self._loop.call_soon_threadsafe(self._renew_all)
 
-    def _open(self, envelope: bytes) -> RunShard | None:
+    def _open(self, envelope: bytes) -> Opened[RunShard] | None:
         try:
             opened = open_shard(self._ring, envelope, self._clock())
         except EnvelopeError as error:
@@ -115,11 +116,11 @@ class ShardRunner:
         if opened.audience != opened.body.lane or opened.body.lane not in self._deployments:
             _log.warning("shard_rejected", reason=f"it is for lane {opened.audience}")
             return None
-        return opened.body
+        return opened
 
-    def _wait_for_slot(self, deployment: Deployment) -> bool:
-        """False when the worker stops first; the shard, unclaimed, is then taken back and goes elsewhere."""
-        while self._stopping is None:
+    def _wait_for_slot(self, deployment: Deployment, expires_us: int) -> bool:
+        """False when the worker stops first, or the order expires, whose shard has then gone elsewhere."""
+        while self._stopping is None and self._clock() <= expires_us:
             if deployment.slots.acquire(timeout=_SLOT_POLL_SECONDS):
                 return True
         return False
@@ -165,7 +166,7 @@ class _ShardRun:
             publisher=deployment.publisher,
             signer=deployment.signer,
             clock=clock,
-            give_up=lambda: self._stopped is not None or lease.is_over,
+            give_up=lambda: self._stopped is _Stop.INTERRUPTED,
         )
 
     async def run(self, already_stopping: _Stop | None) -> None:
@@ -177,10 +178,10 @@ class _ShardRun:
         if already_stopping or self._lease.cancelled:
             self.stop(already_stopping or _Stop.CANCELLED)
         await asyncio.wait(self._tasks)
-        keeper.cancel()
         # A shard whose lease is lost is no longer ours to hand back; what it brought still counts.
         handed_back = self._stopped is not None and self._stopped is not _Stop.LEASE_LOST
         await self._report.finish(self._stopped.value[1] if self._stopped and handed_back else None)
+        keeper.cancel()  # only now: until its results are confirmed, the shard is this worker's
         _log.info("shard_ran", shard=self._order.shard_id.hex(), lane=self._order.lane, jobs=len(self._order.jobs))
 
     def stop(self, reason: _Stop) -> None:

@@ -26,7 +26,7 @@ from broker.ledger.standing import JobResult, Standing, find_result, has_ended, 
 from broker.rules.admission import Refusal
 from broker.rules.submission import Admitted, JobRequest, admit_job
 from broker.submitting import Answer
-from broker.uploads import Spool
+from broker.uploads import UPLOAD_PREFIX, Spool
 from broker.wakeups import Topic
 
 __all__ = ["BatchTerms", "Desk", "parse_job_id"]
@@ -130,7 +130,7 @@ class Desk:
             tags=original.tags,
             redrive_of=found.job_id,
         )
-        return Admitted(again)
+        return Admitted(again, idempotency_key=f"redrive:{found.job_id.hex()}")
 
     def _standing(self, text: str) -> Standing:
         job_id = parse_job_id(text)
@@ -170,7 +170,7 @@ class Desk:
                 tenant_id=TENANT,
                 # Not the digest of its bytes alone: `batch run` with the same file is another batch.
                 source_digest=sha256(digest + folder.name.encode()).digest(),
-                source_name=str(spool.path),
+                source_name=UPLOAD_PREFIX + spool.path.name,
                 source_bytes=spool.bytes_count,
                 output_path=str(folder / "output.jsonl"),
                 error_path=str(folder / "errors.jsonl"),

@@ -36,11 +36,17 @@ def listen(host: str, port: int) -> socket.socket:
     return taken
 
 
+_TOKEN_CHARS_MIN = 20
+
+
 def load_or_create_token(data: Path) -> str:
     """The bearer token of this data folder, made on first use, readable by its owner alone."""
     path = data / "token"
     try:
-        return path.read_text().strip()
+        kept = path.read_text().strip()
+        if len(kept) < _TOKEN_CHARS_MIN:
+            raise BrokerError(f"the token in {path} is shorter than {_TOKEN_CHARS_MIN} characters: remove the file")
+        return kept
     except FileNotFoundError:
         token = f"ib_{secrets.token_urlsafe(32)}"
         draft = path.with_suffix(".new")

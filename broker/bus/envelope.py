@@ -58,6 +58,7 @@ class Opened(msgspec.Struct, Generic[T], frozen=True):
     owner: str
     audience: str
     trace: str
+    expires_us: int
     body: T
 
 
@@ -119,7 +120,7 @@ def open_shard(ring: KeyRing, envelope: bytes, now_us: int) -> Opened[RunShard]:
     """A verified order to a lane. Raises EnvelopeError."""
     content, owner = ring.verify(envelope, Kind.SHARD, now_us)
     try:
-        return Opened(owner, content.audience, content.trace, _shard_decoder.decode(content.body))
+        return Opened(owner, content.audience, content.trace, content.expires_us, _shard_decoder.decode(content.body))
     except _UNREADABLE:
         raise EnvelopeError("the body is no shard") from None
 
@@ -128,6 +129,6 @@ def open_event(ring: KeyRing, envelope: bytes, now_us: int) -> Opened[WorkerEven
     """A verified event of a lane. Raises EnvelopeError."""
     content, owner = ring.verify(envelope, Kind.EVENT, now_us)
     try:
-        return Opened(owner, content.audience, content.trace, _event_decoder.decode(content.body))
+        return Opened(owner, content.audience, content.trace, content.expires_us, _event_decoder.decode(content.body))
     except _UNREADABLE:
         raise EnvelopeError("the body is no worker event") from None

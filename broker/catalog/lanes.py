@@ -19,6 +19,7 @@ __all__ = ["DEMO_CATALOG", "load_lanes"]
 DEMO_CATALOG = "demo"
 """The name of the catalog that ships with the package: three clouds' list prices, one CPU standing in for all."""
 
+_SHARD_JOBS_MAX = 512
 _NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 
 
@@ -124,6 +125,8 @@ def _check(file: str, entry: _LaneEntry) -> None:
     ):
         if value < least:
             raise UsageError(f"{where}: {name} is {value}; it must be at least {least}")
+    if entry.shard_jobs_max > _SHARD_JOBS_MAX:
+        raise UsageError(f"{where}: shard_jobs_max is {entry.shard_jobs_max}; it must be at most {_SHARD_JOBS_MAX}")
     for name, number in (
         ("jobs_per_second", entry.jobs_per_second),
         ("shard_seconds", entry.shard_seconds),

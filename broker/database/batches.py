@@ -142,7 +142,7 @@ def advance_reading(
             read_bytes=batch.c.read_bytes + bytes_read,
             accepted_jobs=batch.c.accepted_jobs + accepted,
             refused_lines=batch.c.refused_lines + refused,
-            read_us=read_us,
+            read_us=func.coalesce(batch.c.read_us, read_us),
             status=case((batch.c.cancel_requested_us.is_not(None), BatchStatus.CANCELLING), else_=status),
         )
     )
@@ -208,7 +208,11 @@ def request_cancel(connection: Connection, batch_id: bytes, now_us: int) -> None
             batch.c.cancel_requested_us.is_(None),
             batch.c.status.in_([BatchStatus.READING, BatchStatus.RUNNING]),
         )
-        .values(cancel_requested_us=now_us, status=BatchStatus.CANCELLING)
+        .values(
+            cancel_requested_us=now_us,
+            status=BatchStatus.CANCELLING,
+            read_us=func.coalesce(batch.c.read_us, now_us),  # what was not read yet need not be
+        )
     )
 
 

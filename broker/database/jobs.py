@@ -132,5 +132,7 @@ def load_shard_jobs(connection: Connection, spans: list[ShardSpan]) -> list[Shar
             .where(payload.c.job_id.between(ids[0], ids[-1]))
             .order_by(payload.c.job_id)
         ).all()
+        if len(rows) != span.jobs_count:
+            raise LookupError(f"{span.jobs_count - len(rows)} of {span.jobs_count} payloads are gone")
         jobs.extend(ShardJob(job_id, body, salt) for job_id, body, salt in rows)
     return jobs

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import QueuePool
 
 from broker.domain.errors import BrokerError
 
-__all__ = ["SqliteDatabase", "is_disk_full", "lock_folder", "open_read_only"]
+__all__ = ["SqliteDatabase", "is_disk_full", "is_passing", "lock_folder", "open_read_only"]
 
 T = TypeVar("T")
 
@@ -191,6 +191,11 @@ def _open(path: Path, *, begin: str, query_only: bool) -> Engine:
 def open_read_only(path: Path) -> Engine:
     """An engine that can't change the database, also beside the broker that works on it."""
     return _open(path, begin="BEGIN", query_only=True)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same write may go well later: the database could not work, rather than would not take it."""
+    return isinstance(error, OperationalError | BrokerError)
 
 
 def is_disk_full(error: BaseException) -> bool:

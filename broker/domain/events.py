@@ -6,7 +6,7 @@ import msgspec
 
 from broker.domain.errors import ErrorCode
 from broker.domain.outcome import Outcome
-from broker.domain.usage import Count, Usage
+from broker.domain.usage import Count, Moment, Usage
 
 __all__ = ["JobRan", "JobsRan", "ShardReturned", "WorkerEvent"]
 
@@ -22,8 +22,8 @@ class JobRan(msgspec.Struct, frozen=True, array_like=True):
     index: Count
     outcome: Outcome
     status_code: Count
-    started_us: Count
-    ended_us: Count
+    started_us: Moment
+    ended_us: Moment
     run_us: Count
     usage: Usage
     body: bytes

@@ -6,10 +6,13 @@ from typing import Annotated
 
 import msgspec
 
-__all__ = ["Count", "Usage"]
+__all__ = ["Count", "Moment", "Usage"]
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-"""What a worker may claim of anything: below it the sums of a lifetime fit an int64."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+"""What a worker may claim of one job: a trillion tokens, or microseconds (12 days). Its cost then fits an int64."""
+
+Moment = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""Unix microseconds, to the year 2255."""
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):

@@ -49,10 +49,20 @@ class AttemptEnds:
         self._ended: set[bytes] = set()
         self._looked_up: set[bytes] = set()
 
-    def add(self, shard: ShardRecord, lane: Lane, ran: JobRan, cost_upper_nano_usd: int | None = None) -> None:
+    def add(
+        self,
+        shard: ShardRecord,
+        lane: Lane,
+        ran: JobRan,
+        cost_upper_nano_usd: int | None = None,
+        *,
+        sent_on: bool = False,
+    ) -> None:
         """One attempt ended. `cost_upper_nano_usd` bounds a cost that nobody could measure.
 
-        A job that needs another try waits again, unless its shard was taken back, which sent it on already.
+        A job that needs another try waits again, unless its shard was taken back or handed back, which sent it on.
+
+        With `sent_on` nothing follows for the job either way: only the attempt is written.
         """
         span = shard.span_at(ran.index)
         job_id = id_at(span.first_job_id, ran.index - span.first_index)
@@ -60,7 +70,7 @@ class AttemptEnds:
         settlement = settle(
             ran.outcome,
             ran.error_code,
-            job_id in self._ended,
+            sent_on or job_id in self._ended,
             failures=span.failures,
             crashes=span.crashes,
             alone=span.alone,
@@ -71,7 +81,7 @@ class AttemptEnds:
         match settlement.then:
             case Ended() as ended:
                 self._end_job(shard, job_id, row.attempt_id, ran, ended)
-            case Retry() as retry if shard.state is not ShardState.TAKEN_BACK:
+            case Retry() as retry if shard.state is ShardState.RUNNING:
                 self._wait_again(shard, span, job_id, retry)
             case Retry() | None:
                 pass
