@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -97,7 +100,8 @@ def _work_off(embedded: Embedded, batch: BatchRun) -> None:
     try:
         with console.status("Starting the engines…"):
             embedded.start()
-        _show_progress(batch)
+        with _polite_interrupt(batch):
+            _show_progress(batch)
     except KeyboardInterrupt:
         say()
         with console.status("Stopping: handing back what runs…"):
@@ -107,6 +111,17 @@ def _work_off(embedded: Embedded, batch: BatchRun) -> None:
         raise typer.Exit(_INTERRUPTED) from None
     finally:
         batch.stop_reading()
+
+
+@contextmanager
+def _polite_interrupt(batch: BatchRun) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run between two steps; outside, they are what they were."""
+    before = {number: signal.signal(number, lambda *_: batch.interrupt()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _show_progress(batch: BatchRun) -> None:
