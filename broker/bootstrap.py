@@ -78,8 +78,9 @@ def open_database(data: Path) -> SqliteDatabase:
 class Embedded:
     """All roles in one process, on SQLite and the in-memory bus, with one Celery worker for all lanes.
 
-    Use it as a context manager: inside, it works; on leaving, what runs is handed back and everything ends
-    within about five seconds. `failure` holds what a stage could not get past, for the person to see.
+    Use it as a context manager: inside, it works; on leaving, what runs is handed back and everything ends,
+    within about five seconds where the engines let go in time. `failure` holds what a stage could not get
+    past, for the person to see.
     """
 
     def __init__(self, data: Path, lanes: Sequence[Lane], clock: Clock = utc_now_us) -> None:

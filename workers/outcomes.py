@@ -96,7 +96,7 @@ class OutcomeReport:
         return number
 
     async def _publish(self, event: WorkerEvent) -> None:
-        """Until confirmed: results exist nowhere else. Given up only when nobody waits for them any more."""
+        """Until confirmed: results exist nowhere else. Given up only when this process ends."""
         loop = asyncio.get_running_loop()
         envelope = self._signer.seal(Kind.EVENT, "broker", event, now_us=self._clock(), valid_us=_VALID_US)
         while True:

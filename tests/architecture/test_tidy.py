@@ -198,7 +198,7 @@ def test_public_modules_name_their_face():
 
 def test_no_text_names_a_machine_or_a_registry():
     assert foreign_text(TEXTS) == []
-    planted = {"a.md": "see /" + "work/x\nhttps://files.python" + "hosted.example\nhttps://our.example/work/y\n"}
+    planted = {"a.md": "see /" + "work/x\nhttps://files.python" + "hosted.example\nhttps://our.example/" + "work/y\n"}
     assert [line.split()[0] for line in foreign_text(planted)] == ["a.md:1", "a.md:2"]
 
 
