@@ -34,7 +34,7 @@ _READER_CACHE_KIB = 2 * 1024  # each reader has its own; what they read is mostl
 
 def lock_folder(folder: Path) -> int:
     """Take the one-process lock of a data folder; it goes when the process does. Returns the file descriptor."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # it will hold prompts and replies
     path = folder / "broker.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

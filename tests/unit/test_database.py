@@ -191,3 +191,8 @@ def test_a_damaged_key_is_named_and_kept(tmp_path, content):
         load_or_create_signer(tmp_path, "broker")
     assert str(path) in str(caught.value)
     assert path.read_text() == content
+
+
+def test_a_new_data_folder_is_its_owners_alone(tmp_path):
+    os.close(lock_folder(tmp_path / "data"))
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
