@@ -27,7 +27,7 @@ __all__ = ["SqliteDatabase", "is_disk_full", "is_passing", "lock_folder", "open_
 T = TypeVar("T")
 
 _GROUP_MAX = 64
-_WRITER_CACHE_KIB = 32 * 1024
+_WRITER_CACHE_KIB = 8 * 1024
 _CHECKPOINT_PAGES = 4_000  # 16 MB of log: pages that change often are then copied over once, not four times
 _READER_CACHE_KIB = 2 * 1024  # each reader has its own; what they read is mostly what was just written
 
