@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from broker.bootstrap import TENANT, Embedded, is_disk_full
+from broker.bootstrap.embedded import Embedded, is_disk_full
+from broker.bootstrap.front import TENANT
 from broker.database import batches
 from broker.database.batches import BatchRecord, Counts
 from broker.database.connection import Connection
@@ -162,7 +163,7 @@ class BatchRun:
             max_cost_nano_usd=self._options.max_cost_nano_usd,
             constraints=Constraints(lanes=self._options.lanes),
         )
-        return self._embedded.intake.create_batch(request), False
+        return self._embedded.front.intake.create_batch(request), False
 
     def _check_same_terms(self, known: BatchRecord) -> None:
         """Terms are fixed when a batch is made; other ones are another batch. A budget may be raised or lowered."""
@@ -208,7 +209,7 @@ class BatchRun:
     def _read(self) -> None:
         try:
             with self._options.source.open("rb") as source:
-                for _ in self._embedded.intake.read_batch(self.record, source):
+                for _ in self._embedded.front.intake.read_batch(self.record, source):
                     if self._stop.is_set():
                         return
         except BrokerError as error:

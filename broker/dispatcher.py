@@ -6,7 +6,7 @@ beyond those running, so that no slot waits on the broker and little is bound ea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -20,14 +20,17 @@ from broker.domain.ids import id_at, id_offset, ids_of_span, new_id
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane
 from broker.domain.shard import ShardSpan
-from broker.health import LaneHealth
+from broker.health import Health
 from broker.ledger.writing import ended_jobs
 from broker.rules.planning import Candidate, pick_lane
 from broker.rules.pricing import affordable_jobs
 from broker.rules.sharding import fits_message, jobs_per_shard
 from broker.wakeups import Topic, Wakeups
 
-__all__ = ["CLAIM_SECONDS", "SHARDS_PER_STEP", "Dispatcher"]
+__all__ = ["CLAIM_SECONDS", "SHARDS_PER_STEP", "Capacity", "Dispatcher"]
+
+Capacity = Callable[[Connection], Mapping[str, int]]
+"""How many shards may run at once on each lane, by its live workers; a lane that isn't named has none."""
 
 CLAIM_SECONDS = 30.0
 """How long a shard may lie unclaimed, beyond the work expected ahead of it."""
@@ -124,10 +127,17 @@ class Dispatcher:
     """Turns waiting spans into shards."""
 
     def __init__(
-        self, database: Database, lanes: Sequence[Lane], clock: Clock, wakeups: Wakeups, health: LaneHealth
+        self,
+        database: Database,
+        lanes: Sequence[Lane],
+        clock: Clock,
+        wakeups: Wakeups,
+        health: Health,
+        capacity: Capacity,
     ) -> None:
         self._database = database
         self._health = health
+        self._capacity = capacity
         self._lanes = {str(lane.name): lane for lane in lanes}
         self._clock = clock
         self._wakeups = wakeups
@@ -185,7 +195,10 @@ class Dispatcher:
     def _room(self, connection: Connection) -> _Room:
         taken = shards.open_shards(connection)
         closed = lane_states.held_lanes(connection) | self._health.resting().keys()
-        free = {name: 2 * lane.slots - taken.get(name, 0) for name, lane in self._lanes.items() if name not in closed}
+        slots = self._capacity(connection)
+        free = {
+            name: max(0, 2 * slots.get(name, 0) - taken.get(name, 0)) for name in self._lanes if name not in closed
+        }
         terms = batches.open_terms(connection)
         # What is to be cancelled and waits is the closer's.
         held = {one.batch_id for one in terms if one.cancel_requested}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from broker.bootstrap import DATABASE_FILE
+from broker.bootstrap.embedded import DATABASE_FILE
 from broker.database.connection import Connection
 from broker.database.migrating import require_current
 from broker.database.sqlite import open_read_only

@@ -21,7 +21,7 @@ from broker.domain.events import JobsRan, ShardReturned, WorkerEvent
 from broker.domain.lane import Lane
 from broker.domain.outcome import Outcome
 from broker.domain.shard import ShardState
-from broker.health import LaneHealth
+from broker.health import Health
 from broker.ledger.ending import AttemptEnds
 from broker.ledger.writing import open_stream
 from broker.rules.retrying import is_lane_fault
@@ -55,7 +55,7 @@ class Recorder:
         ring: KeyRing,
         clock: Clock,
         wakeups: Wakeups,
-        health: LaneHealth,
+        health: Health,
         slot: str = "recorder-0",
     ) -> None:
         self._database = database

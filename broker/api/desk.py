@@ -11,7 +11,7 @@ import msgspec
 
 from broker.api.errors import Refused
 from broker.api.views import BatchView, JobView, LaneView, batch_view, job_view, lane_view
-from broker.bootstrap import TENANT, Embedded
+from broker.bootstrap.front import TENANT, Front
 from broker.database import batches, cancelling, lane_states, shards, submissions
 from broker.database.batches import BatchRecord
 from broker.database.connection import Connection
@@ -44,12 +44,12 @@ class BatchTerms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Desk:
-    """Answers for the one tenant of the embedded form. Every method blocks on the database."""
+    """Answers for the one tenant there is. Every method blocks on the database."""
 
-    def __init__(self, embedded: Embedded, lines_max: int | None, upload_bytes_max: int) -> None:
-        self._embedded = embedded
-        self._database = embedded.database
-        self._lanes: Sequence[Lane] = embedded.lanes
+    def __init__(self, front: Front, lines_max: int | None, upload_bytes_max: int) -> None:
+        self._front = front
+        self._database = front.database
+        self._lanes: Sequence[Lane] = front.lanes
         self._lines_max = lines_max
         self._upload_bytes_max = upload_bytes_max
 
@@ -57,7 +57,7 @@ class Desk:
 
     def admit(self, requests: Sequence[JobRequest]) -> list[Admitted]:
         """All of them, or Refused for the first that may not run; `field` says which of a list."""
-        now_us = self._embedded.clock()
+        now_us = self._front.clock()
         admitted = []
         for place, request in enumerate(requests):
             found = admit_job(request, self._lanes, TENANT, now_us)
@@ -69,15 +69,15 @@ class Desk:
 
     def offer(self, jobs: Sequence[Admitted], answer: Callable[[Answer], None]) -> None:
         """See `Submitting.offer`."""
-        self._embedded.submitting.offer(jobs, answer)
+        self._front.submitting.offer(jobs, answer)
 
     def watch(self, job_id: bytes, told: Callable[[], None]) -> None:
         """See `Endings.watch`."""
-        self._embedded.wakeups.endings.watch(job_id, told)
+        self._front.wakeups.endings.watch(job_id, told)
 
     def unwatch(self, job_id: bytes, told: Callable[[], None]) -> None:
         """See `Endings.unwatch`."""
-        self._embedded.wakeups.endings.unwatch(job_id, told)
+        self._front.wakeups.endings.unwatch(job_id, told)
 
     def job(self, text: str) -> JobView:
         """The job of this id, as it stands."""
@@ -103,7 +103,7 @@ class Desk:
         """Ask that a job be cancelled; one that has ended stays as it ended."""
         found = self._standing(text)
         if found.ended_us is None:
-            now_us = self._embedded.clock()
+            now_us = self._front.clock()
             self._database.write(lambda connection: cancelling.request(connection, found.job_id, now_us))
             self._hurry()
         return self.job(text)
@@ -118,7 +118,7 @@ class Desk:
         original = self._database.read(lambda connection: submissions.original(connection, found.job_id))
         if original is None or original.body is None:
             raise Refused(410, "payload_gone", f"{text}'s request is no longer kept, so it can't be run again")
-        now_us = self._embedded.clock()
+        now_us = self._front.clock()
         again = SingleJob(
             endpoint=original.endpoint,
             model=original.model,
@@ -141,14 +141,14 @@ class Desk:
 
     def _hurry(self) -> None:
         """What waits is ended by the closer; workers are told at the lease door, which they are asked to go to."""
-        self._embedded.wakeups.notify(Topic.CLOSER, Topic.READER)
-        self._embedded.renew_soon()
+        self._front.wakeups.notify(Topic.CLOSER, Topic.READER)
+        self._front.renew_soon()
 
     # Batches.
 
     def new_spool(self) -> Spool:
         """Where an upload goes."""
-        return Spool(self._embedded.uploads, self._upload_bytes_max, self._lines_max)
+        return Spool(self._front.uploads, self._upload_bytes_max, self._lines_max)
 
     def check_terms(self, terms: BatchTerms) -> None:
         """Raises Refused for lanes that don't exist."""
@@ -164,8 +164,8 @@ class Desk:
             digest = spool.finish()
         except UsageError as error:
             raise Refused(400, "invalid_file", str(error), field="file") from None
-        folder = self._embedded.batch_files / new_id().hex()
-        record = self._embedded.intake.create_batch(
+        folder = self._front.batch_files / new_id().hex()
+        record = self._front.intake.create_batch(
             BatchRequest(
                 tenant_id=TENANT,
                 # Not the digest of its bytes alone: `batch run` with the same file is another batch.
@@ -180,7 +180,7 @@ class Desk:
                 name=terms.name,
             )
         )
-        self._embedded.wakeups.notify(Topic.READER)
+        self._front.wakeups.notify(Topic.READER)
         return batch_view(record, batches.Counts())
 
     def list_batches(self) -> list[BatchView]:
@@ -218,7 +218,7 @@ class Desk:
     def cancel_batch(self, text: str) -> BatchView:
         """Ask that all jobs of a batch that have not ended be cancelled."""
         batch_id = self._batch_record(text).batch_id
-        now_us = self._embedded.clock()
+        now_us = self._front.clock()
         self._database.write(lambda connection: batches.request_cancel(connection, batch_id, now_us))
         self._hurry()
         return self.batch(text)
@@ -237,7 +237,7 @@ class Desk:
 
         def work(connection: Connection) -> list[LaneView]:
             held, taken = lane_states.held_lanes(connection), shards.open_shards(connection)
-            resting = self._embedded.health.resting()
+            resting = self._front.health.resting()
             return [
                 lane_view(
                     lane,
@@ -255,9 +255,9 @@ class Desk:
         if name not in {str(lane.name) for lane in self._lanes}:
             known = ", ".join(str(lane.name) for lane in self._lanes)
             raise Refused(404, "unknown_lane", f"there is no lane {name[:80]!r}; the catalog has {known}")
-        now_us = self._embedded.clock()
+        now_us = self._front.clock()
         self._database.write(lambda connection: lane_states.set_state(connection, name, state, now_us))
-        self._embedded.wakeups.notify(Topic.DISPATCHER)
+        self._front.wakeups.notify(Topic.DISPATCHER)
         return next(view for view in self.lanes() if view.name == name)
 
     def ledger_summary(self, by: str) -> list[dict[str, Any]]:

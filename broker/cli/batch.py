@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from broker.batch_run import BatchRun, RunOptions, allowed_lanes, read_source
 from broker.batch_run import Progress as BatchProgress
-from broker.bootstrap import Embedded
+from broker.bootstrap.embedded import Embedded
 from broker.catalog.lanes import DEMO_CATALOG, load_lanes
 from broker.cli.options import CatalogOption, DataOption, parse_window, read_settings
 from broker.cli.printing import OutputFormat, complain, console, dollars, print_rows, say

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from broker.bootstrap import DATABASE_FILE, open_database
+from broker.bootstrap.embedded import DATABASE_FILE, open_database
 from broker.cli.options import DataOption, read_settings
 from broker.cli.printing import say
 from broker.database.migrating import require_current

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from broker.bootstrap import Embedded
+from broker.bootstrap.embedded import Embedded
 from broker.catalog.lanes import load_lanes
 from broker.cli.options import CatalogOption, DataOption, read_settings
 from broker.cli.printing import say
@@ -47,7 +47,7 @@ def up(
         taken = listen(host, port)
         embedded.start()
         token = load_or_create_token(settings.data)
-        desk = Desk(embedded, settings.batch_lines_max, _UPLOAD_BYTES_MAX)
+        desk = Desk(embedded.front, settings.batch_lines_max, _UPLOAD_BYTES_MAX)
         door = Door(make_app(desk, token, (*LOOPBACK_NAMES, host)), taken)
         door.start()
         try:
@@ -56,7 +56,7 @@ def up(
             stop.wait()
         finally:
             say("Stopping: handing back what runs…")
-            embedded.wakeups.endings.announce_stop()
+            embedded.front.wakeups.endings.announce_stop()
             door.stop()
     say("Stopped. Everything accepted is kept; `broker up` goes on from here.")
 
@@ -65,7 +65,7 @@ def _introduce(url: str, embedded: Embedded, data: Path) -> None:
     from broker.api.views import price_text
 
     say(f"Listening on {url}, token in {data / 'token'}")
-    for lane in embedded.lanes:
+    for lane in embedded.front.lanes:
         stand_in = ", a CPU standing in" if lane.stand_in else ""
         where = f"{lane.provider}, {lane.region}, {lane.accelerator}, {lane.market}{stand_in}"
         say(f"  {lane.name:<24} {price_text(lane):<12} {where}; runs {', '.join(lane.engine.models)}")

@@ -203,7 +203,9 @@ class World:
         parts["wakeups"] = self.wakeups
         self.intake = Intake(database, {MODEL, "m2"}, self.clock, self.wakeups)
         self.health = LaneHealth()
-        self.planner, self.dispatcher = Planner(**parts), Dispatcher(health=self.health, **parts)
+        self.planner = Planner(**parts)
+        slots = {str(lane.name): lane.slots for lane in parts["lanes"]}
+        self.dispatcher = Dispatcher(health=self.health, capacity=lambda _connection: slots, **parts)
         self.door = LeaseDoor(database, self.clock, LEASE_SECONDS)
         self.recorder = Recorder(ring=self.ring, health=self.health, **parts)
         self.rescuer = Rescuer(lease_seconds=LEASE_SECONDS, **parts)

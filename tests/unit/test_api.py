@@ -14,7 +14,7 @@ from broker.api.desk import Desk
 from broker.api.errors import Refused
 from broker.api.gate import PUBLIC, Scope
 from broker.api.server import listen, load_or_create_token
-from broker.bootstrap import Embedded
+from broker.bootstrap.embedded import Embedded
 from broker.domain.errors import BrokerError, UsageError
 from broker.uploads import Spool
 from tests.unit.builders import MODEL, a_lane, a_line
@@ -28,9 +28,9 @@ class Door:
 
     def __init__(self, folder) -> None:
         self.embedded = Embedded(folder, [a_lane("one"), a_lane("two")])
-        self.submitting = threading.Thread(target=self.embedded.submitting.run)
+        self.submitting = threading.Thread(target=self.embedded.front.submitting.run)
         self.submitting.start()
-        self.app = make_app(Desk(self.embedded, 10, 1_000), TOKEN)
+        self.app = make_app(Desk(self.embedded.front, 10, 1_000), TOKEN)
 
     def close(self) -> None:
         self.embedded.stop()
@@ -160,7 +160,7 @@ def test_an_upload_beyond_a_limit_leaves_nothing(door):
     assert door.refused("POST", "/v1/batches", lines * 3) == (413, "file_too_large")
     assert door.refused("POST", "/v1/batches", b"\n" * 11) == (413, "file_too_large")
     assert door.refused("POST", "/v1/batches", b"") == (400, "invalid_file")
-    assert [path.suffix for path in door.embedded.uploads.iterdir()] == [".jsonl"]
+    assert [path.suffix for path in door.embedded.front.uploads.iterdir()] == [".jsonl"]
 
 
 def test_a_list_is_taken_in_whole_or_not_at_all(door):
@@ -183,8 +183,8 @@ def test_a_list_is_taken_in_whole_or_not_at_all(door):
 
 def test_a_full_door_pushes_back(door, monkeypatch):
     monkeypatch.setattr("broker.submitting._JOBS_WAITING_MAX", 1)
-    monkeypatch.setattr(door.embedded.submitting, "_offers", [None])
-    monkeypatch.setattr(door.embedded.submitting, "_jobs_waiting", 1)
+    monkeypatch.setattr(door.embedded.front.submitting, "_offers", [None])
+    monkeypatch.setattr(door.embedded.front.submitting, "_jobs_waiting", 1)
     good = msgspec.json.encode({"body": {"model": MODEL, "messages": [{}]}})
     assert door.refused("POST", "/v1/jobs", good) == (429, "busy")
 

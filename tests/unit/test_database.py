@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from broker.bootstrap import DATABASE_FILE
+from broker.bootstrap.embedded import DATABASE_FILE
 from broker.database.sqlite import is_disk_full, lock_folder, open_read_only
 from broker.database.tables import tenant
 from broker.domain.errors import BrokerError

@@ -1,0 +1,52 @@
+"""What the doors to producers and operators work with, in whatever form the broker runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from broker.clock import Clock
+from broker.database.connection import Database
+from broker.domain.lane import Lane
+from broker.health import Health
+from broker.intake import Intake
+from broker.rules.sharding import body_bytes_max
+from broker.submitting import Submitting
+from broker.wakeups import Wakeups
+
+__all__ = ["TENANT", "Front"]
+
+TENANT = "default"
+"""The one tenant, until API keys bring theirs."""
+
+
+class Front:
+    """`folder` holds `uploads`, files on their way in, and `batches`, the files that came of them.
+
+    `renew_soon` has the workers that can be told so ask the lease door, where they hear what is to be cancelled;
+    others hear it at their next renewal.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        lanes: Sequence[Lane],
+        clock: Clock,
+        wakeups: Wakeups,
+        health: Health,
+        folder: Path,
+        renew_soon: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.database = database
+        self.lanes = lanes
+        self.clock = clock
+        self.wakeups = wakeups
+        self.health = health
+        self.renew_soon = renew_soon
+        self.uploads = folder.absolute() / "uploads"
+        self.batch_files = folder.absolute() / "batches"
+        models = {model for lane in lanes for model in lane.engine.models}
+        largest = max(body_bytes_max(lane) for lane in lanes)
+        self.intake = Intake(database, models, clock, wakeups, largest)
+        self.submitting = Submitting(database, clock, wakeups, TENANT)

@@ -1,0 +1,159 @@
+"""The broker's roles, each a stage or two on the same database: all in one process, or any set of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import assert_never
+
+import msgspec
+
+from broker.assembler import Assembler
+from broker.bootstrap.front import Front
+from broker.bootstrap.stages import POLL_SECONDS, Stages
+from broker.bus.envelope import KeyRing, Signer
+from broker.bus.inbox import Inbox
+from broker.closer import Closer
+from broker.dispatcher import SHARDS_PER_STEP, Capacity, Dispatcher
+from broker.domain.lane import Lane
+from broker.leasing import LEASE_SECONDS
+from broker.planner import Planner
+from broker.recorder import Recorder
+from broker.relay import ROWS_PER_STEP, Relay, ShardPublisher
+from broker.rescuer import Rescuer
+from broker.uploads import UploadReader
+from broker.wakeups import Topic
+
+__all__ = ["Role", "Roles", "Wiring"]
+
+_ASSEMBLER_REST_SECONDS = 0.1
+
+
+class Role(StrEnum):
+    """What a process may be. All but `api` and `recorder` have one leader at a time; the others stand by."""
+
+    API = "api"
+    INTAKE = "intake"
+    PLANNER = "planner"
+    DISPATCHER = "dispatcher"
+    RELAY = "relay"
+    RECORDER = "recorder"
+    RESCUER = "rescuer"
+    CLOSER = "closer"
+    ASSEMBLER = "assembler"
+    KEEPER = "keeper"
+
+
+class Wiring(msgspec.Struct, frozen=True, kw_only=True):
+    """What roles are made from. `known_lanes` are all that were ever configured, the present ones among them.
+
+    `publishers` has one for each lane's bus; `inboxes` opens, for each bus, the events queues on it, given how
+    many messages to prefetch; `take_slot` gives a role the name of a stream that no other process writes.
+    """
+
+    front: Front
+    known_lanes: Sequence[Lane]
+    stages: Stages
+    signer: Signer
+    ring: KeyRing
+    capacity: Capacity
+    publishers: Mapping[str, ShardPublisher]
+    inboxes: Sequence[Callable[[int], Inbox]]
+    leads: Callable[[Role], Callable[[], bool]]
+    take_slot: Callable[[Role], str]
+    keep: Callable[[], object]
+
+
+class Roles:
+    """Starts roles."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        self._wiring = wiring
+        self._front = wiring.front
+
+    def start(self, role: Role) -> None:
+        """Have this process be it, from now until its stages are stopped."""
+        front = self._front
+        match role:
+            case Role.API:
+                self._wiring.stages.spawn("submitting", front.submitting.run)
+            case Role.INTAKE:
+                self._start_intake()
+            case Role.PLANNER:
+                planner = Planner(front.database, front.lanes, front.clock, front.wakeups)
+                self._loop(role, planner.step, Topic.PLANNER)
+            case Role.CLOSER:
+                closer = Closer(database=front.database, lanes=front.lanes, clock=front.clock, wakeups=front.wakeups)
+                self._loop(role, closer.step, Topic.CLOSER)
+            case Role.RECORDER:
+                self._start_recorders()
+            case Role.DISPATCHER | Role.RELAY:
+                self._start_sending(role)
+            case Role.RESCUER | Role.ASSEMBLER | Role.KEEPER:
+                self._start_tidying(role)
+            case _:
+                assert_never(role)
+
+    def new_rescuer(self) -> Rescuer:
+        """A rescuer on a stream of its own."""
+        front = self._front
+        return Rescuer(
+            database=front.database,
+            lanes=self._wiring.known_lanes,
+            clock=front.clock,
+            wakeups=front.wakeups,
+            lease_seconds=LEASE_SECONDS,
+            slot=self._wiring.take_slot(Role.RESCUER),
+        )
+
+    def _loop(self, role: Role, step: Callable[[], object], topic: Topic) -> None:
+        wakeups = self._front.wakeups
+        self._wiring.stages.loop(role, step, lambda: wakeups.wait(topic, POLL_SECONDS), self._wiring.leads(role))
+
+    def _start_intake(self) -> None:
+        front, stopping = self._front, self._wiring.stages.stopping
+        reader = UploadReader(front.database, front.uploads, front.intake.read_batch, stopping.is_set)
+        reader.sweep()
+        self._loop(Role.INTAKE, reader.step, Topic.READER)
+
+    def _start_sending(self, role: Role) -> None:
+        front, wiring = self._front, self._wiring
+        if role is Role.RELAY:
+            relay = Relay(front.database, front.lanes, wiring.publishers, wiring.signer, front.clock)
+            self._loop(role, lambda: relay.step() >= ROWS_PER_STEP, Topic.RELAY)
+            return
+        dispatcher = Dispatcher(front.database, front.lanes, front.clock, front.wakeups, front.health, wiring.capacity)
+
+        def wait() -> None:
+            front.wakeups.wait(Topic.DISPATCHER, dispatcher.seconds_until_due(POLL_SECONDS))
+
+        # After less than a full step there is nothing more until someone says so: looking would be in the way.
+        wiring.stages.loop(role, lambda: dispatcher.step() >= SHARDS_PER_STEP, wait, wiring.leads(role))
+
+    def _start_tidying(self, role: Role) -> None:
+        stages = self._wiring.stages
+        step, wait = self._wiring.keep, stages.pause
+        if role is Role.RESCUER:
+            step = self.new_rescuer().step
+        elif role is Role.ASSEMBLER:
+            step, wait = Assembler(self._front.database, self._front.clock).step, self._wait_for_endings
+        stages.loop(role, step, wait, self._wiring.leads(role))
+
+    def _start_recorders(self) -> None:
+        front = self._front
+        for open_inbox in self._wiring.inboxes:
+            recorder = Recorder(
+                database=front.database,
+                lanes=self._wiring.known_lanes,
+                ring=self._wiring.ring,
+                clock=front.clock,
+                wakeups=front.wakeups,
+                health=front.health,
+                slot=self._wiring.take_slot(Role.RECORDER),
+            )
+            self._wiring.stages.record(recorder, open_inbox)
+
+    def _wait_for_endings(self) -> None:
+        """A batch ends once; looking after each of its flushes would cost more than the flush."""
+        self._wiring.stages.stopping.wait(_ASSEMBLER_REST_SECONDS)
+        self._front.wakeups.wait(Topic.ASSEMBLER, POLL_SECONDS)
