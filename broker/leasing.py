@@ -49,7 +49,9 @@ class LeaseDoor:
 
         def work(connection: Connection) -> Holding | None:
             until_us = self._clock() + self._lease_us()
-            return shards.renew(connection, question.shard_id, question.worker_id, question.running, until_us)
+            return shards.renew(
+                connection, question.shard_id, question.lane, question.worker_id, question.running, until_us
+            )
 
         held = self._database.write(work, durable=False)
         if held is None:

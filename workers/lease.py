@@ -6,12 +6,16 @@ so it never believes in a lease longer than the broker does.
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import OrderedDict
 from typing import Protocol
 
 from broker.domain.shard import ClaimAnswer, ClaimShard, RenewAnswer, RenewLease
 
-__all__ = ["Lease", "LeaseDoor"]
+__all__ = ["ClaimedOnce", "Lease", "LeaseDoor"]
+
+_CLAIMS_REMEMBERED = 10_000
 
 
 class LeaseDoor(Protocol):
@@ -22,6 +26,33 @@ class LeaseDoor(Protocol):
 
     def renew(self, question: RenewLease) -> RenewAnswer:
         """May it go on? Blocks; raises when the broker can't be asked."""
+
+
+class ClaimedOnce:
+    """A door through which this process gets no shard twice.
+
+    The broker gives one worker the same answer again, for the first may have got lost. So a message that the bus
+    brings again, while its shard runs here or after it ran, is told apart on this side.
+    """
+
+    def __init__(self, door: LeaseDoor) -> None:
+        self._door = door
+        self._lock = threading.Lock()
+        self._claimed: OrderedDict[bytes, None] = OrderedDict()
+
+    def claim(self, question: ClaimShard) -> ClaimAnswer:
+        """See `LeaseDoor.claim`."""
+        with self._lock:
+            if question.shard_id in self._claimed:
+                return ClaimAnswer(granted=False)
+            self._claimed[question.shard_id] = None
+            if len(self._claimed) > _CLAIMS_REMEMBERED:
+                self._claimed.popitem(last=False)
+        return self._door.claim(question)
+
+    def renew(self, question: RenewLease) -> RenewAnswer:
+        """See `LeaseDoor.renew`."""
+        return self._door.renew(question)
 
 
 class Lease:
@@ -49,7 +80,7 @@ class Lease:
     def renew(self, running: bytes) -> bool:
         """Ask for more time, naming the indices under way; False when the lease is lost."""
         asked = time.monotonic()
-        answer = self._door.renew(RenewLease(self._shard_id, self._worker_id, running))
+        answer = self._door.renew(RenewLease(self._shard_id, self._lane, self._worker_id, running))
         if answer.granted:
             self._follow(asked, answer.lease_seconds)
         self.cancelled = answer.cancelled

@@ -11,7 +11,7 @@ from broker.bootstrap.front import Front
 from broker.bootstrap.roles import Role, Roles, Wiring
 from broker.bootstrap.stages import Stages
 from broker.bootstrap.worker_side import WorkerSide, new_worker_id
-from broker.bus.envelope import KeyRing, Kind, Signer
+from broker.bus.envelope import KeyRing, KeyRole, PublicKey, Signer
 from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
 from broker.clock import Clock, utc_now_us
@@ -131,14 +131,14 @@ class Embedded:
 
     def _load_keys(self) -> tuple[Signer, dict[str, Signer], KeyRing]:
         folder = self._data / "keys"
-        names = {"broker": (Kind.SHARD, "broker", "broker")}
-        names |= {f"lane-{lane.name}": (Kind.EVENT, str(lane.name), "lane") for lane in self._lanes}
+        names = {"broker": (KeyRole.BROKER, "broker")}
+        names |= {f"lane-{lane.name}": (KeyRole.LANE, str(lane.name)) for lane in self._lanes}
         signers: dict[str, Signer] = {}
         public = {}
-        for name, (kind, owner, role) in names.items():
+        for name, (role, owner) in names.items():
             signer, private = load_or_create_signer(folder, name)
             signers[owner] = signer
-            public[signer.key_id] = (kind, owner, private.public_key())
+            public[signer.key_id] = PublicKey(role, owner, private.public_key())
             self._remember(signer.key_id, role, owner, public_bytes(private))
         return signers.pop("broker"), signers, KeyRing(public)
 

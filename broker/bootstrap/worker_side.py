@@ -20,7 +20,7 @@ from broker.domain.errors import BrokerError, UsageError
 from broker.domain.lane import Lane
 from workers.engine import EngineError
 from workers.engines import open_engine
-from workers.lease import LeaseDoor
+from workers.lease import ClaimedOnce, LeaseDoor
 from workers.runner import Deployment, ShardRunner
 
 __all__ = ["WorkerSide", "new_worker_id"]
@@ -69,7 +69,7 @@ class WorkerSide:
             worker_id=worker_id,
             deployments=self._deployments,
             ring=ring,
-            door=door,
+            door=ClaimedOnce(door),
             loop=self._loop,
             clock=clock,
         )

@@ -8,18 +8,31 @@ headers, a queue's properties) is never trusted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from broker.domain.events import WorkerEvent
-from broker.domain.shard import RunShard
+from broker.domain.presence import WorkerPresence
+from broker.domain.shard import ClaimShard, RenewLease, RunShard
 
-__all__ = ["EnvelopeError", "KeyRing", "Kind", "Opened", "Signer", "open_event", "open_shard"]
+__all__ = [
+    "EnvelopeError",
+    "KeyRing",
+    "KeyRole",
+    "Kind",
+    "LeaseQuestion",
+    "Opened",
+    "PublicKey",
+    "Signer",
+    "open_event",
+    "open_lease_question",
+    "open_shard",
+]
 
 ENVELOPE_VERSION = 1
 _PREFIX = b"inference-broker envelope v1\0"
@@ -30,11 +43,27 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What foreign bytes can make a decoder raise."""
 
 
+LeaseQuestion = ClaimShard | RenewLease | WorkerPresence
+"""What a lane's worker says at the lease door."""
+
+
+class KeyRole(StrEnum):
+    """Whose key it is."""
+
+    BROKER = "broker"
+    LANE = "lane"
+
+
 class Kind(StrEnum):
-    """What an envelope carries, and the role whose key must have signed it."""
+    """What an envelope carries."""
 
     SHARD = "shard"  # broker -> lane
     EVENT = "event"  # lane -> broker
+    LEASE = "lease"  # likewise, at the lease door
+
+
+_SIGNED_BY = {Kind.SHARD: KeyRole.BROKER, Kind.EVENT: KeyRole.LANE, Kind.LEASE: KeyRole.LANE}
+"""The role whose key must have signed it."""
 
 
 class EnvelopeError(Exception):
@@ -66,6 +95,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _outer_decoder = msgspec.msgpack.Decoder(tuple[bytes, bytes])
 _content_decoder = msgspec.msgpack.Decoder(_Content)
 _shard_decoder = msgspec.msgpack.Decoder(RunShard)
+_lease_decoder: msgspec.msgpack.Decoder[LeaseQuestion] = msgspec.msgpack.Decoder(LeaseQuestion)
 _event_decoder: msgspec.msgpack.Decoder[WorkerEvent] = msgspec.msgpack.Decoder(WorkerEvent)
 
 
@@ -77,7 +107,14 @@ class Signer:
         self._private_key = private_key
 
     def seal(
-        self, kind: Kind, audience: str, body: RunShard | WorkerEvent, *, now_us: int, valid_us: int, trace: str = ""
+        self,
+        kind: Kind,
+        audience: str,
+        body: RunShard | WorkerEvent | LeaseQuestion,
+        *,
+        now_us: int,
+        valid_us: int,
+        trace: str = "",
     ) -> bytes:
         """The envelope of `body` for `audience`, valid for `valid_us` microseconds from `now_us`."""
         content = _encode(
@@ -86,10 +123,25 @@ class Signer:
         return _encode((content, self._private_key.sign(_PREFIX + content)))
 
 
-class KeyRing:
-    """Public keys by id, each for one kind of envelope and with its owner."""
+class PublicKey(NamedTuple):
+    """A key to verify with. `owner`: a lane's name, or `broker`."""
 
-    def __init__(self, keys: Mapping[str, tuple[Kind, str, Ed25519PublicKey]]) -> None:
+    role: KeyRole
+    owner: str
+    key: Ed25519PublicKey
+
+
+class KeyRing:
+    """Public keys by id. `look_up` is asked about ids that it doesn't have yet, and may know none."""
+
+    def __init__(
+        self, keys: Mapping[str, PublicKey], look_up: Callable[[str], PublicKey | None] = lambda _key_id: None
+    ) -> None:
+        self._keys = dict(keys)
+        self._look_up = look_up
+
+    def replace(self, keys: Mapping[str, PublicKey]) -> None:
+        """From now on these keys, and no others: one that was revoked is gone with it."""
         self._keys = dict(keys)
 
     def verify(self, envelope: bytes, kind: Kind, now_us: int) -> tuple[_Content, str]:
@@ -101,19 +153,25 @@ class KeyRing:
             raise EnvelopeError("not an envelope") from None
         if content.version != ENVELOPE_VERSION:
             raise EnvelopeError(f"envelope version {content.version}; this program reads {ENVELOPE_VERSION}")
-        key_kind, owner, public_key = self._keys.get(content.key_id, (None, "", None))
-        if public_key is None:
+        known = self._keys.get(content.key_id) or self._find(content.key_id)
+        if known is None:
             raise EnvelopeError(f"signed with the unknown key {content.key_id[:32]!r}")
-        if not content.kind == kind == key_kind:
-            raise EnvelopeError(f"a {content.kind[:16]!r} envelope by a key for {key_kind!r} where {kind!r} belongs")
+        if content.kind != kind or known.role is not _SIGNED_BY[kind]:
+            raise EnvelopeError(f"a {content.kind[:16]!r} envelope by a {known.role} key where {str(kind)!r} belongs")
         try:
-            public_key.verify(signature, _PREFIX + signed)
+            known.key.verify(signature, _PREFIX + signed)
         except InvalidSignature:
             raise EnvelopeError(f"the signature of key {content.key_id} does not match") from None
         # Not `issued_us`: a clock that is set back must not void what is under way.
         if content.expires_us < now_us:
             raise EnvelopeError("expired")
-        return content, owner
+        return content, known.owner
+
+    def _find(self, key_id: str) -> PublicKey | None:
+        found = self._look_up(key_id)
+        if found is not None:
+            self._keys = {**self._keys, key_id: found}
+        return found
 
 
 def open_shard(ring: KeyRing, envelope: bytes, now_us: int) -> Opened[RunShard]:
@@ -132,3 +190,12 @@ def open_event(ring: KeyRing, envelope: bytes, now_us: int) -> Opened[WorkerEven
         return Opened(owner, content.audience, content.trace, content.expires_us, _event_decoder.decode(content.body))
     except _UNREADABLE:
         raise EnvelopeError("the body is no worker event") from None
+
+
+def open_lease_question(ring: KeyRing, envelope: bytes, now_us: int) -> Opened[LeaseQuestion]:
+    """What a lane's worker says at the lease door, verified. Raises EnvelopeError."""
+    content, owner = ring.verify(envelope, Kind.LEASE, now_us)
+    try:
+        return Opened(owner, content.audience, content.trace, content.expires_us, _lease_decoder.decode(content.body))
+    except _UNREADABLE:
+        raise EnvelopeError("the body is no question at the lease door") from None

@@ -178,7 +178,9 @@ _CLAIM = (
     .where(
         shard.c.shard_id == bindparam("of_shard"),
         shard.c.lane == bindparam("of_lane"),
-        shard.c.state == ShardState.SENT,
+        # Or by this very worker, which asks again when the answer got lost.
+        (shard.c.state == ShardState.SENT)
+        | ((shard.c.state == ShardState.RUNNING) & (shard.c.worker_id == bindparam("to_worker"))),
     )
     .values(
         state=ShardState.RUNNING,
@@ -192,6 +194,7 @@ _RENEW = (
     update(shard)
     .where(
         shard.c.shard_id == bindparam("of_shard"),
+        shard.c.lane == bindparam("of_lane"),
         shard.c.worker_id == bindparam("of_worker"),
         shard.c.state == ShardState.RUNNING,
     )
@@ -209,10 +212,10 @@ def claim(
 
 
 def renew(
-    connection: Connection, shard_id: bytes, worker_id: str, running: bytes, lease_until_us: int
+    connection: Connection, shard_id: bytes, lane: str, worker_id: str, running: bytes, lease_until_us: int
 ) -> Holding | None:
     """Extend the worker's lease, if it still has it."""
-    values = {"of_worker": worker_id, "now_running": running, "until_us": lease_until_us}
+    values = {"of_lane": lane, "of_worker": worker_id, "now_running": running, "until_us": lease_until_us}
     return _holding(connection, shard_id, _RENEW, values)
 
 

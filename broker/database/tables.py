@@ -12,6 +12,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -30,20 +31,24 @@ __all__ = [
     "batch_count",
     "batch_refusal",
     "cancel_request",
+    "commit_mark",
     "idempotency",
     "job",
     "lane",
+    "lane_rest",
     "lane_state",
     "outbox",
     "payload",
     "plan",
     "ready",
     "result",
+    "role_beat",
     "shard",
     "shard_span",
     "signing_key",
     "tenant",
     "work_group",
+    "worker",
 ]
 
 tenant = Table(
@@ -155,6 +160,7 @@ idempotency = Table(
 # Requests still to be honoured; one goes when its job has ended.
 cancel_request = Table(
     "cancel_request",
+    "commit_mark",
     metadata,
     Column("job_id", Id, primary_key=True),
     Column("requested_us", BigInteger, nullable=False),
@@ -242,6 +248,37 @@ lane_state = Table(
     Column("changed_us", BigInteger, nullable=False),
 )
 
+# Lanes whose engines were at fault lately (broker.health); one success takes the row away.
+lane_rest = Table(
+    "lane_rest",
+    metadata,
+    Column("lane", String(128), primary_key=True),
+    Column("until_us", BigInteger, nullable=False),
+    Column("rest_seconds", Float, nullable=False),
+    Column("error_code", String(32), nullable=False),
+)
+
+# Worker processes that said they are there; one that left says so.
+worker = Table(
+    "worker",
+    metadata,
+    Column("worker_id", String(128), primary_key=True),
+    Column("lane", String(128), nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("started_us", BigInteger, nullable=False),
+    Column("seen_us", BigInteger, nullable=False),
+    Column("left_us", BigInteger),
+    Index("ix_worker_seen", "seen_us"),
+)
+
+# When each role of the broker last said that it works; the rescuer takes nothing back while the door is shut.
+role_beat = Table(
+    "role_beat",
+    metadata,
+    Column("role", String(32), primary_key=True),
+    Column("beat_us", BigInteger, nullable=False),
+)
+
 shard = Table(
     "shard",
     metadata,
@@ -314,4 +351,15 @@ batch_count = Table(
             "wasted_nano_usd",
         )
     ),
+)
+
+# One row to a write that is under way, on PostgreSQL: see broker.database.marks. It leaves room in its pages, so
+# that a change stays in place.
+commit_mark = Table(
+    "commit_mark",
+    metadata,
+    Column("slot", Id, primary_key=True),
+    Column("mark", BigInteger, nullable=False),
+    Column("used_us", BigInteger, nullable=False),  # when a process last took it up
+    postgresql_with={"fillfactor": 20},
 )

@@ -62,8 +62,8 @@ class ShardSpan(msgspec.Struct, frozen=True):
     deadline_us: int
 
 
-class ClaimShard(msgspec.Struct, frozen=True, array_like=True):
-    """A worker asks for the one right to run a shard."""
+class ClaimShard(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
+    """A worker asks for the one right to run a shard; asked again by the same worker, the answer is the same."""
 
     shard_id: bytes
     lane: str
@@ -83,10 +83,11 @@ class ClaimAnswer(msgspec.Struct, frozen=True, array_like=True):
     cancelled_jobs: bytes = b""
 
 
-class RenewLease(msgspec.Struct, frozen=True, array_like=True):
+class RenewLease(msgspec.Struct, frozen=True, array_like=True, tag="renew"):
     """A worker is still at it; `running` is the bitmap of the indices that its engine holds now."""
 
     shard_id: bytes
+    lane: str
     worker_id: str
     running: bytes
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import Phase
 from sqlalchemy import Table, func, select, text
 
-from broker.bus.envelope import KeyRing, Kind, Signer
+from broker.bus.envelope import KeyRing, KeyRole, Kind, PublicKey, Signer
 from broker.closer import Closer
 from broker.database import batches, shards
 from broker.database import tables as tables_module
@@ -197,7 +197,10 @@ class World:
         signers = {str(lane.name): a_signer(f"key-{lane.name}") for lane in lanes}
         self.signers = {name: signer for name, (signer, _) in signers.items()}
         self.ring = KeyRing(
-            {signer.key_id: (Kind.EVENT, name, private.public_key()) for name, (signer, private) in signers.items()}
+            {
+                signer.key_id: PublicKey(KeyRole.LANE, name, private.public_key())
+                for name, (signer, private) in signers.items()
+            }
         )
         parts: dict[str, Any] = {"database": database, "lanes": self.lanes, "clock": self.clock}
         parts["wakeups"] = self.wakeups
@@ -245,7 +248,7 @@ class World:
         return self.door.claim(ClaimShard(shard.shard_id, shard.lane, worker))
 
     def renew(self, shard: ShardRecord, running: Iterable[int], worker: str = "w1") -> RenewAnswer:
-        return self.door.renew(RenewLease(shard.shard_id, worker, Bitmap.of(list(running)).to_bytes()))
+        return self.door.renew(RenewLease(shard.shard_id, shard.lane, worker, Bitmap.of(list(running)).to_bytes()))
 
     def claimed(self) -> list[ShardRecord]:
         written = self.dispatch()

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from broker.bus.drivers.memory import MemoryDriver, MemoryOptions
-from broker.bus.envelope import KeyRing, Kind, open_shard
+from broker.bus.envelope import KeyRing, KeyRole, PublicKey, open_shard
 from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
 from broker.database import plans, shards
@@ -181,7 +181,7 @@ def test_a_committed_shard_reaches_its_lanes_queue_and_is_forgotten_here(world, 
     sealed = []
     relay._publishers = {"lane-a": _Tee(publisher, sealed)}
     assert relay.step() == 1
-    ring = KeyRing({"broker": (Kind.SHARD, "broker", private.public_key())})
+    ring = KeyRing({"broker": PublicKey(KeyRole.BROKER, "broker", private.public_key())})
     order = open_shard(ring, sealed[0], world.clock()).body
     assert (order.shard_id, order.lane, order.tenant_id) == (written.shard_id, "lane-a", "t")
     stored = {row.job_id: (row.body, row.salt) for row in world.rows(payload)}
@@ -235,7 +235,7 @@ def test_a_shard_is_claimed_once_by_a_worker_of_its_lane(world):
     answer = world.claim(written, "w1")
     assert (answer.granted, answer.lease_seconds, answer.cancelled) == (True, LEASE_SECONDS, False)
     assert not world.claim(written, "w2").granted
-    assert not world.claim(written, "w1").granted
+    assert world.claim(written, "w1").granted  # whose first answer may have got lost
     kept = world.shard(written)
     assert (kept.state, kept.worker_id) == (ShardState.RUNNING, "w1")
     assert kept.lease_until_us == world.clock() + LEASE_SECONDS * SECOND_US

@@ -10,18 +10,30 @@ from hashlib import blake2b
 
 import pytest
 
-from broker.bus.envelope import KeyRing, Kind, open_event
+from broker.bus.envelope import KeyRing, KeyRole, Kind, PublicKey, open_event
 from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
 from broker.domain.errors import ErrorCode
 from broker.domain.events import JobsRan, ShardReturned
+from broker.domain.lane import EngineSettings
 from broker.domain.outcome import Outcome
-from broker.domain.shard import Bitmap, ClaimAnswer, RenewAnswer
+from broker.domain.shard import Bitmap, ClaimAnswer, ClaimShard, RenewAnswer
 from tests.unit.builders import NOW_US, SECOND_US, FixedClock, a_lane, a_signer, an_order
 from workers.engine import EngineError
 from workers.engines.echo import EchoEngine
+from workers.lease import ClaimedOnce
 from workers.outcomes import FLUSH_BYTES
 from workers.runner import Deployment, ShardRunner
+
+
+def test_a_shard_that_the_bus_brings_again_is_not_claimed_again_by_the_same_process():
+    door = Door()
+    once = ClaimedOnce(door)
+    question = ClaimShard(b"s" * 16, "lane-a", "w1")
+    assert once.claim(question).granted
+    assert not once.claim(question).granted
+    assert once.claim(ClaimShard(b"t" * 16, "lane-a", "w1")).granted
+    assert len(door.claims) == 2
 
 
 class Door:
@@ -29,31 +41,31 @@ class Door:
 
     def __init__(self):
         self.grants, self.renews, self.cancels_claim, self.cancels, self.fails = True, True, False, False, False
-        self.lease_seconds = 0.15
+        self.lease_seconds, self.cancelled_jobs = 0.15, b""
         self.claims, self.renewals = [], []
 
     def claim(self, question):
         self.claims.append(question)
-        return ClaimAnswer(self.grants, self.lease_seconds, self.cancels_claim)
+        return ClaimAnswer(self.grants, self.lease_seconds, self.cancels_claim, self.cancelled_jobs)
 
     def renew(self, question):
         self.renewals.append(question)
         if self.fails:
             raise OSError("the broker is away")
-        return RenewAnswer(self.renews, self.lease_seconds, self.cancels)
+        return RenewAnswer(self.renews, self.lease_seconds, self.cancels, self.cancelled_jobs)
 
 
 class Worker:
     """A runner for `lane-a` on an engine, and what comes out of it."""
 
-    def __init__(self, engine, **lane):
+    def __init__(self, engine, /, **lane):
         self.url = f"lanemem://worker-{uuid.uuid4().hex}"
         self.lane, self.engine, self.door, self.clock = a_lane(**lane), engine, Door(), FixedClock()
         self.broker, broker_private = a_signer("broker")
         lane_signer, lane_private = a_signer("lane")
         self.ring = KeyRing(
-            {"broker": (Kind.SHARD, "broker", broker_private.public_key()),
-             "lane": (Kind.EVENT, "lane-a", lane_private.public_key())}
+            {"broker": PublicKey(KeyRole.BROKER, "broker", broker_private.public_key()),
+             "lane": PublicKey(KeyRole.LANE, "lane-a", lane_private.public_key())}
         )  # fmt: skip
         self.publisher = Publisher(self.url)
         self.inbox = Inbox(self.url, [self.lane.events_queue], prefetch=1_000)
@@ -96,7 +108,7 @@ class Worker:
 def hire():
     hired = []
 
-    def make(engine=None, **lane):
+    def make(engine=None, /, **lane):
         hired.append(Worker(engine or EchoEngine(), **lane))
         return hired[-1]
 
@@ -332,3 +344,76 @@ def test_a_lane_runs_as_many_shards_as_it_has_places(hire):
     for thread in threads:
         thread.join(5)
     assert len(worker.events()) == 3
+
+
+class Tracked:
+    """Each request waits until the test ends it by its place in the shard; a driver of the engine port."""
+
+    def __init__(self):
+        self.inside, self.ended, self.most_inside = set(), set(), 0
+
+    async def run(self, request):
+        number = int(request.body.split(b"hello ")[1].split(b'"')[0])
+        self.inside.add(number)
+        self.most_inside = max(self.most_inside, len(self.inside))
+        try:
+            async with asyncio.timeout(5):
+                while number not in self.ended:
+                    await asyncio.sleep(0.001)
+        finally:
+            self.inside.discard(number)
+        return await EchoEngine().run(request)
+
+
+def _crowded(hire, **lane):
+    """A worker whose engine takes two jobs at a time."""
+    engine = Tracked()
+    worker = hire(engine, engine=EngineSettings(driver="echo", models=("m",), concurrency=2), **lane)
+    worker.door.lease_seconds = 30
+    return engine, worker
+
+
+def test_an_engine_never_has_more_jobs_than_places_over_all_its_shards(hire):
+    engine, worker = _crowded(hire, slots=2)
+    threads = [worker.in_background(an_order(10)) for _ in range(2)]
+    engine.ended = set(range(10))
+    for thread in threads:
+        thread.join(5)
+    assert engine.most_inside == 2
+    assert sum(len(event.jobs) for event in worker.events()) == 20
+
+
+def test_a_cancelled_job_ends_alone_whether_it_runs_or_waits(hire):
+    engine, worker = _crowded(hire)
+    thread = worker.in_background(an_order(5))
+    _until(lambda: engine.inside == {0, 1})
+    worker.door.cancelled_jobs = Bitmap.of([0, 3]).to_bytes()
+    worker.runner.renew_soon()
+    _until(lambda: engine.inside == {1, 2})  # the place of job 0 went to the next one
+    engine.ended = {1, 2, 4}
+    thread.join(5)
+    events = worker.events()
+    ran = _ran(events)
+    assert {index for index, job in ran.items() if job.error_code is ErrorCode.JOB_CANCELLED} == {0, 3}
+    assert {index for index, job in ran.items() if job.outcome is Outcome.SUCCEEDED} == {1, 2, 4}
+    assert (sum(len(event.jobs) for event in events), _returned(events)) == (5, [])
+    assert ran[3].usage.accelerator_us < ran[1].usage.accelerator_us
+
+
+def test_a_job_cancelled_before_the_claim_never_reaches_the_engine(hire):
+    worker = hire(Broken(AssertionError("it ran")))
+    worker.door.cancelled_jobs = Bitmap.of([0]).to_bytes()
+    assert _ran(worker.run(an_order()))[0].error_code is ErrorCode.JOB_CANCELLED
+
+
+def test_jobs_that_waited_for_a_place_at_a_stop_never_ran(hire):
+    engine, worker = _crowded(hire)
+    thread = worker.in_background(an_order(5))
+    _until(lambda: engine.inside == {0, 1})
+    worker.runner.preempt()
+    thread.join(5)
+    events = worker.events()
+    assert {(index, job.outcome) for index, job in _ran(events).items()} == {
+        (0, Outcome.PREEMPTED), (1, Outcome.PREEMPTED)
+    }  # fmt: skip
+    assert _returned(events) == [ErrorCode.PREEMPTED]

@@ -1,0 +1,93 @@
+"""Statements on who is there: workers, the roles of the broker, and lanes that rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Table, delete, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from broker.database.tables import lane_rest, role_beat, worker
+from broker.domain.errors import ErrorCode
+from broker.domain.presence import WorkerPresence
+
+__all__ = [
+    "LaneRest",
+    "beat",
+    "beat_us",
+    "forget_long_gone",
+    "lane_rests",
+    "live_slots",
+    "note_presence",
+    "rest",
+    "wake",
+]
+
+LaneRest = tuple[int, float, ErrorCode]
+"""Until when a lane rests, for how many seconds that was, and its last fault."""
+
+
+def note_presence(connection: Connection, said: WorkerPresence, now_us: int) -> None:
+    """A worker said that it is there, or that it leaves."""
+    values = {"lane": said.lane, "slots": said.slots, "seen_us": now_us, "left_us": now_us if said.leaving else None}
+    _put(connection, worker, {"worker_id": said.worker_id}, values, once={"started_us": now_us})
+
+
+def live_slots(connection: Connection, since_us: int) -> dict[str, int]:
+    """How many shards the workers that were heard of since then can run at once, by lane."""
+    rows = connection.execute(
+        select(worker.c.lane, func.sum(worker.c.slots))
+        .where(worker.c.seen_us >= since_us, worker.c.left_us.is_(None))
+        .group_by(worker.c.lane)
+    )
+    return {lane: int(slots) for lane, slots in rows}
+
+
+def forget_long_gone(connection: Connection, before_us: int) -> None:
+    """Workers not heard of since then leave no trace here; the ledger names those that ran something."""
+    connection.execute(delete(worker).where(worker.c.seen_us < before_us))
+
+
+def beat(connection: Connection, role: str, now_us: int) -> None:
+    """A role says that it works."""
+    _put(connection, role_beat, {"role": role}, {"beat_us": now_us})
+
+
+def beat_us(connection: Connection, role: str) -> int | None:
+    """When a role last said so."""
+    return connection.execute(select(role_beat.c.beat_us).where(role_beat.c.role == role)).scalar_one_or_none()
+
+
+def lane_rests(connection: Connection) -> dict[str, LaneRest]:
+    """The lanes that were at fault lately, also those whose rest is over and that have not succeeded since."""
+    rows = connection.execute(select(lane_rest))
+    return {row.lane: (row.until_us, row.rest_seconds, ErrorCode(row.error_code)) for row in rows}
+
+
+def rest(connection: Connection, lane: str, taken: LaneRest) -> None:
+    """The lane rests from now on."""
+    until_us, rest_seconds, code = taken
+    values = {"until_us": until_us, "rest_seconds": rest_seconds, "error_code": code}
+    _put(connection, lane_rest, {"lane": lane}, values)
+
+
+def wake(connection: Connection, lanes: Sequence[str]) -> None:
+    """These lanes did their work."""
+    connection.execute(delete(lane_rest).where(lane_rest.c.lane.in_(list(lanes))))
+
+
+def _put(
+    connection: Connection,
+    table: Table,
+    key: dict[str, Any],
+    values: dict[str, Any],
+    once: dict[str, Any] | None = None,
+) -> None:
+    """Insert the row, or set `values` on the one that is there; `once` is for a new row alone."""
+    kind = postgresql if connection.dialect.name == "postgresql" else sqlite
+    connection.execute(
+        kind.insert(table)
+        .values(**key, **values, **(once or {}))
+        .on_conflict_do_update(index_elements=list(key), set_=values)
+    )

@@ -1,0 +1,136 @@
+"""The lease door over HTTP: a lane's worker signs what it asks with its lane's key, and needs no other secret."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import httpx
+import msgspec
+import structlog
+
+from broker.bus.envelope import Kind, LeaseQuestion, Signer
+from broker.clock import Clock
+from broker.domain.presence import PRESENCE_SECONDS, PresenceAnswer, WorkerPresence
+from broker.domain.shard import ClaimAnswer, ClaimShard, RenewAnswer, RenewLease
+
+__all__ = ["LEASES_PATH", "DoorShut", "HttpLeaseDoor", "Presence", "SetClock"]
+
+LEASES_PATH = "/v1/leases"
+
+_TIMEOUT_SECONDS = 5.0
+_CLAIM_SECONDS = 60.0
+_RETRY_SECONDS = 0.25
+_VALID_US = 3_600 * 1_000_000  # generous: until its first answer, a worker's clock may be anything
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+
+class DoorShut(Exception):
+    """The broker can't be asked, or doesn't know this worker's key."""
+
+
+class SetClock:
+    """The broker's time, as far as its last answer told; before that, this machine's."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._offset_us = 0
+
+    def __call__(self) -> int:
+        return self._clock() + self._offset_us
+
+    def set(self, broker_now_us: int, asked_us: int, answered_us: int) -> None:
+        """The broker's time was this, half-way between two readings of `self`."""
+        self._offset_us += broker_now_us - (asked_us + answered_us) // 2
+
+
+class HttpLeaseDoor:
+    """Asks at `url`. One for any number of threads."""
+
+    def __init__(self, url: str, signer: Signer, clock: Clock) -> None:
+        self._client = httpx.Client(base_url=url, timeout=_TIMEOUT_SECONDS)
+        self._signer = signer
+        self._clock = clock
+        self._shut = threading.Event()
+
+    def claim(self, question: ClaimShard) -> ClaimAnswer:
+        """See `LeaseDoor.claim`. Asks again for a minute while the broker can't be reached."""
+        deadline = time.monotonic() + _CLAIM_SECONDS
+        while True:
+            try:
+                return self._ask(question, ClaimAnswer)
+            except DoorShut as error:
+                if self._shut.is_set() or time.monotonic() > deadline:
+                    raise
+                _log.warning("claim_failed", shard=question.shard_id.hex(), reason=str(error))
+                self._shut.wait(_RETRY_SECONDS)
+
+    def renew(self, question: RenewLease) -> RenewAnswer:
+        """See `LeaseDoor.renew`."""
+        return self._ask(question, RenewAnswer)
+
+    def report(self, presence: WorkerPresence) -> PresenceAnswer:
+        """Say that this worker is there. Raises DoorShut."""
+        return self._ask(presence, PresenceAnswer)
+
+    def shut(self) -> None:
+        """Claims under way are not asked again."""
+        self._shut.set()
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._client.close()
+
+    def _ask(self, question: LeaseQuestion, answer: type[T]) -> T:
+        envelope = self._signer.seal(Kind.LEASE, "broker", question, now_us=self._clock(), valid_us=_VALID_US)
+        try:
+            response = self._client.post(LEASES_PATH, content=envelope)
+            if response.status_code != httpx.codes.OK:
+                raise DoorShut(f"the broker answers {response.status_code}: {response.text[:200]}")
+            return msgspec.msgpack.decode(response.content, type=answer)
+        except (httpx.HTTPError, msgspec.MsgspecError) as error:
+            raise DoorShut(f"the broker can't be asked: {type(error).__name__}") from error
+
+
+class Presence:
+    """Says that the worker is there, three times per term that the broker counts on it, until it leaves."""
+
+    def __init__(self, door: HttpLeaseDoor, clock: SetClock, *, worker_id: str, lane: str, slots: int) -> None:
+        self._door = door
+        self._clock = clock
+        self._here = WorkerPresence(worker_id, lane, slots)
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
+
+    def announce(self) -> None:
+        """Say it once, now. Raises DoorShut."""
+        self._report(self._here)
+
+    def start(self) -> None:
+        """Go on saying it."""
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Say that the worker takes nothing more, if the broker can be asked; the last word."""
+        self._left.set()
+        self._attempt(lambda: self._report(msgspec.structs.replace(self._here, leaving=True)))
+
+    def _run(self) -> None:
+        while not self._left.wait(PRESENCE_SECONDS / 3):
+            self._attempt(self.announce)
+
+    def _attempt(self, say: Callable[[], Any]) -> None:
+        try:
+            say()
+        except DoorShut as error:
+            _log.warning("presence_failed", worker=self._here.worker_id, reason=str(error))
+
+    def _report(self, presence: WorkerPresence) -> None:
+        asked_us = self._clock()
+        answer = self._door.report(presence)
+        self._clock.set(answer.now_us, asked_us, self._clock())
