@@ -1,4 +1,4 @@
-"""One shard, step by step: verify, claim, run all its jobs at once, meter, report, hand back what is left."""
+"""One shard, step by step: verify, claim, run its jobs at once, meter, report, hand back what is left."""
 
 from __future__ import annotations
 
@@ -150,11 +150,12 @@ class _ShardRun:
         self._engine = deployment.engine
         self._meter = deployment.meter
         self._places = deployment.places
-        self._at_engine: set[int] = set()
+        self._next_index = 0
+        self._runners: set[asyncio.Task[None]] = set()
+        self._at_engine: dict[int, asyncio.Task[None]] = {}
         self._lease = lease
         self._clock = clock
         self._stopped: _Stop | None = None
-        self._tasks: list[asyncio.Task[None]] = []
         self._done = Bitmap()
         self._cancelled = Bitmap()
         self.renew_soon = asyncio.Event()
@@ -170,14 +171,14 @@ class _ShardRun:
         )
 
     async def run(self, already_stopping: _Stop | None) -> None:
-        """All jobs in flight at once, until each has ended or been stopped."""
+        """As many jobs in flight at once as the engine has places for, until each has ended or been stopped."""
         self._cancelled = Bitmap(self._lease.cancelled_jobs)
-        start = asyncio.get_running_loop().create_task
-        self._tasks = [start(self._run_job(index, job)) for index, job in enumerate(self._order.jobs)]
         keeper = asyncio.ensure_future(self._keep_lease())
         if already_stopping or self._lease.cancelled:
             self.stop(already_stopping or _Stop.CANCELLED)
-        await asyncio.wait(self._tasks)
+        self._add_runner()
+        while self._runners:
+            await asyncio.wait(self._runners)
         # A shard whose lease is lost is no longer ours to hand back; what it brought still counts.
         handed_back = self._stopped is not None and self._stopped is not _Stop.LEASE_LOST
         await self._report.finish(self._stopped.value[1] if self._stopped and handed_back else None)
@@ -185,33 +186,44 @@ class _ShardRun:
         _log.info("shard_ran", shard=self._order.shard_id.hex(), lane=self._order.lane, jobs=len(self._order.jobs))
 
     def stop(self, reason: _Stop) -> None:
-        """Stop the jobs that still run; the first reason counts."""
+        """Stop the jobs that still run; the first reason counts. Those that wait never ran, and are handed back."""
         if self._stopped is None:
             self._stopped = reason
-            for task in self._tasks:
-                task.cancel()
+            for runner in self._runners:
+                runner.cancel()
 
     def _cancel_jobs(self, asked: Bitmap) -> None:
-        """Stop these jobs; the others run on."""
-        for index in self._done.missing(len(self._tasks)):
+        """End these jobs; the others run on."""
+        for index in self._done.missing(len(self._order.jobs)):
             if index in asked and index not in self._cancelled:
                 self._cancelled.add(index)
-                self._tasks[index].cancel()
+                if index in self._at_engine:
+                    self._at_engine[index].cancel()
+                else:
+                    self._end(index, self._order.jobs[index], _Stop.JOB_CANCELLED, self._meter.begin(), self._clock())
 
-    async def _run_job(self, index: int, job: ShardJob) -> None:
-        """One job, once the engine has a place for it; one stopped before that never ran, and is handed back."""
-        try:
-            await self._places.acquire()
-        except asyncio.CancelledError:
-            if index in self._cancelled:
-                self._end(index, job, _Stop.JOB_CANCELLED, self._meter.begin(), self._clock())
-            return
-        self._at_engine.add(index)
-        try:
-            await self._run_at_engine(index, job)
-        finally:
-            self._at_engine.discard(index)
-            self._places.release()
+    def _add_runner(self) -> None:
+        if self._stopped is None and self._next_index < len(self._order.jobs):
+            runner = asyncio.get_running_loop().create_task(self._run_jobs())
+            self._runners.add(runner)
+            runner.add_done_callback(self._runners.discard)
+
+    async def _run_jobs(self) -> None:
+        """Jobs one after another on one of the engine's places.
+
+        The loop comes to the next runner once this one waits for its engine: one that answers at once needs no other.
+        """
+        runner = asyncio.current_task()
+        assert runner is not None  # noqa: S101 (a coroutine on the loop runs in a task)
+        async with self._places:
+            asyncio.get_running_loop().call_soon(self._add_runner)
+            while self._stopped is None and self._next_index < len(self._order.jobs):
+                index = self._next_index
+                self._next_index += 1
+                if index not in self._done:
+                    self._at_engine[index] = runner
+                    await self._run_at_engine(index, self._order.jobs[index])
+                    del self._at_engine[index]
 
     async def _run_at_engine(self, index: int, job: ShardJob) -> None:
         reading = self._meter.begin()
@@ -224,6 +236,7 @@ class _ShardRun:
             ended = error
         except asyncio.CancelledError:
             ended = _Stop.JOB_CANCELLED if index in self._cancelled else self._stopped or _Stop.INTERRUPTED
+            self._at_engine[index].uncancel()  # it was meant for this job, not for the runner's next
         except Exception as error:  # noqa: BLE001 (a driver's bug must end its job, not silence the shard)
             _log.exception("engine_driver_failed", lane=self._order.lane)
             ended = EngineError(ErrorCode.ENGINE_INVALID_REPLY, f"the engine's driver failed: {type(error).__name__}")
