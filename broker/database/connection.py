@@ -7,7 +7,9 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Column, Connection, Engine, Table, bindparam, insert, update
+from sqlalchemy import Column, Connection, Engine, Table
+
+from broker.database.copying import copy_rows, update_rows
 
 __all__ = ["Connection", "Database", "bulk_insert", "bulk_update"]
 
@@ -15,21 +17,23 @@ T = TypeVar("T")
 
 
 class Database(Protocol):
-    """Drivers: `broker.database.sqlite`; PostgreSQL follows with the separate roles."""
+    """Drivers: `broker.database.sqlite` and `broker.database.postgres`."""
 
     @property
     def engine(self) -> Engine:
         """For migrations only."""
 
-    def write(self, work: Callable[[Connection], T], *, durable: bool = True) -> T:
+    def write(self, work: Callable[[Connection], T], *, durable: bool = True, idempotent: bool = False) -> T:
         """What `work` returned, once its changes are durable. Whatever it raises is raised here, and nothing is kept.
 
         Without `durable` they are there for all who ask, and for whoever follows after this process is killed,
         but a power cut may take the newest of them back: never without also taking back all that came after.
         For what merely follows from rows that are durable, and would be found out again.
 
-        `work` may share a commit with others' (group commit) and run on another thread; where a commit fails
-        it may run again, in a transaction of its own. So it changes nothing but the database.
+        `work` may share a commit with others' (group commit) and run on another thread; where a commit fails, a
+        connection is lost or another process was faster, it may run again, in a transaction of its own. So it
+        changes nothing but the database. It is kept once, even where the answer to the commit was lost; work that
+        may as well be kept twice says so with `idempotent`, and is spared what it costs to find out.
         """
 
     def read(self, work: Callable[[Connection], T]) -> T:
@@ -55,8 +59,7 @@ def bulk_insert(connection: Connection, table: Table, rows: Sequence[tuple[Any, 
             statement = f"INSERT INTO {table.name} VALUES {_marks(len(part), columns_count)}"  # noqa: S608 (names of our own tables)
             connection.exec_driver_sql(statement, tuple(chain.from_iterable(part)))
     elif rows:
-        names = [column.name for column in table.columns]
-        connection.execute(insert(table), [dict(zip(names, row, strict=True)) for row in rows])
+        copy_rows(connection, table, rows)
 
 
 def bulk_update(connection: Connection, key: Column[Any], columns: Sequence[Column[Any]], rows: Sequence[Any]) -> None:
@@ -69,10 +72,7 @@ def bulk_update(connection: Connection, key: Column[Any], columns: Sequence[Colu
             text = f"UPDATE {table} SET {changes} FROM {values} WHERE {table}.{key.name} = new.column1"  # noqa: S608 (as above)
             connection.exec_driver_sql(text, tuple(chain.from_iterable(part)))
     elif rows:
-        statement = update(table).where(key == bindparam("of_key"))
-        statement = statement.values({column: bindparam(f"new_{column.name}") for column in columns})
-        names = ["of_key", *(f"new_{column.name}" for column in columns)]
-        connection.execute(statement, [dict(zip(names, row, strict=True)) for row in rows])
+        update_rows(connection, key, columns, rows)
 
 
 def _parts(rows: Sequence[tuple[Any, ...]], columns_count: int) -> Iterator[Sequence[tuple[Any, ...]]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 from sqlalchemy.pool import QueuePool
 
 from broker.domain.errors import BrokerError
@@ -26,6 +26,7 @@ __all__ = ["SqliteDatabase", "is_disk_full", "is_passing", "lock_folder", "open_
 
 T = TypeVar("T")
 
+_DISK_FULL, _READ_ONLY = "53100", "25006"  # PostgreSQL's words for it, and for a standby
 _GROUP_MAX = 64
 _WRITER_CACHE_KIB = 8 * 1024
 _CHECKPOINT_PAGES = 4_000  # 16 MB of log: pages that change often are then copied over once, not four times
@@ -76,7 +77,7 @@ class SqliteDatabase:
         with self.engine.connect() as connection:
             connection.connection.driver_connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[union-attr] # (the driver's connection is there inside the block)
 
-    def write(self, work: Callable[[Connection], T], *, durable: bool = True) -> T:
+    def write(self, work: Callable[[Connection], T], *, durable: bool = True, idempotent: bool = False) -> T:  # noqa: ARG002 (a commit here is never in doubt)
         """See `Database.write`."""
         future: Future[T] = Future()
         with self._door:
@@ -195,9 +196,13 @@ def open_read_only(path: Path) -> Engine:
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same write may go well later: the database could not work, rather than would not take it."""
+    if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == _READ_ONLY:
+        return True
     return isinstance(error, OperationalError | BrokerError)
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether a write failed because the disk is full, which passes; nothing of it was kept."""
-    return isinstance(error, DatabaseError) and "disk is full" in str(error.orig)
+    if not isinstance(error, DatabaseError):
+        return False
+    return getattr(error.orig, "sqlstate", None) == _DISK_FULL or "disk is full" in str(error.orig)

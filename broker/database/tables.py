@@ -160,7 +160,6 @@ idempotency = Table(
 # Requests still to be honoured; one goes when its job has ended.
 cancel_request = Table(
     "cancel_request",
-    "commit_mark",
     metadata,
     Column("job_id", Id, primary_key=True),
     Column("requested_us", BigInteger, nullable=False),
