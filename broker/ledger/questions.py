@@ -7,7 +7,7 @@ from datetime import date, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Integer, case, cast, distinct, func, literal, select
+from sqlalchemy import BigInteger, ColumnElement, Connection, Integer, case, cast, distinct, func, literal, select
 
 from broker.domain.errors import UsageError
 from broker.domain.outcome import Outcome
@@ -33,7 +33,7 @@ GROUP_KEYS: dict[str, ColumnElement[Any]] = {
     "stand_in": attempt.c.stand_in,
     "price_version": attempt.c.price_version,
     "cost_basis": attempt.c.cost_basis,
-    "day": cast(attempt.c.recorded_us / literal(_US_PER_DAY, Integer), Integer),
+    "day": cast(attempt.c.recorded_us // literal(_US_PER_DAY, BigInteger), Integer),
 }
 """What attempts can be grouped by. `day` is the UTC day on which the attempt was recorded."""
 

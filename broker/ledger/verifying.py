@@ -16,6 +16,10 @@ from broker.rules.merkle import merkle_root
 __all__ = ["Verification", "verify"]
 
 
+_ROWS_TOGETHER = 2_000
+"""A ledger is larger than memory: its rows come piece by piece."""
+
+
 class Verification(msgspec.Struct, kw_only=True):
     """What was checked, and every fault found, each in one sentence. No fault means: as it was written."""
 
@@ -116,7 +120,7 @@ def _faults(
 def _batches(connection: Connection, stream_id: bytes) -> Iterator[_Batch]:
     columns = [ledger_batch.c[name] for name in _Batch.__struct_fields__]
     query = select(*columns).where(ledger_batch.c.stream_id == stream_id).order_by(ledger_batch.c.batch_number)
-    for row in connection.execute(query):
+    for row in connection.execute(query.execution_options(yield_per=_ROWS_TOGETHER)):
         yield _Batch(*row)
 
 
@@ -131,7 +135,7 @@ def _rows(connection: Connection, table: Table, stream_id: bytes) -> Iterator[_R
         type_coerce(column, Integer) if kept and place in flags else column for place, column in enumerate(table.c)
     ]
     query = select(*columns).where(table.c.stream_id == stream_id).order_by(table.c.seq)
-    for row in connection.execute(query):
+    for row in connection.execute(query.execution_options(yield_per=_ROWS_TOGETHER)):
         values = list(row)
         for place in flags if kept else ():
             values[place] = {0: False, 1: True}.get(values[place], values[place])

@@ -171,6 +171,8 @@ def append(connection: Connection, stream_id: bytes, flush: Flush, now_us: int) 
 
     The stream's head is read within the transaction, so that a rolled-back flush leaves no gap.
     """
+    if any("\0" in row.provider_request_id for row in flush.attempts):
+        flush.attempts = [_storable(row) for row in flush.attempts]
     rows_count = len(flush.attempts) + len(flush.outcomes) + len(flush.cost_entries)
     if rows_count == 0:
         return
@@ -197,6 +199,11 @@ def append(connection: Connection, stream_id: bytes, flush: Flush, now_us: int) 
             "committed_us": now_us,
         },
     )
+
+
+def _storable(row: AttemptRow) -> AttemptRow:
+    """PostgreSQL's text has no NUL; what is hashed must be what is kept."""
+    return row._replace(provider_request_id=row.provider_request_id.replace("\0", "\N{REPLACEMENT CHARACTER}"))
 
 
 def _insert_rows(connection: Connection, flush: Flush, proof: _Proof, now_us: int) -> None:

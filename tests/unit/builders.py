@@ -19,8 +19,9 @@ from broker.closer import Closer
 from broker.database import batches, shards
 from broker.database import tables as tables_module
 from broker.database.batches import BatchRecord, Counts
-from broker.database.connection import Database
+from broker.database.connection import Connection, Database
 from broker.database.shards import ShardRecord
+from broker.database.types import Id
 from broker.dispatcher import Dispatcher
 from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan, JobsRan, ShardReturned, WorkerEvent
@@ -241,8 +242,13 @@ class World:
 
     def _written(self) -> list[bytes]:
         """All shards in the order in which they were written, which their ids only tell to the millisecond."""
-        query = text("SELECT shard_id FROM shard ORDER BY rowid")
-        return self.read(lambda connection: list(connection.execute(query).scalars()))
+
+        def work(connection: Connection) -> list[bytes]:
+            # PostgreSQL moves a shard's row when it changes; those in the outbox stay, for nobody publishes here.
+            place = "outbox ORDER BY ctid" if connection.dialect.name == "postgresql" else "shard ORDER BY rowid"
+            return list(connection.execute(text(f"SELECT shard_id FROM {place}").columns(shard_id=Id)).scalars())
+
+        return self.database.read(work)
 
     def claim(self, shard: ShardRecord, worker: str = "w1") -> ClaimAnswer:
         return self.door.claim(ClaimShard(shard.shard_id, shard.lane, worker))

@@ -1,0 +1,11 @@
+"""The unit tests of all that touches the database, word for word, on PostgreSQL."""
+
+from __future__ import annotations
+
+from tests.unit.test_late_words import *  # noqa: F403 (the tests themselves)
+from tests.unit.test_stage_dispatching import *  # noqa: F403 (as above)
+from tests.unit.test_stage_finishing import *  # noqa: F403 (as above)
+from tests.unit.test_stage_intake import *  # noqa: F403 (as above)
+from tests.unit.test_stage_recorder import *  # noqa: F403 (as above)
+from tests.unit.test_stage_rescuer import *  # noqa: F403 (as above)
+from tests.unit.test_submitting import *  # noqa: F403 (as above)
