@@ -3,31 +3,62 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from broker.bus.envelope import Signer
+from broker.bus.envelope import KeyRing, KeyRole, PublicKey, Signer
 from broker.domain.errors import BrokerError
 
-__all__ = ["load_or_create_signer", "public_bytes"]
+__all__ = ["load_or_create_signer", "public_bytes", "public_key", "read_signer", "read_trusted", "trust_text"]
 
 
 def load_or_create_signer(folder: Path, name: str) -> tuple[Signer, Ed25519PrivateKey]:
     """The key `name` of this folder, made on first use. Its id is the start of its public key's SHA-256."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / f"{name}.key"
+    if not path.exists():
+        _write_private(path, Ed25519PrivateKey.generate())
+    return read_signer(path)
+
+
+def read_signer(path: Path) -> tuple[Signer, Ed25519PrivateKey]:
+    """The key in this file. Raises BrokerError where there is none."""
     try:
         private = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip()))
-    except FileNotFoundError:
-        private = Ed25519PrivateKey.generate()
-        _write_private(path, private)
+    except OSError as error:
+        raise BrokerError(f"can't read the signing key {path}: {error.strerror}") from None
     except ValueError:
         raise BrokerError(f"{path} is not a signing key: it must hold 64 hexadecimal digits") from None
     key_id = sha256(public_bytes(private)).hexdigest()[:16]
     return Signer(key_id, private), private
+
+
+def trust_text(keys: Iterable[tuple[str, bytes]]) -> str:
+    """What `read_trusted` reads: one key a line, its id and its 32 bytes."""
+    return "".join(f"{key_id} {raw.hex()}\n" for key_id, raw in keys)
+
+
+def read_trusted(path: Path) -> KeyRing:
+    """The broker's public keys in this file, which a worker takes orders from. Raises BrokerError."""
+    try:
+        pairs = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        keys = {key_id: public_key(KeyRole.BROKER, "broker", bytes.fromhex(raw)) for key_id, raw in pairs}
+    except OSError as error:
+        raise BrokerError(f"can't read the broker's public keys {path}: {error.strerror}") from None
+    except ValueError:
+        raise BrokerError(f"{path} holds no public keys: each line is a key's id and 64 hexadecimal digits") from None
+    if not keys:
+        raise BrokerError(f"{path} is empty: `broker keys lane create` writes it")
+    return KeyRing(keys)
+
+
+def public_key(role: KeyRole, owner: str, raw: bytes) -> PublicKey:
+    """A key of 32 bytes, to verify with."""
+    return PublicKey(role, owner, Ed25519PublicKey.from_public_bytes(raw))
 
 
 def public_bytes(private: Ed25519PrivateKey) -> bytes:

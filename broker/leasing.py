@@ -9,9 +9,10 @@ from __future__ import annotations
 import structlog
 
 from broker.clock import Clock
-from broker.database import shards
+from broker.database import shards, workers
 from broker.database.connection import Connection, Database
 from broker.database.shards import Holding
+from broker.domain.presence import PresenceAnswer, WorkerPresence
 from broker.domain.shard import ClaimAnswer, ClaimShard, RenewAnswer, RenewLease
 
 __all__ = ["LEASE_SECONDS", "LeaseDoor"]
@@ -57,6 +58,19 @@ class LeaseDoor:
         if held is None:
             return RenewAnswer(granted=False)
         return RenewAnswer(True, self._lease_seconds, held.cancel_requested, held.cancelled_jobs)
+
+    def report(self, presence: WorkerPresence) -> PresenceAnswer:
+        """Count on this worker for a while, or no longer."""
+
+        def work(connection: Connection) -> int:
+            now_us = self._clock()
+            workers.note_presence(connection, presence, now_us)
+            return now_us
+
+        now_us = self._database.write(work, durable=False)
+        if presence.leaving:
+            _log.info("worker_leaves", worker=presence.worker_id, lane=presence.lane)
+        return PresenceAnswer(now_us)
 
     def _lease_us(self) -> int:
         return int(self._lease_seconds * 1_000_000)

@@ -1,9 +1,10 @@
-"""Logs: one JSON object a line, to a file. Never a prompt, a reply, a secret, or the locals of a traceback."""
+"""Logs: one JSON object a line. Never a prompt, a reply, a secret, or the locals of a traceback."""
 
 from __future__ import annotations
 
 import io
 import logging
+import sys
 from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ import structlog
 
 from broker.domain.errors import UsageError
 
-__all__ = ["log_to_file"]
+__all__ = ["log_to_file", "log_to_stderr"]
 
 _SECRET_WORDS = ("secret", "password", "token", "private", "authorization", "api_key", "body", "prompt")
 _COUNTED = ("input_tokens", "output_tokens")
@@ -29,6 +30,16 @@ def log_to_file(path: Path, level: str) -> TextIO:
         file = path.open("a", buffering=1, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"can't write in the data folder {path.parent}: {error.strerror}") from None
+    _configure(file, level)
+    return file
+
+
+def log_to_stderr(level: str) -> None:
+    """Likewise, for processes whose standard error is gathered."""
+    _configure(sys.stderr, level)
+
+
+def _configure(file: TextIO, level: str) -> None:
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[
@@ -47,7 +58,6 @@ def log_to_file(path: Path, level: str) -> TextIO:
     handler = logging.StreamHandler(_Unfailing(file))
     handler.setFormatter(_JsonLines())
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
-    return file
 
 
 class _Unfailing(io.TextIOBase):

@@ -17,6 +17,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     `batch_lines_max`: the most lines that a batch file may have; None for no limit. `log_level`: of the log
     file in the data folder. `url` and `token`: of the broker that commands speak to, where not the data folder's.
+    `database_url`: of the PostgreSQL database that `broker serve` works on. `lane_key` and `trusted`: a worker's
+    signing key, and the file of the broker's public keys that it takes orders from.
     """
 
     data: Path = Path("broker-data")
@@ -25,6 +27,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "info"
     url: str | None = None
     token: str | None = None
+    database_url: str | None = None
+    lane_key: Path | None = None
+    trusted: Path | None = None
 
 
 _LEVELS = ("debug", "info", "warning", "error")
@@ -45,4 +50,11 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
         log_level=level,
         url=environment.get("BROKER_URL") or None,
         token=environment.get("BROKER_TOKEN") or None,
+        database_url=environment.get("BROKER_DATABASE_URL") or None,
+        lane_key=_path(environment.get("BROKER_LANE_KEY")),
+        trusted=_path(environment.get("BROKER_TRUSTED")),
     )
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None

@@ -12,11 +12,11 @@ import msgspec
 import structlog
 
 from broker.bus.envelope import Kind, LeaseQuestion, Signer
-from broker.clock import Clock
+from broker.clock import Clock, SetClock
 from broker.domain.presence import PRESENCE_SECONDS, PresenceAnswer, WorkerPresence
 from broker.domain.shard import ClaimAnswer, ClaimShard, RenewAnswer, RenewLease
 
-__all__ = ["LEASES_PATH", "DoorShut", "HttpLeaseDoor", "Presence", "SetClock"]
+__all__ = ["LEASES_PATH", "DoorShut", "HttpLeaseDoor", "Presence"]
 
 LEASES_PATH = "/v1/leases"
 
@@ -32,21 +32,6 @@ _log = structlog.get_logger(__name__)
 
 class DoorShut(Exception):
     """The broker can't be asked, or doesn't know this worker's key."""
-
-
-class SetClock:
-    """The broker's time, as far as its last answer told; before that, this machine's."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._offset_us = 0
-
-    def __call__(self) -> int:
-        return self._clock() + self._offset_us
-
-    def set(self, broker_now_us: int, asked_us: int, answered_us: int) -> None:
-        """The broker's time was this, half-way between two readings of `self`."""
-        self._offset_us += broker_now_us - (asked_us + answered_us) // 2
 
 
 class HttpLeaseDoor:

@@ -16,6 +16,7 @@ from broker.api.desk import Desk
 from broker.api.errors import Refused, error_body
 from broker.api.gate import Gate, Scope
 from broker.api.jobs import SubmitDoor
+from broker.api.leases import LEASES, LeaseCounter
 
 __all__ = ["LOOPBACK_NAMES", "make_app"]
 
@@ -25,8 +26,10 @@ _BODY_BYTES_MAX = 1_000_000
 _log = structlog.get_logger(__name__)
 
 
-def make_app(desk: Desk, token: str, hosts: tuple[str, ...] = LOOPBACK_NAMES) -> Gate:
-    """The ASGI application; `hosts` are the names it answers to."""
+def make_app(
+    desk: Desk, token: str, hosts: tuple[str, ...] = LOOPBACK_NAMES, leases: LeaseCounter | None = None
+) -> Gate:
+    """The ASGI application; `hosts` are the names it answers to, `leases` is there where workers are elsewhere."""
     framework = Litestar(
         route_handlers=[*jobs.routes, *batches.routes, *lanes.routes],
         state=State({"desk": desk}),
@@ -37,7 +40,7 @@ def make_app(desk: Desk, token: str, hosts: tuple[str, ...] = LOOPBACK_NAMES) ->
         logging_config=None,
     )
     direct = {("POST", "/v1/jobs"): (Scope.JOBS_WRITE, SubmitDoor(desk))}
-    return Gate(framework, token=token, hosts=hosts, direct=direct)
+    return Gate(framework, token=token, hosts=hosts, direct=direct, signed={LEASES: leases} if leases else {})
 
 
 def _require_scope(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:

@@ -1,6 +1,7 @@
-"""The gate: every request passes it. Loopback names only, the bearer token, and nothing else gets anywhere.
+"""The gate: every request passes it. Its own names only, the bearer token, and nothing else gets anywhere.
 
-What isn't the health check needs the token, known route or not; what a route then needs is its scope.
+What isn't the health check, nor signed by a lane, needs the token, known route or not; what a route then
+needs is its scope.
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ PUBLIC = ("GET", "/v1/health")
 
 _log = structlog.get_logger(__name__)
 
-_JSON = (b"content-type", b"application/json")
-
 
 class Scope(StrEnum):
     """What a token may do; every route names one."""
@@ -43,7 +42,10 @@ class Scope(StrEnum):
 
 
 class Gate:
-    """`direct` are routes that are served before the framework, for speed: by method and path, with their scope."""
+    """`direct` are routes that are served before the framework, for speed: by method and path, with their scope.
+
+    `signed` are those that need no token, for what they are sent is signed, and they check that themselves.
+    """
 
     def __init__(
         self,
@@ -52,17 +54,23 @@ class Gate:
         token: str,
         hosts: Collection[str],
         direct: Mapping[tuple[str, str], tuple[Scope, App]],
+        signed: Mapping[tuple[str, str], App] = {},
     ) -> None:
         self._app = app
         self._authorization = f"Bearer {token}".encode()
         self._hosts = frozenset(hosts)
         self.direct = direct
+        self.signed = signed
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 (ASGI's three untyped values)
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:
+            self._check_host(scope)
+            if signed := self.signed.get((scope["method"], scope["path"])):
+                await signed(scope, receive, send)
+                return
             granted = self._check(scope)
             scope["granted"] = granted
             needed, direct = self.direct.get((scope["method"], scope["path"]), (None, self._app))
@@ -75,12 +83,16 @@ class Gate:
             _log.exception("request_failed", path=scope["path"], method=scope["method"])
             await answer(send, 500, error_body("internal", "the broker failed on this request; its log says more"))
 
+    def _check_host(self, scope: Wire) -> None:
+        """A page in some browser, led here by a name of its own, has no business here."""
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+        if _without_port(host) not in self._hosts:
+            known = ", ".join(sorted(self._hosts))
+            raise Refused(403, "host_not_allowed", f"the Host header is {host[:80]!r}; this door is called {known}")
+
     def _check(self, scope: Wire) -> frozenset[Scope]:
         """The scopes that come with the request's token."""
         headers = dict(scope["headers"])
-        host = headers.get(b"host", b"").decode("latin-1").lower()
-        if _without_port(host) not in self._hosts:
-            raise Refused(403, "host_not_allowed", f"the Host header is {host[:80]!r}; this door serves loopback names")
         given = headers.get(b"authorization", b"")
         if hmac.compare_digest(given, self._authorization):
             return frozenset(Scope)
@@ -97,9 +109,21 @@ def _without_port(host: str) -> str:
     return host.partition(":")[0]
 
 
-async def answer(send: Send, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-    """One whole JSON answer."""
+async def answer(
+    send: Send,
+    status: int,
+    body: bytes,
+    headers: dict[str, str] | None = None,
+    content_type: bytes = b"application/json",
+) -> None:
+    """One whole answer, JSON where nothing else is said."""
     extra = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
     length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": int(status), "headers": [_JSON, length, *extra]})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": int(status),
+            "headers": [(b"content-type", content_type), length, *extra],
+        }
+    )
     await send({"type": "http.response.body", "body": body})

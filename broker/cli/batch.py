@@ -15,6 +15,7 @@ from broker.batch_run import BatchRun, RunOptions, allowed_lanes, read_source
 from broker.batch_run import Progress as BatchProgress
 from broker.bootstrap.embedded import Embedded
 from broker.catalog.lanes import DEMO_CATALOG, load_lanes
+from broker.cli import uploads
 from broker.cli.options import CatalogOption, DataOption, parse_window, read_settings
 from broker.cli.printing import OutputFormat, complain, console, dollars, print_rows, say
 from broker.domain.errors import UsageError
@@ -24,7 +25,7 @@ from broker.logs import log_to_file
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Files of jobs, in OpenAI's batch format.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Files of jobs, in OpenAI's batch format.")
 
 _INTERRUPTED = 130
 
@@ -180,3 +181,6 @@ def _conclude(batch: BatchRun, data: Path) -> None:
     if progress.failed == progress.record.read_lines:
         complain("no line succeeded; the error file says why")
         raise typer.Exit(1)
+
+
+uploads.register(app)

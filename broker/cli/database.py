@@ -13,7 +13,7 @@ from broker.domain.errors import BrokerError
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="The database's schema.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="The database's schema.")
 
 
 @app.command("upgrade")

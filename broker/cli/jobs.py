@@ -22,7 +22,7 @@ from broker.reading import open_reader
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Single jobs.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Single jobs.")
 
 JobArgument = Annotated[str, typer.Argument(help="A job's id: job_…")]
 ShapeOption = Annotated[OutputFormat, typer.Option("--format", help="Text for people, or JSON.")]

@@ -11,7 +11,7 @@ from broker.cli.printing import OutputFormat, print_rows, say
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="The lanes of a running broker.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="The lanes of a running broker.")
 
 NameArgument = Annotated[str, typer.Argument(help="The lane's name.")]
 

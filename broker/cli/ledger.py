@@ -18,7 +18,7 @@ from broker.reading import open_reader
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="What it cost, how long it took, where it ran.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="What it cost, how long it took, where it ran.")
 
 
 @app.command("summary")

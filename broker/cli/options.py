@@ -17,7 +17,18 @@ from broker.settings import Settings, load_settings
 if TYPE_CHECKING:
     from broker.client import Client
 
-__all__ = ["CatalogOption", "DataOption", "FormatOption", "UrlOption", "open_client", "parse_window", "read_settings"]
+__all__ = [
+    "CatalogOption",
+    "DataOption",
+    "DatabaseOption",
+    "FormatOption",
+    "LogLevelOption",
+    "UrlOption",
+    "needed_database_url",
+    "open_client",
+    "parse_window",
+    "read_settings",
+]
 
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Folder of the database and keys [BROKER_DATA, or broker-data].")
@@ -26,6 +37,10 @@ CatalogOption = Annotated[
     str | None,
     typer.Option("--catalog", help="TOML file of lanes, or `demo` for the one that ships [BROKER_CATALOG, or demo]."),
 ]
+DatabaseOption = Annotated[
+    str | None, typer.Option("--database-url", help="postgresql://… [BROKER_DATABASE_URL]", show_default=False)
+]
+LogLevelOption = Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")]
 UrlOption = Annotated[
     str | None, typer.Option("--url", help="Where the broker listens [BROKER_URL, or as noted in the data folder].")
 ]
@@ -53,3 +68,13 @@ def parse_window(text: str) -> int:
         return window_seconds_of(text)
     except ValueError as error:
         raise UsageError(f"--window is {error}") from None
+
+
+def needed_database_url(given: str | None, settings: Settings) -> str:
+    """The PostgreSQL database to work on. Raises UsageError where none is named."""
+    found = given or settings.database_url
+    if not found:
+        raise UsageError(
+            "name a PostgreSQL database with --database-url, or BROKER_DATABASE_URL; `broker up` needs none"
+        )
+    return found

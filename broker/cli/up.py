@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -16,14 +12,18 @@ from broker.bootstrap.embedded import Embedded
 from broker.catalog.lanes import load_lanes
 from broker.cli.options import CatalogOption, DataOption, read_settings
 from broker.cli.printing import say
+from broker.cli.signals import stopping_on_signals
 from broker.client import remember_url
 from broker.logs import log_to_file
 
-__all__ = ["up"]
+__all__ = ["app"]
+
+app = typer.Typer(add_completion=False)
 
 _UPLOAD_BYTES_MAX = 10_000_000_000
 
 
+@app.command()
 def up(
     data: DataOption = None,
     catalog: CatalogOption = None,
@@ -42,7 +42,7 @@ def up(
     settings = read_settings(data, catalog, log_level)
     lanes = load_lanes(settings.catalog)
     stop = threading.Event()
-    with _stopping_on_signals(stop), Embedded(settings.data, lanes) as embedded:
+    with stopping_on_signals(stop), Embedded(settings.data, lanes) as embedded:
         log_to_file(settings.data / "broker.log", settings.log_level)
         taken = listen(host, port)
         embedded.start()
@@ -71,16 +71,3 @@ def _introduce(url: str, embedded: Embedded, data: Path) -> None:
         say(f"  {lane.name:<24} {price_text(lane):<12} {where}; runs {', '.join(lane.engine.models)}")
     say(f"Ledger in {data}    (broker ledger summary --data {data})")
     say("Ready. Ctrl-C stops it.")
-
-
-@contextmanager
-def _stopping_on_signals(stop: threading.Event) -> Iterator[None]:
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

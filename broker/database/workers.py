@@ -16,6 +16,7 @@ __all__ = [
     "LaneRest",
     "beat",
     "beat_us",
+    "database_now_us",
     "forget_long_gone",
     "lane_rests",
     "live_slots",
@@ -47,6 +48,13 @@ def live_slots(connection: Connection, since_us: int) -> dict[str, int]:
 def forget_long_gone(connection: Connection, before_us: int) -> None:
     """Workers not heard of since then leave no trace here; the ledger names those that ran something."""
     connection.execute(delete(worker).where(worker.c.seen_us < before_us))
+
+
+def database_now_us(connection: Connection) -> int:
+    """The database server's time, to the microsecond. On PostgreSQL alone."""
+    return int(
+        connection.exec_driver_sql("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint").scalar_one()
+    )
 
 
 def beat(connection: Connection, role: str, now_us: int) -> None:

@@ -45,9 +45,9 @@ def test_an_envelope_is_valid_for_its_time():
 
 
 def test_each_role_has_its_kind_of_envelope():
-    with pytest.raises(EnvelopeError, match="by a (broker|lane) key"):
+    with pytest.raises(EnvelopeError, match=r"by a (broker|lane) key"):
         open_event(RING, _seal(BROKER), NOW_US)  # the broker's key on a lane's envelope
-    with pytest.raises(EnvelopeError, match="by a (broker|lane) key"):
+    with pytest.raises(EnvelopeError, match=r"by a (broker|lane) key"):
         open_shard(RING, _seal(LANE, Kind.SHARD, an_order()), NOW_US)
     with pytest.raises(EnvelopeError, match="where"):
         open_shard(RING, _seal(), NOW_US)

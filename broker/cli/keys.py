@@ -1,0 +1,95 @@
+"""`broker keys`: who may sign what. Private keys go to files, never to the database nor to the screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from broker.bootstrap.stored_keys import remember_signer
+from broker.bus.envelope import KeyRole
+from broker.catalog.lanes import load_lanes
+from broker.cli.options import (
+    CatalogOption,
+    DatabaseOption,
+    DataOption,
+    FormatOption,
+    needed_database_url,
+    read_settings,
+)
+from broker.cli.printing import OutputFormat, print_rows, say
+from broker.clock import utc_now_us
+from broker.database.keys import all_keys, revoke
+from broker.database.postgres import open_postgres
+from broker.domain.errors import UsageError
+from broker.keys import load_or_create_signer, trust_text
+
+__all__ = ["app"]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Signing keys of lanes.")
+lane_app = typer.Typer(no_args_is_help=True, help="What a lane's workers sign with.")
+app.add_typer(lane_app, name="lane")
+
+
+@lane_app.command("create")
+def create_lane_key(
+    lane: Annotated[str, typer.Argument(help="A lane of the catalog.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder for lane-NAME.key and broker.pub.")] = Path(),
+    database_url: DatabaseOption = None,
+    data: DataOption = None,
+    catalog: CatalogOption = None,
+) -> None:
+    """Make a lane's signing key, and write it where its worker will find it, with the broker's public keys."""
+    settings = read_settings(data, catalog)
+    names = sorted(str(one.name) for one in load_lanes(settings.catalog))
+    if lane not in names:
+        raise UsageError(f"{lane!r} is no lane of the catalog; it has {', '.join(names)}")
+    database = open_postgres(needed_database_url(database_url, settings), name="broker keys", upgrade_schema=True)
+    try:
+        brokers = settings.data / "keys"
+        load_or_create_signer(brokers, "broker")
+        remember_signer(database, brokers / "broker.key", KeyRole.BROKER, "broker", utc_now_us)
+        load_or_create_signer(to, f"lane-{lane}")
+        signer = remember_signer(database, to / f"lane-{lane}.key", KeyRole.LANE, lane, utc_now_us)
+        known = database.read(all_keys)
+    finally:
+        database.close()
+    trusted = [(key.key_id, key.public_key) for key in known if key.role == KeyRole.BROKER and key.revoked_us is None]
+    (to / "broker.pub").write_text(trust_text(trusted))
+    say(f"{to / f'lane-{lane}.key'}   key {signer.key_id} of lane {lane}: keep it secret, for its workers alone")
+    say(f"{to / 'broker.pub'}   the broker's public keys, {len(trusted)} of them")
+
+
+@app.command("list")
+def list_keys(
+    database_url: DatabaseOption = None, data: DataOption = None, output: FormatOption = OutputFormat.TABLE
+) -> None:
+    """Every public key there ever was."""
+    database = open_postgres(needed_database_url(database_url, read_settings(data)), name="broker keys")
+    try:
+        known = database.read(all_keys)
+    finally:
+        database.close()
+    rows = [
+        {"key": key.key_id, "role": key.role, "owner": key.owner, "state": "revoked" if key.revoked_us else "in force"}
+        for key in known
+    ]
+    print_rows(rows, output, title="Keys")
+
+
+@app.command("revoke")
+def revoke_key(
+    key: Annotated[str, typer.Argument(help="Its id, as `broker keys list` shows it.")],
+    database_url: DatabaseOption = None,
+    data: DataOption = None,
+) -> None:
+    """Accept nothing more that this key signs; every process of the broker follows within ten seconds."""
+    database = open_postgres(needed_database_url(database_url, read_settings(data)), name="broker keys")
+    try:
+        done = database.write(lambda connection: revoke(connection, key, utc_now_us()))
+    finally:
+        database.close()
+    if not done:
+        raise UsageError(f"there is no key {key!r} in force")
+    say(f"Revoked {key}.")

@@ -1,0 +1,72 @@
+"""`broker worker`: one lane's worker. Nothing here may load a database."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from broker.bootstrap.buses import bus_url_of
+from broker.bootstrap.lane_worker import LaneWorker, WorkerTerms
+from broker.catalog.lanes import load_lanes
+from broker.cli.options import CatalogOption, LogLevelOption, read_settings
+from broker.cli.printing import complain, say
+from broker.cli.signals import stopping_on_signals
+from broker.domain.errors import UsageError
+from broker.domain.lane import Lane
+from broker.logs import log_to_stderr
+
+__all__ = ["app"]
+
+_LOOK_SECONDS = 1.0
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def worker(
+    lane: Annotated[str, typer.Option("--lane", help="The lane of the catalog that this process works.")],
+    url: Annotated[str | None, typer.Option("--url", help="Where the broker listens [BROKER_URL].")] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", help="The lane's signing key [BROKER_LANE_KEY, or lane-NAME.key].")
+    ] = None,
+    trusted: Annotated[
+        Path | None, typer.Option("--trusted", help="The broker's public keys [BROKER_TRUSTED, or broker.pub].")
+    ] = None,
+    catalog: CatalogOption = None,
+    drain_seconds: Annotated[float, typer.Option("--drain-seconds", help="To hand back what runs.")] = 10.0,
+    log_level: LogLevelOption = None,
+) -> None:
+    """Work one lane, beside its accelerator: no database, only the lane's bus, its key, and the broker's door."""
+    settings = read_settings(None, catalog, log_level)
+    chosen = _lane(lane, load_lanes(settings.catalog))
+    broker_url = url or settings.url
+    if not broker_url:
+        raise UsageError("name the broker's door with --url, or BROKER_URL: a worker claims its shards there")
+    terms = WorkerTerms(
+        url=broker_url,
+        bus_url=bus_url_of(chosen),
+        key=key or settings.lane_key or Path(f"lane-{chosen.name}.key"),
+        trusted=trusted or settings.trusted or Path("broker.pub"),
+        drain_seconds=drain_seconds,
+    )
+    log_to_stderr(settings.log_level)
+    stop = threading.Event()
+    with stopping_on_signals(stop), LaneWorker(chosen, terms) as working:
+        working.start()
+        say(f"Ready: lane {chosen.name}, {chosen.slots} slots, {', '.join(chosen.engine.models)}. SIGTERM stops it.")
+        while not stop.wait(_LOOK_SECONDS):
+            if not working.is_running:
+                complain("the worker lost its bus for good; the log says why")
+                raise typer.Exit(1)
+        say("Stopping: handing back what runs…")
+    say("Stopped.")
+
+
+def _lane(name: str, lanes: list[Lane]) -> Lane:
+    for lane in lanes:
+        if lane.name == name:
+            return lane
+    raise UsageError(f"--lane is {name!r}; the catalog has {', '.join(sorted(str(lane.name) for lane in lanes))}")
