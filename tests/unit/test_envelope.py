@@ -69,8 +69,8 @@ def test_unknown_and_forged_keys_are_refused():
 def test_another_version_is_named():
     content, signature = DECODE(_seal(), type=tuple[bytes, bytes])
     fields = DECODE(content)
-    with pytest.raises(EnvelopeError, match="envelope version 2; this program reads 1"):
-        open_event(RING, ENCODE((ENCODE([2, *fields[1:]]), signature)), NOW_US)
+    with pytest.raises(EnvelopeError, match="envelope version 1; this program reads 2"):
+        open_event(RING, ENCODE((ENCODE([1, *fields[1:]]), signature)), NOW_US)
 
 
 @pytest.mark.parametrize("place", range(8))
