@@ -287,7 +287,8 @@ class _ShardRun:
         loop = asyncio.get_running_loop()
         while self._stopped is None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.renew_soon.wait(), self._lease.renew_seconds)
+                async with asyncio.timeout(self._lease.renew_seconds):
+                    await self.renew_soon.wait()
             self.renew_soon.clear()
             running = Bitmap.of(sorted(self._at_engine)).to_bytes()
             try:
