@@ -107,8 +107,10 @@ class Intake:
         if chunk.at_end and record.read_lines + len(chunk.lines) == 0:
             raise UsageError(f"{record.source_name} has no lines: there is nothing to run")
 
-        def work(connection: Connection) -> BatchRecord:
-            fresh, doubled = _without_doubles(connection, record.batch_id, accepted)
+        def work(connection: Connection, *, ask: bool) -> BatchRecord:
+            names = [line.custom_id for line in accepted]
+            taken = jobs.known_custom_ids(connection, record.batch_id, names) if ask else set()
+            fresh, doubled = _without_doubles(accepted, taken)
             self._insert(connection, record, fresh, now_us)
             batches.refuse_lines(connection, record.batch_id, refused + doubled)
             batches.advance_reading(
@@ -124,7 +126,13 @@ class Intake:
             assert moved is not None  # noqa: S101 (the row was updated just above)
             return moved
 
-        moved = self._database.write(work)
+        try:
+            moved = self._database.write(lambda connection: work(connection, ask=False))
+        except Exception as error:
+            # Files whose lines share names are rare: asking of every line would cost more than the insert.
+            if not jobs.are_names_taken(error):
+                raise
+            moved = self._database.write(lambda connection: work(connection, ask=True))
         _log.info("lines_taken_in", accepted=moved.accepted_jobs, refused=moved.refused_lines)
         return moved
 
@@ -170,10 +178,9 @@ class Intake:
         jobs.wait(connection, spans)
 
 
-def _without_doubles(
-    connection: Connection, batch_id: bytes, lines: list[AcceptedLine]
-) -> tuple[list[AcceptedLine], list[RefusedLine]]:
-    taken = jobs.known_custom_ids(connection, batch_id, [line.custom_id for line in lines])
+def _without_doubles(lines: list[AcceptedLine], taken: set[str]) -> tuple[list[AcceptedLine], list[RefusedLine]]:
+    """Of lines with the same name the first one stays, unless the name is `taken`."""
+    taken = set(taken)
     fresh: list[AcceptedLine] = []
     doubled: list[RefusedLine] = []
     for line in lines:

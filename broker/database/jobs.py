@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 
 from broker.database.connection import bulk_insert
 from broker.database.tables import job, payload, ready, work_group
@@ -17,7 +18,7 @@ from broker.domain.job import AcceptedLine, GroupKey, SingleJob, WaitingSpan, Wo
 from broker.domain.shard import ShardJob, ShardSpan
 from broker.rules.grouping import group_digest
 
-__all__ = ["ensure_group", "insert_span", "known_custom_ids", "load_groups", "load_shard_jobs", "wait"]
+__all__ = ["are_names_taken", "ensure_group", "insert_span", "known_custom_ids", "load_groups", "load_shard_jobs", "wait"]
 
 _SALT_BYTES = 16
 
@@ -41,6 +42,11 @@ def load_groups(connection: Connection, group_ids: list[bytes]) -> list[WorkGrou
         WorkGroup(row.group_id, GroupKey(row.tenant_id, row.endpoint, row.model, row.constraints, row.deadline_us))
         for row in rows
     ]
+
+
+def are_names_taken(error: Exception) -> bool:
+    """Whether an insert failed because earlier lines of its batch have the same names."""
+    return isinstance(error, IntegrityError) and "custom" in str(error.orig)
 
 
 def known_custom_ids(connection: Connection, batch_id: bytes, custom_ids: list[str]) -> set[str]:
