@@ -1,0 +1,195 @@
+"""How many instances each lane should hold so that the needed speed is there, at the lowest cost.
+
+Lanes are filled in merit order: cost per unit of work, cheapest first. Soft work takes whole instances only, and what
+doesn't fill one waits; it may use lanes only as far as the last day's demand reaches into the merit order, since
+dearer ones can be avoided by waiting. Hard work may start anything, and the cheapest way to cover it is picked, with
+the surplus credited as soft work done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+
+import msgspec
+
+from broker.rules.placement.filters import bits
+from broker.rules.placement.lanes import LaneNow, Supply
+from broker.rules.placement.needs import Pool
+from broker.rules.placement.policy import Policy
+from broker.rules.placement.shares import ShareRoom
+from broker.rules.placement.table import LaneTable
+
+__all__ = ["Cover", "cover"]
+
+_NOTHING = 1e-9
+_SURPLUS_USE_S = 1_800.0
+_START_SPREAD_S = 1_800.0
+
+
+class Cover(msgspec.Struct):
+    """The fleet that is wanted, while it is being put together. `room`: idle instances (with fractions) by lane."""
+
+    limits: list[int]
+    desired: list[int]
+    room: list[float]
+    covered: dict[int, float] = {}
+
+
+class _Line(msgspec.Struct):
+    """One pool's view: its lanes in merit order, their speed on its mix and their cost per unit of work."""
+
+    order: list[int]
+    speeds: list[float]
+    prices: list[float]
+
+
+def cover(
+    table: LaneTable, states: Sequence[LaneNow], pools: Sequence[Pool], policy: Policy, shares: ShareRoom
+) -> Cover:
+    """The instances wanted, pool after pool, those with the fewest lanes first."""
+    limits = [ceil(lane.quota * now.trust) for lane, now in zip(table.lanes, states, strict=True)]
+    fixed = [now.ready if lane.supply is Supply.FIXED else 0 for lane, now in zip(table.lanes, states, strict=True)]
+    limits = [max(limit, ready) for limit, ready in zip(limits, fixed, strict=True)]
+    fleet = Cover(limits, list(fixed), [float(ready) for ready in fixed], {})
+    waiting: list[tuple[int, float]] = []
+    for pool in pools:
+        line = _line(table, pool)
+        # What didn't fill an instance of a narrower pool may fill one together with a wider pool's work.
+        carried = sum(units for mask, units in waiting if mask & pool.mask == mask)
+        waiting = [(mask, units) for mask, units in waiting if mask & pool.mask != mask]
+        soft_limits, dearest = _soft_limits(fleet, line, pool, pools, policy, shares)
+        need = _steady(fleet, line, pool, dearest, soft_limits) + carried
+        missing = _cover_soft(fleet, line, need, states, soft_limits, policy)
+        missing = _cover_hard(fleet, line, pool, pool.hard - (need - missing), states, dearest, missing)
+        fleet.covered[pool.mask] = need - missing
+        if missing > _NOTHING:
+            waiting.append((pool.mask, missing))
+    return fleet
+
+
+def _line(table: LaneTable, pool: Pool) -> _Line:
+    speeds = table.mean_speeds(pool.mix)
+    prices = [0.0] * len(speeds)
+    order = [place for place in bits(pool.mask) if speeds[place] > 0]
+    for place in order:
+        prices[place] = table.hour_cost(place, pool.mix) / speeds[place]
+    order.sort(key=lambda place: (prices[place], table.lanes[place].name))
+    return _Line(order, speeds, prices)
+
+
+def _soft_limits(
+    fleet: Cover, line: _Line, pool: Pool, pools: Sequence[Pool], policy: Policy, shares: ShareRoom
+) -> tuple[list[int], float]:
+    """Up to how many instances soft work may start by lane, and the price of the dearest unit it may use."""
+    rivals = sum(other.day for other in pools if other.mask & pool.mask)
+    left = max(rivals, _NOTHING) * policy.cap_headroom
+    allowed = [0] * len(fleet.limits)
+    dearest = 0.0
+    for place in line.order:
+        if left <= _NOTHING:
+            break
+        allowed[place] = shares.allowed(place, fleet.limits[place])
+        if allowed[place]:
+            left -= allowed[place] * line.speeds[place]
+            dearest = line.prices[place]
+    return allowed, dearest
+
+
+def _steady(fleet: Cover, line: _Line, pool: Pool, dearest: float, allowed: Sequence[int]) -> float:
+    """The soft speed; more where cheap lanes that the day's demand fills anyway would else stand idle."""
+    cheap = 0.0
+    for place in line.order:
+        if line.prices[place] > 0.9 * dearest or cheap + allowed[place] * line.speeds[place] > pool.day:
+            break
+        cheap += allowed[place] * line.speeds[place]
+    return max(pool.soft, min(cheap, pool.urgent + pool.backlog / 3_600.0))
+
+
+def _cover_soft(
+    fleet: Cover, line: _Line, need: float, states: Sequence[LaneNow], allowed: Sequence[int], policy: Policy
+) -> float:
+    """Whole instances in merit order; what is left over waits and is returned."""
+    for place in line.order:
+        need -= _use_room(fleet, place, line.speeds[place], need)
+    for place in line.order:
+        addable = min(allowed[place], fleet.limits[place]) - fleet.desired[place]
+        if need <= _NOTHING:
+            return 0.0
+        if addable <= 0:
+            continue
+        wanted = need / line.speeds[place]
+        whole = min(int(wanted), addable)
+        fleet.desired[place] += whole
+        need -= whole * line.speeds[place]
+        if whole < addable:
+            rest = wanted - whole
+            kept = states[place].live > fleet.desired[place]
+            if rest <= (policy.keep_above if kept else policy.add_above):
+                return need
+            fleet.desired[place] += 1
+            fleet.room[place] += 1.0 - rest
+            return 0.0
+    return need
+
+
+def _use_room(fleet: Cover, place: int, speed: float, need: float) -> float:
+    """Use what is already wanted and idle; the units per second gained."""
+    if fleet.room[place] <= 0 or need <= 0:
+        return 0.0
+    gained = min(fleet.room[place] * speed, need)
+    fleet.room[place] -= gained / speed
+    return gained
+
+
+def _cover_hard(
+    fleet: Cover,
+    line: _Line,
+    pool: Pool,
+    short: float,
+    states: Sequence[LaneNow],
+    dearest: float,
+    missing: float,
+) -> float:
+    """Add the cheapest instances until the hard speed is there; what soft work still misses then."""
+    while short > _NOTHING:
+        best: tuple[float, int, int] | None = None
+        for place in line.order:
+            addable = fleet.limits[place] - fleet.desired[place]
+            if addable <= 0:
+                continue
+            for count in {int(short / line.speeds[place]), min(addable, ceil(short / line.speeds[place]))}:
+                if 0 < count <= addable:
+                    score = _score(fleet, line, pool, place, count, short, states, dearest)
+                    if best is None or (score, place) < best[:2]:
+                        best = (score, place, count)
+        if best is None:
+            return missing
+        _, place, count = best
+        gained = count * line.speeds[place]
+        fleet.desired[place] += count
+        used = min(gained, max(short, missing))
+        fleet.room[place] += (gained - used) / line.speeds[place]
+        missing = max(0.0, missing - used)
+        short -= gained
+    return missing
+
+
+def _score(
+    fleet: Cover,
+    line: _Line,
+    pool: Pool,
+    place: int,
+    count: int,
+    short: float,
+    states: Sequence[LaneNow],
+    dearest: float,
+) -> float:
+    """Cost per unit covered of `count` more instances here, starts included, useful surplus credited."""
+    hourly = line.prices[place] * line.speeds[place]
+    gained = count * line.speeds[place]
+    new = max(0, fleet.desired[place] + count - max(states[place].live, fleet.desired[place]))
+    cost = hourly * (count + new * 180.0 / _START_SPREAD_S)
+    surplus = max(0.0, gained - short)
+    useful = min(surplus, pool.backlog / _SURPLUS_USE_S)
+    return (cost - useful * min(dearest, line.prices[place])) / min(gained, short)

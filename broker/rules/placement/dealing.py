@@ -1,0 +1,115 @@
+"""Late binding: which waiting jobs get the free slots, at the moment when they are free.
+
+Jobs that must start soon go before those that need not, in bands; within a band tenants take turns (deficit round
+robin, measured in work); within a tenant the earliest deadline goes first. A job goes to a lane that its terms
+allow, the one that is best at its kind first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+
+from broker.rules.placement.policy import Policy
+from broker.rules.placement.table import LaneTable
+from broker.rules.placement.work import Group, Terms
+
+__all__ = ["Dealt", "deal"]
+
+_BANDS_S = (120.0, 1_200.0, 7_200.0, float("inf"))
+_TURN_S = 1.0
+_NOTHING = 1e-9
+
+
+class Dealt(msgspec.Struct, frozen=True):
+    """So many jobs of a group go to a lane, named by its place."""
+
+    group: Group
+    place: int
+    jobs: float
+
+
+class _Hand:
+    """What one tenant has waiting, earliest deadline first."""
+
+    def __init__(self, groups: Iterator[Group], weight: float) -> None:
+        self._groups = groups
+        self._head = next(groups, None)
+        self._left = self._head.jobs if self._head else 0.0
+        self.weight = weight
+        self.credit = 0.0
+
+    def first(self, due_before_s: float) -> Group | None:
+        """The next group, if it must start before then."""
+        return self._head if self._head is not None and self._head.start_by_s < due_before_s else None
+
+    @property
+    def left(self) -> float:
+        return self._left
+
+    def take(self, jobs: float) -> None:
+        self._left -= jobs
+        if self._left <= _NOTHING:
+            self.skip()
+
+    def skip(self) -> None:
+        """On to the next group: this one is used up, or no lane that it may use has room."""
+        self._head = next(self._groups, None)
+        self._left = self._head.jobs if self._head else 0.0
+
+
+def deal(
+    table: LaneTable,
+    now_s: float,
+    waiting: Mapping[str, Iterator[Group]],
+    free_s: Sequence[float],
+    orders: Mapping[Terms, tuple[int, ...]],
+    policy: Policy,
+) -> list[Dealt]:
+    """Who gets the free instance-seconds of each lane. `waiting`: per tenant, earliest deadline first."""
+    free = list(free_s)
+    hands = [_Hand(waiting[name], policy.tenant_weights.get(name, 1.0)) for name in sorted(waiting)]
+    dealt: list[Dealt] = []
+    alone = len(hands) == 1
+    for band_s in _BANDS_S:
+        due_before_s = now_s + band_s
+        playing = [hand for hand in hands if hand.first(due_before_s)]
+        while playing and max(free) > _NOTHING:
+            for hand in playing:
+                hand.credit = float("inf") if alone else hand.credit + _TURN_S * hand.weight
+                _turn(table, hand, due_before_s, free, orders, policy, dealt)
+            playing = [hand for hand in playing if hand.first(due_before_s)]
+    return dealt
+
+
+def _turn(
+    table: LaneTable,
+    hand: _Hand,
+    due_before_s: float,
+    free: list[float],
+    orders: Mapping[Terms, tuple[int, ...]],
+    policy: Policy,
+    dealt: list[Dealt],
+) -> None:
+    """One tenant spends its credit, in units of work."""
+    while hand.credit > _NOTHING and (group := hand.first(due_before_s)) is not None:
+        terms = table.terms_of(group, policy.preemptions_max)
+        order = orders.get(terms)
+        if order is None:  # newer than the plan
+            order = table.cheapest_first(terms)
+        for place in order:
+            if free[place] <= _NOTHING:
+                continue
+            speed = table.lanes[place].jobs_per_second[terms.kind]
+            fastest = table.fastest[terms.kind]
+            jobs = min(hand.left, free[place] * speed, hand.credit * fastest)
+            hand.credit -= jobs / fastest
+            free[place] -= jobs / speed
+            if free[place] <= _NOTHING and max(free) <= _NOTHING:
+                hand.credit = 0.0
+            dealt.append(Dealt(group, place, jobs))
+            hand.take(jobs)
+            break
+        else:
+            hand.skip()
