@@ -18,7 +18,15 @@ from broker.domain.job import AcceptedLine, GroupKey, SingleJob, WaitingSpan, Wo
 from broker.domain.shard import ShardJob, ShardSpan
 from broker.rules.grouping import group_digest
 
-__all__ = ["are_names_taken", "ensure_group", "insert_span", "known_custom_ids", "load_groups", "load_shard_jobs", "wait"]
+__all__ = [
+    "are_names_taken",
+    "ensure_group",
+    "insert_span",
+    "known_custom_ids",
+    "load_groups",
+    "load_shard_jobs",
+    "wait",
+]
 
 _SALT_BYTES = 16
 
