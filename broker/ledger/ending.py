@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection
@@ -21,7 +21,7 @@ from broker.database.tables import result
 from broker.domain.events import JobRan
 from broker.domain.ids import id_at, new_span, time_us_of
 from broker.domain.job import WaitingSpan
-from broker.domain.lane import Lane, PriceMeter
+from broker.domain.lane import Lane, Price, PriceMeter
 from broker.domain.outcome import CostBasis, Outcome
 from broker.domain.shard import ShardSpan, ShardState
 from broker.ledger.writing import AttemptRow, Flush, OutcomeRow, ShardFacts, append, ended_jobs
@@ -30,6 +30,15 @@ from broker.rules.regrouping import regroup
 from broker.rules.settling import Ended, Retry, Settlement, settle
 
 __all__ = ["AttemptEnds"]
+
+
+class _Shared(NamedTuple):
+    """What the attempts of one shard have in common. `counts` are its batch's, where it is of one."""
+
+    facts: ShardFacts
+    price: Price
+    basis: CostBasis
+    counts: Counts | None
 
 
 class AttemptEnds:
@@ -45,7 +54,7 @@ class AttemptEnds:
         self._waiting: list[WaitingSpan] = []
         self._counts: dict[bytes, Counts] = defaultdict(Counts)
         self._attempt_ids = map(partial(id_at, new_span()), count())
-        self._facts: dict[bytes, ShardFacts] = {}
+        self._shared: dict[bytes, _Shared] = {}
         self._ended: set[bytes] = set()
         self._looked_up: set[bytes] = set()
 
@@ -64,9 +73,9 @@ class AttemptEnds:
 
         With `sent_on` nothing follows for the job either way: only the attempt is written.
         """
+        shared = self._shared.get(shard.shard_id) or self._share(shard, lane)
         span = shard.span_at(ran.index)
         job_id = id_at(span.first_job_id, ran.index - span.first_index)
-        self._look_up_ended(shard)
         settlement = settle(
             ran.outcome,
             ran.error_code,
@@ -76,17 +85,17 @@ class AttemptEnds:
             alone=span.alone,
         )
         ids = (next(self._attempt_ids), job_id)
-        row = _attempt_row(ids, self._facts_of(shard, lane), lane, ran, span, settlement, cost_upper_nano_usd)
+        row = _attempt_row(ids, shared, ran, span, settlement, cost_upper_nano_usd)
         self._flush.attempts.append(row)
         match settlement.then:
             case Ended() as ended:
-                self._end_job(shard, job_id, row.attempt_id, ran, ended)
+                self._end_job(shared, job_id, row.attempt_id, ran, ended)
             case Retry() as retry if shard.state is ShardState.RUNNING:
                 self._wait_again(shard, span, job_id, retry)
             case Retry() | None:
                 pass
-        if shard.batch_id:
-            _count(self._counts[shard.batch_id], row)
+        if shared.counts is not None:
+            _count(shared.counts, row)
 
     def give_back(self, shard: ShardRecord, indices: list[int]) -> None:
         """Jobs of the shard that its worker did not start, or did not speak of: they wait again, uncounted.
@@ -116,10 +125,11 @@ class AttemptEnds:
         """The jobs of no batch that end here; somebody may wait for each of them."""
         return [row.job_id for row in self._flush.outcomes if row.batch_id is None]
 
-    def _facts_of(self, shard: ShardRecord, lane: Lane) -> ShardFacts:
-        if shard.shard_id not in self._facts:
-            self._facts[shard.shard_id] = _shard_facts(shard, lane)
-        return self._facts[shard.shard_id]
+    def _share(self, shard: ShardRecord, lane: Lane) -> _Shared:
+        self._look_up_ended(shard)
+        counts = self._counts[shard.batch_id] if shard.batch_id else None
+        shared = self._shared[shard.shard_id] = _Shared(_shard_facts(shard, lane), lane.price, _basis(lane), counts)
+        return shared
 
     def _look_up_ended(self, shard: ShardRecord) -> None:
         """A first attempt inside its lease is the only one its job has had, so nothing can have ended it."""
@@ -131,13 +141,13 @@ class AttemptEnds:
                 last = id_at(span.first_job_id, span.jobs_count - 1)
                 self._ended |= ended_jobs(self._connection, span.first_job_id, last)
 
-    def _end_job(self, shard: ShardRecord, job_id: bytes, attempt_id: bytes, ran: JobRan, ended: Ended) -> None:
+    def _end_job(self, shared: _Shared, job_id: bytes, attempt_id: bytes, ran: JobRan, ended: Ended) -> None:
         self._ended.add(job_id)
         self._flush.outcomes.append(
             OutcomeRow(
                 job_id=job_id,
-                tenant_id=shard.tenant_id,
-                batch_id=shard.batch_id,
+                tenant_id=shared.facts.tenant_id,
+                batch_id=shared.facts.batch_id,
                 outcome=ended.outcome,
                 error_code=ended.error_code,
                 attempt_id=attempt_id,
@@ -146,12 +156,8 @@ class AttemptEnds:
         self._results.append(
             (job_id, attempt_id, ran.status_code, ran.request_id, ended.error_code, ran.message or None, ran.body, None)
         )
-        if shard.batch_id:
-            counts = self._counts[shard.batch_id]
-            counts.succeeded += ended.outcome is Outcome.SUCCEEDED
-            counts.failed += ended.outcome is Outcome.FAILED
-            counts.cancelled += ended.outcome is Outcome.CANCELLED
-            counts.expired += ended.outcome is Outcome.EXPIRED
+        if shared.counts is not None:
+            _count_end(shared.counts, ended.outcome)
 
     def _wait_again(self, shard: ShardRecord, span: ShardSpan, job_id: bytes, retry: Retry) -> None:
         self._waiting.append(
@@ -183,6 +189,20 @@ def _waiting_span(shard: ShardRecord, span: ShardSpan, job_id: bytes) -> Waiting
 
 def _basis(lane: Lane) -> CostBasis:
     return CostBasis.LIST if lane.price.meter is PriceMeter.TOKEN else CostBasis.ATTRIBUTED
+
+
+def _count_end(counts: Counts, outcome: Outcome) -> None:
+    match outcome:
+        case Outcome.SUCCEEDED:
+            counts.succeeded += 1
+        case Outcome.FAILED:
+            counts.failed += 1
+        case Outcome.CANCELLED:
+            counts.cancelled += 1
+        case Outcome.EXPIRED:
+            counts.expired += 1
+        case Outcome.PREEMPTED | Outcome.LOST | Outcome.SUPERSEDED:
+            pass  # an attempt ends so, never a job
 
 
 def _count(counts: Counts, row: AttemptRow) -> None:
@@ -217,8 +237,7 @@ def _shard_facts(shard: ShardRecord, lane: Lane) -> ShardFacts:
 
 def _attempt_row(
     ids: tuple[bytes, bytes],
-    facts: ShardFacts,
-    lane: Lane,
+    shared: _Shared,
     ran: JobRan,
     span: ShardSpan,
     settlement: Settlement,
@@ -226,13 +245,14 @@ def _attempt_row(
 ) -> AttemptRow:
     attempt_id, job_id = ids
     submitted_us = time_us_of(job_id)
-    cost = cost_nano_usd(lane.price, ran.usage)
+    usage = ran.usage
+    cost = cost_nano_usd(shared.price, usage)
     return AttemptRow(
         attempt_id,
         job_id,
         ran.index,
         span.attempt_number,
-        facts,
+        shared.facts,
         settlement.outcome,
         ran.error_code,
         ran.status_code,
@@ -242,15 +262,15 @@ def _attempt_row(
         ran.ended_us,
         max(0, ran.started_us - submitted_us),
         ran.run_us,
-        ran.usage.input_tokens,
-        ran.usage.cached_input_tokens,
-        ran.usage.output_tokens,
-        ran.usage.reasoning_tokens,
-        ran.usage.accelerator_us,
+        usage.input_tokens,
+        usage.cached_input_tokens,
+        usage.output_tokens,
+        usage.reasoning_tokens,
+        usage.accelerator_us,
         cost,
         cost,
         cost if cost_upper_nano_usd is None else cost_upper_nano_usd,
-        _basis(lane) if cost_upper_nano_usd is None else CostBasis.UNKNOWN,
+        shared.basis if cost_upper_nano_usd is None else CostBasis.UNKNOWN,
         ran.request_digest or None,
         ran.reply_digest or None,
         len(ran.body),

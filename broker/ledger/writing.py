@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Table, bindparam, insert, select
+from sqlalchemy import Connection, bindparam, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from broker.database.connection import bulk_insert
@@ -126,15 +126,13 @@ class _Proof(msgspec.Struct):
     next_seq: int
     leaves: list[bytes] = []
 
-    def columns(self) -> tuple[bytes, int, int, int]:
-        found = (self.stream_id, self.next_seq, self.batch_number, SCHEMA_VERSION)
+    def sealed(self, table: str, key: bytes | int, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The whole row: its first column, the proof columns, the values after them, the leaf."""
+        row = (key, self.stream_id, self.next_seq, self.batch_number, SCHEMA_VERSION, *values)
         self.next_seq += 1
-        return found
-
-    def sealed(self, table: Table, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        leaf = row_leaf(str(table.name), values)
+        leaf = row_leaf(table, row)
         self.leaves.append(leaf)
-        return (*values, leaf)
+        return (*row, leaf)
 
 
 def open_stream(connection: Connection, slot: str, now_us: int) -> bytes:
@@ -211,24 +209,16 @@ def _insert_rows(connection: Connection, flush: Flush, proof: _Proof, now_us: in
     bulk_insert(
         connection,
         attempt,
-        [proof.sealed(attempt, (now_us, *proof.columns(), *row.columns())) for row in flush.attempts],
+        [proof.sealed("attempt", now_us, row.columns()) for row in flush.attempts],
     )
     bulk_insert(
         connection,
         job_outcome,
         [
             proof.sealed(
-                job_outcome,
-                (
-                    row.job_id,
-                    *proof.columns(),
-                    now_us,
-                    row.tenant_id,
-                    row.batch_id,
-                    row.outcome,
-                    row.error_code,
-                    row.attempt_id,
-                ),
+                "job_outcome",
+                row.job_id,
+                (now_us, row.tenant_id, row.batch_id, row.outcome, row.error_code, row.attempt_id),
             )
             for row in flush.outcomes
         ],
@@ -236,5 +226,5 @@ def _insert_rows(connection: Connection, flush: Flush, proof: _Proof, now_us: in
     bulk_insert(
         connection,
         cost_entry,
-        [proof.sealed(cost_entry, (now_us, *proof.columns(), *astuple(row))) for row in flush.cost_entries],
+        [proof.sealed("cost_entry", now_us, astuple(row)) for row in flush.cost_entries],
     )

@@ -36,6 +36,9 @@ class Settlement(msgspec.Struct, frozen=True):
     then: Ended | Retry | None
 
 
+_SUCCEEDED = Settlement(Outcome.SUCCEEDED, Ended(Outcome.SUCCEEDED, None))
+
+
 def settle(
     outcome: Outcome,
     code: ErrorCode | None,
@@ -49,7 +52,7 @@ def settle(
     if outcome is Outcome.SUCCEEDED:
         if already_ended:
             return Settlement(Outcome.SUPERSEDED, None)
-        return Settlement(outcome, Ended(outcome, None))
+        return _SUCCEEDED
     if already_ended:
         return Settlement(outcome, None)
     if outcome is Outcome.CANCELLED:
