@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from typing import Protocol
 
-__all__ = ["Endings", "Topic", "Wakeups"]
+__all__ = ["Carrier", "Endings", "Topic", "Wakeups"]
 
 
 class Topic(StrEnum):
@@ -20,15 +21,36 @@ class Topic(StrEnum):
     READER = "reader"
 
 
+class Carrier(Protocol):
+    """Takes wake-ups on to other processes; `broker.database.notifying.Notifier` is one. Neither waits."""
+
+    def carry_topics(self, topics: Sequence[Topic]) -> None:
+        """Wake the stages of these topics elsewhere."""
+
+    def carry_endings(self, job_ids: Sequence[bytes]) -> None:
+        """Tell those who wait elsewhere that these jobs have ended."""
+
+
 class Wakeups:
-    """In one process. A wake-up that comes while its stage works is kept until the stage waits again."""
+    """Of one process. A wake-up that comes while its stage works is kept until the stage waits again."""
 
     def __init__(self) -> None:
         self.endings = Endings()
         self._events = {topic: threading.Event() for topic in Topic}
+        self._carrier: Carrier | None = None
+
+    def carry_on(self, carrier: Carrier) -> None:
+        """From now on wake-ups go to other processes too."""
+        self._carrier = self.endings.carrier = carrier
 
     def notify(self, *topics: Topic) -> None:
-        """Wake the stages of these topics."""
+        """Wake the stages of these topics, wherever they run."""
+        self.wake(*topics)
+        if self._carrier:
+            self._carrier.carry_topics(topics)
+
+    def wake(self, *topics: Topic) -> None:
+        """Wake those of this process."""
         for topic in topics:
             self._events[topic].set()
 
@@ -43,6 +65,7 @@ class Endings:
     """Tells those who wait for single jobs that these have ended, as soon as that is durable."""
 
     def __init__(self) -> None:
+        self.carrier: Carrier | None = None
         self._lock = threading.Lock()
         self._watchers: dict[bytes, list[Callable[[], None]]] = {}
 
@@ -62,6 +85,12 @@ class Endings:
 
     def announce(self, job_ids: Sequence[bytes]) -> None:
         """These jobs' ends are committed."""
+        self.tell(job_ids)
+        if self.carrier and job_ids:
+            self.carrier.carry_endings(job_ids)
+
+    def tell(self, job_ids: Sequence[bytes]) -> None:
+        """Tell those who wait in this process."""
         if not self._watchers:
             return
         with self._lock:
@@ -71,6 +100,10 @@ class Endings:
 
     def announce_stop(self) -> None:
         """Nothing will end any more: let go of everyone who waits."""
+        self.tell_all()
+
+    def tell_all(self) -> None:
+        """Have everyone who waits in this process look again: something may have been missed."""
         with self._lock:
             job_ids = list(self._watchers)
-        self.announce(job_ids)
+        self.tell(job_ids)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from enum import Enum
 from typing import Self
+from urllib.parse import urlencode, urlsplit, urlunsplit
 
 __all__ = ["FaultProxy", "Way"]
 
@@ -113,6 +114,12 @@ class FaultProxy:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def url_of(self, url: str, **query: str) -> str:
+        """The same URL by way of this proxy; `query` takes the place of its query."""
+        parts = urlsplit(url)
+        user, at, _ = parts.netloc.rpartition("@")
+        return urlunsplit(parts._replace(netloc=f"{user}{at}127.0.0.1:{self.port}", query=urlencode(query)))
 
     # Faults.
 

@@ -10,6 +10,7 @@ import pytest
 
 from broker.database.postgres import PostgresDatabase, PostgresTerms, open_postgres
 from broker.database.types import metadata
+from tests.proxy import FaultProxy
 from tests.unit.builders import World, a_lane
 from tests.unit.conftest import quiet
 
@@ -82,3 +83,16 @@ def make_world(emptied, tmp_path):
 @pytest.fixture
 def world(database, tmp_path):
     return World(database, [a_lane()], tmp_path)
+
+
+@pytest.fixture
+def proxy(postgres_url):
+    parts = urlsplit(postgres_url)
+    with FaultProxy(parts.hostname, parts.port or 5432) as made:
+        yield made
+
+
+@pytest.fixture
+def proxied_url(postgres_url, proxy):
+    """In the clear, so that the proxy can read along."""
+    return proxy.url_of(postgres_url, sslmode="disable")

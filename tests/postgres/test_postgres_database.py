@@ -6,7 +6,6 @@ import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
@@ -26,7 +25,7 @@ from broker.domain.outcome import Outcome
 from broker.ledger.tables import attempt, job_outcome, ledger_batch
 from broker.ledger.verifying import verify
 from broker.ledger.writing import Flush, append, open_stream
-from tests.proxy import FaultProxy, Way
+from tests.proxy import Way
 from tests.unit.builders import NOW_US, an_attempt_row, an_outcome_row
 
 
@@ -49,23 +48,10 @@ def counted(database):
     return database.read(lambda connection: connection.execute(select(tenant.c.created_us)).scalar_one())
 
 
-def through(url, proxy):
-    parts = urlsplit(url)
-    user = f"{parts.username}@" if parts.username else ""
-    return urlunsplit(parts._replace(netloc=f"{user}127.0.0.1:{proxy.port}", query="sslmode=disable"))
-
-
 @pytest.fixture
-def proxy(postgres_url):
-    parts = urlsplit(postgres_url)
-    with FaultProxy(parts.hostname, parts.port or 5432) as made:
-        yield made
-
-
-@pytest.fixture
-def shaky(postgres_url, proxy):
+def shaky(proxied_url, proxy):
     """A database behind the proxy, and a row to count on."""
-    opened = PostgresDatabase(through(postgres_url, proxy), PostgresTerms(retry_seconds=10.0))
+    opened = PostgresDatabase(proxied_url, PostgresTerms(retry_seconds=10.0))
     opened.write(lambda connection: connection.execute(insert(tenant).values(tenant_id="t", created_us=0)))
     yield opened
     proxy.heal()
@@ -244,8 +230,8 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(shaky, proxy):
     assert counted(shaky) == 1
 
 
-def test_a_server_that_stays_away_is_told_of_in_time(postgres_url, proxy):
-    database = PostgresDatabase(through(postgres_url, proxy), PostgresTerms(retry_seconds=0.5))
+def test_a_server_that_stays_away_is_told_of_in_time(proxied_url, proxy):
+    database = PostgresDatabase(proxied_url, PostgresTerms(retry_seconds=0.5))
     proxy.refuse()
     began = time.monotonic()
     with pytest.raises(OperationalError) as told:
@@ -255,8 +241,8 @@ def test_a_server_that_stays_away_is_told_of_in_time(postgres_url, proxy):
     database.close()
 
 
-def test_a_server_that_falls_silent_is_not_waited_for(postgres_url, proxy):
-    database = PostgresDatabase(through(postgres_url, proxy), PostgresTerms(retry_seconds=20.0, statement_seconds=1.0))
+def test_a_server_that_falls_silent_is_not_waited_for(proxied_url, proxy):
+    database = PostgresDatabase(proxied_url, PostgresTerms(retry_seconds=20.0, statement_seconds=1.0))
 
     def impatient(connection):
         connection.connection.driver_connection.answer_seconds = 0.5

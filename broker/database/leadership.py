@@ -1,0 +1,123 @@
+"""Who does what where several processes run the same role on PostgreSQL; on SQLite there is only one.
+
+`Leadership` says which process of a role works, so that the others stand by; `fencing.alone` makes sure of it
+inside a transaction. `take_slot` gives each writer of the ledger a durable stream that nobody else writes.
+"""
+
+from __future__ import annotations
+
+import time
+
+import psycopg
+import structlog
+
+from broker.database.connection import Database
+from broker.database.fencing import lock_number
+from broker.database.postgres import PostgresDatabase
+from broker.database.sessions import Session
+from broker.domain.errors import BrokerError
+
+__all__ = ["Leadership", "Slot", "take_slot"]
+
+_log = structlog.get_logger(__name__)
+
+_TRY_SECONDS = 1.0
+_SLOTS_MAX = 1_000
+
+
+class Leadership:
+    """One process of a role leads at a time. Used by one thread; without a URL, as on SQLite, it always leads."""
+
+    def __init__(self, url: str | None, role: str) -> None:
+        self._role = role
+        self._session = Session(url, f"leader {role}") if url else None
+        self._leads = False
+        self._next_try = 0.0
+
+    def is_leader(self) -> bool:
+        """Whether this process leads; takes over where nobody does. Cheap enough to ask in every loop."""
+        if self._session is None:
+            return True
+        if self._leads:
+            if self._session.is_alive():
+                return True
+            self._leads = False
+            _log.warning("leadership_lost", role=self._role)
+        now = time.monotonic()
+        if now < self._next_try:
+            return False
+        self._next_try = now + _TRY_SECONDS
+        self._leads = _try_lock(self._session, lock_number("leader", self._role))
+        if self._leads:
+            _log.info("leadership_taken", role=self._role)
+        return self._leads
+
+    def close(self) -> None:
+        """Make room for another."""
+        self._leads = False
+        if self._session:
+            self._session.close()
+
+
+class Slot:
+    """A durable place of its own for a writer of the ledger: `name`, such as recorder-0, names its stream."""
+
+    def __init__(self, name: str, session: Session | None) -> None:
+        self.name = name
+        self._session = session
+        self._held = True
+        self._next_try = 0.0
+
+    def is_held(self) -> bool:
+        """Whether it is still ours; takes it again where the session was lost and nobody else has it.
+
+        While it isn't, another process may write this stream. The ledger stays whole even if both do, for the
+        later of two commits runs again; but it is better to wait, or to take another.
+        """
+        if self._session is None:
+            return True
+        if self._held and self._session.is_alive():
+            return True
+        now = time.monotonic()
+        if now >= self._next_try:
+            self._next_try = now + _TRY_SECONDS
+            self._held = _try_lock(self._session, lock_number("slot", self.name))
+            return self._held
+        self._held = False
+        return False
+
+    def close(self) -> None:
+        """Leave it to others."""
+        self._held = False
+        if self._session:
+            self._session.close()
+
+
+def take_slot(database: Database, role: str) -> Slot:
+    """The first of the role's slots that nobody has. Raises BrokerError where the database can't be asked."""
+    if not isinstance(database, PostgresDatabase):
+        return Slot(f"{role}-0", None)
+    session = Session(database.url, f"slot {role}")
+    for number in range(_SLOTS_MAX):
+        name = f"{role}-{number}"
+        if _try_lock(session, lock_number("slot", name)):
+            _log.info("slot_taken", slot=name)
+            return Slot(name, session)
+        if not session.is_alive():
+            break
+    session.close()
+    raise BrokerError(f"the database could not be asked for a place for another {role}")
+
+
+def _try_lock(session: Session, number: int) -> bool:
+    """Whether the lock is ours now; False also where nobody can say."""
+    driver = session.driver()
+    session.settle()
+    if driver is None or not session.is_alive():
+        return False
+    try:
+        found = driver.execute("SELECT pg_try_advisory_lock(%s)", [number]).fetchone()
+    except psycopg.Error:
+        session.close()
+        return False
+    return bool(found and found[0])
