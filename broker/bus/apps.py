@@ -16,19 +16,20 @@ from celery.worker import state
 
 from broker.bus.celery_consumer import PromptShutdown
 from broker.bus.serializer import CONTENT_TYPE, SERIALIZER
-from broker.bus.topology import lane_queue, prepare_kombu, transport_options_for
+from broker.bus.topology import lane_queue, plain_url, prepare_kombu, transport_for, transport_options_for
 
 __all__ = ["TASK_NAME", "InProcessWorker", "producer_app", "start_in_process", "worker_app"]
 
 log = structlog.get_logger()
 
 TASK_NAME = "workers.run_shard"
+HEARTBEAT_SECONDS = 20
 
 
 def producer_app(bus_url: str, transport_options: Mapping[str, Any] | None = None) -> Celery:
     """An app for publishing. Any number may live in one process; none becomes Celery's current app."""
     prepare_kombu()
-    app = Celery("broker-producer", broker=bus_url, set_as_current=False, autofinalize=True)
+    app = Celery("broker-producer", broker=plain_url(bus_url), set_as_current=False, autofinalize=True)
     app.conf.update(_common(bus_url, transport_options))
     return app
 
@@ -49,13 +50,14 @@ def worker_app(
     logged and the message acknowledged, for retries are the database's business.
     """
     prepare_kombu()
-    app = Celery(name, broker=bus_url, set_as_current=True)
+    app = Celery(name, broker=plain_url(bus_url), set_as_current=True)
     app.conf.update(
         _common(bus_url, transport_options),
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,
-        task_queues=[lane_queue(bus_url, queue) for queue in queues],
+        broker_heartbeat=HEARTBEAT_SECONDS,  # on AMQP; a broker that hangs is left after twice that
+        task_queues=[lane_queue(bus_url, queue, transport_options) for queue in queues],
         task_default_queue=queues[0],
         task_acks_late=True,
         task_acks_on_failure=True,
@@ -85,6 +87,7 @@ def worker_app(
 
 def _common(bus_url: str, transport_options: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
+        "broker_transport": transport_for(bus_url),
         "broker_transport_options": transport_options_for(bus_url, transport_options),
         "broker_pool_limit": 4,
         "broker_pool_acquire_timeout": 10,

@@ -12,7 +12,16 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-__all__ = ["BusUnavailable", "LaneDriver", "Lease", "PublishError", "QueueMissing", "SharedReceive"]
+__all__ = [
+    "BusUnavailable",
+    "LaneDriver",
+    "Lease",
+    "MessageRefused",
+    "MessageTooLarge",
+    "PublishError",
+    "QueueMissing",
+    "SharedReceive",
+]
 
 
 class BusUnavailable(Exception):
@@ -33,6 +42,14 @@ class PublishError(Exception):
         first_index, first = min(errors.items())
         super().__init__(f"{len(errors)} messages were not confirmed; the first, at index {first_index}: {first}")
         self.errors: dict[int, Exception] = dict(errors)
+
+
+class MessageTooLarge(Exception):
+    """The message has more bytes than the bus takes; its body belongs into the object store."""
+
+
+class MessageRefused(Exception):
+    """The bus is there and does not take this message, mostly because its queue is full. Try again later."""
 
 
 class Lease(msgspec.Struct, frozen=True):

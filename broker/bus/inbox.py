@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import structlog
 from kombu import Connection, Consumer
@@ -33,6 +33,14 @@ class Delivery:
         self.queue = queue
         self.message = message
         """kombu's message, for the inbox alone."""
+
+
+@runtime_checkable
+class AcksMany(Protocol):
+    """What a channel adds when it can acknowledge several messages in one word."""
+
+    def ack_many(self, tags: Sequence[Any]) -> None:
+        """Acknowledge these; such as were settled before change nothing."""
 
 
 class Inbox:
@@ -79,13 +87,18 @@ class Inbox:
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """Remove them from the bus. One that can't be, since its connection is gone, is delivered again."""
-        refused = 0
-        for delivery in deliveries:
-            try:
-                delivery.message.ack()
-            except Exception as error:  # noqa: BLE001  # settled before, or the connection is gone: either way nothing is lost
-                refused += 1
-                log.debug("acknowledgement_refused", error=type(error).__name__)
+        channel = None if self._consumer is None else self._consumer.channel
+        ours = [delivery.message for delivery in deliveries if delivery.message.channel is channel]
+        refused = len(deliveries) - len(ours)
+        try:
+            if isinstance(channel, AcksMany):
+                channel.ack_many([message.delivery_tag for message in ours])
+            else:
+                refused += sum(not _acknowledged(message) for message in ours)
+        except Exception as error:
+            if not self._is_bus_error(error):
+                raise
+            refused += len(ours)  # the connection is gone, and the bus takes them back
         if refused:
             log.info("acknowledgements_refused", count=refused, of=len(deliveries))
 
@@ -102,7 +115,7 @@ class Inbox:
         channel = connection.channel()
         consumer = Consumer(
             channel,
-            queues=[lane_queue(self._bus_url, queue) for queue in self._queues],
+            queues=[lane_queue(self._bus_url, queue, self._transport_options) for queue in self._queues],
             accept=[CONTENT_TYPE],
             on_message=self._on_message,
         )
@@ -148,3 +161,12 @@ class Inbox:
         if connection is not None:
             with suppress(Exception):  # broken or no longer wanted; the bus takes the unacknowledged back by itself
                 connection.release()
+
+
+def _acknowledged(message: Any) -> bool:
+    try:
+        message.ack()
+    except Exception as error:  # noqa: BLE001  # settled before, or the connection is gone: either way nothing is lost
+        log.debug("acknowledgement_refused", error=type(error).__name__)
+        return False
+    return True

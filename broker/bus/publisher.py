@@ -65,7 +65,7 @@ class Publisher:
                 raise BusUnavailable("the publisher is closed")
             try:
                 producer = self._connected()
-                declared = self._queues.setdefault(queue, lane_queue(self._bus_url, queue))
+                declared = self._queue(queue)
                 with producer.batch(max_size=max(BATCH_MESSAGES_MAX, len(envelopes))):
                     for envelope in envelopes:
                         producer.publish(
@@ -95,6 +95,12 @@ class Publisher:
                     raise
                 log.warning("publish_failed", queue=queue, count=len(envelopes), error=type(error).__name__)
                 raise BusUnavailable(f"publishing to {queue!r} failed: {error!r}") from error
+
+    def _queue(self, name: str) -> Queue:
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues[name] = lane_queue(self._bus_url, name, self._transport_options)
+        return queue
 
     def _task_properties(self) -> dict[str, Any]:
         message = self._app.amqp.as_task_v2(

@@ -20,16 +20,12 @@ from kombu.transport import virtual
 from kombu.transport.base import Transport as KombuTransport
 from kombu.utils.url import maybe_sanitize_url
 
-from broker.bus.driver import BusUnavailable, LaneDriver, PublishError, QueueMissing
+from broker.bus.driver import BusUnavailable, LaneDriver, MessageTooLarge, PublishError, QueueMissing
 from broker.bus.framing import decode_message, encode_message
 from broker.bus.puller import Arrival, Intake, IntakeOptions
 from broker.bus.settler import OneAtATime, Verdict
 
 __all__ = ["LaneChannel", "LanePublishBatch", "LaneTransport"]
-
-
-class MessageTooLarge(Exception):
-    """The message has more bytes than the bus takes; its body belongs into the object store."""
 
 
 class LanePublishBatch:

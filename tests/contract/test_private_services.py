@@ -48,7 +48,7 @@ def test_postgres_keeps_what_it_committed_over_every_kind_of_end():
 @pytest.mark.slow
 def test_rabbit_keeps_durable_messages_over_a_kill_and_loses_all_with_its_virtual_host():
     with PrivateRabbit() as server:
-        assert server.control("list_queues", "name").split() == ["name"]
+        assert "kept" not in server.control("list_queues", "name")
         with kombu.Connection(server.url, transport_options={"confirm_publish": True}) as connection:
             connection.SimpleQueue("kept").put("1")
         server.kill()

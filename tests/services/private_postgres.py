@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
-from glob import glob
+from pathlib import Path
 
 import psycopg
 
@@ -15,7 +15,7 @@ from tests.services.process import PrivateServer, find_program, free_port
 
 __all__ = ["PrivatePostgres"]
 
-FOLDERS = tuple(sorted(glob("/usr/lib/postgresql/*/bin"), reverse=True))
+FOLDERS = tuple(map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)))
 
 
 class PrivatePostgres(PrivateServer):
