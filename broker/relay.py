@@ -14,7 +14,7 @@ from broker.database import jobs, shards
 from broker.database.connection import Connection, Database
 from broker.database.shards import OutboxRow, ShardRecord
 from broker.domain.lane import Lane
-from broker.domain.shard import RunShard, ShardState
+from broker.domain.shard import RunShard, ShardJob, ShardSpan, ShardState
 
 __all__ = ["ROWS_PER_STEP", "Relay", "ShardPublisher"]
 
@@ -73,21 +73,21 @@ class Relay:
 
     def _seal(self, connection: Connection, rows: list[OutboxRow]) -> dict[str, list[bytes]]:
         records = shards.load(connection, [row.shard_id for row in rows])
+        sent = [record for row in rows if (record := records[row.shard_id]).state is ShardState.SENT]
+        found = jobs.load_shard_jobs(connection, (span for record in sent for span in record.spans))
         sealed: dict[str, list[bytes]] = defaultdict(list)
-        for row in rows:
-            record = records[row.shard_id]
-            if record.state is ShardState.SENT:
-                sealed[row.lane].append(self._envelope(connection, record))
+        for record in sent:
+            sealed[record.lane].append(self._envelope(record, found))
         return sealed
 
-    def _envelope(self, connection: Connection, record: ShardRecord) -> bytes:
+    def _envelope(self, record: ShardRecord, found: Mapping[ShardSpan, list[ShardJob]]) -> bytes:
         order = RunShard(
             record.shard_id,
             record.lane,
             record.tenant_id,
             record.endpoint,
             record.model,
-            tuple(jobs.load_shard_jobs(connection, record.spans)),
+            tuple(job for span in record.spans for job in found[span]),
         )
         now_us = self._clock()
         valid_us = max(_VALID_US_MIN, record.claim_by_us - now_us)  # beyond that the shard has gone elsewhere

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, starmap
+from operator import attrgetter
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from broker.database.connection import bulk_insert
 from broker.database.tables import job, payload, ready, work_group
-from broker.domain.ids import ids_of_span, new_id, new_span
+from broker.domain.ids import id_at, ids_of_span, new_id, new_span
 from broker.domain.job import AcceptedLine, GroupKey, SingleJob, WaitingSpan, WorkGroup
 from broker.domain.shard import ShardJob, ShardSpan
 from broker.rules.grouping import group_digest
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 _SALT_BYTES = 16
+_RUN_BYTES_MAX = 4_000_000
 
 
 def ensure_group(connection: Connection, key: GroupKey, now_us: int) -> bytes:
@@ -136,17 +139,38 @@ def wait(connection: Connection, spans: list[WaitingSpan]) -> None:
     )
 
 
-def load_shard_jobs(connection: Connection, spans: list[ShardSpan]) -> list[ShardJob]:
-    """What the worker needs of each job, in the order of the shard's indices."""
-    jobs: list[ShardJob] = []
-    for span in spans:
-        ids = ids_of_span(span.first_job_id, span.jobs_count)
-        rows = connection.execute(
-            select(payload.c.job_id, payload.c.body, payload.c.salt)
-            .where(payload.c.job_id.between(ids[0], ids[-1]))
-            .order_by(payload.c.job_id)
-        ).all()
-        if len(rows) != span.jobs_count:
-            raise LookupError(f"{span.jobs_count - len(rows)} of {span.jobs_count} payloads are gone")
-        jobs.extend(ShardJob(job_id, body, salt) for job_id, body, salt in rows)
-    return jobs
+_PAYLOADS = (
+    select(payload.c.job_id, payload.c.body, payload.c.salt)
+    .where(payload.c.job_id.between(bindparam("first"), bindparam("last")))
+    .order_by(payload.c.job_id)
+)
+
+
+def load_shard_jobs(connection: Connection, spans: Iterable[ShardSpan]) -> dict[ShardSpan, list[ShardJob]]:
+    """What the workers need of each span's jobs. Spans that follow on each other are read as one, up to a few MB."""
+    found: dict[ShardSpan, list[ShardJob]] = {}
+    for run in _runs(spans):
+        count = sum(span.jobs_count for span in run)
+        first = run[0].first_job_id
+        rows = connection.execute(_PAYLOADS, {"first": first, "last": id_at(first, count - 1)}).all()
+        if len(rows) != count:
+            raise LookupError(f"{count - len(rows)} of {count} payloads are gone")
+        jobs = starmap(ShardJob, rows)
+        for span in run:
+            found[span] = list(islice(jobs, span.jobs_count))
+    return found
+
+
+def _runs(spans: Iterable[ShardSpan]) -> Iterator[list[ShardSpan]]:
+    """The spans sorted, and parted where the next does not follow on the last or a run would get too large."""
+    run: list[ShardSpan] = []
+    run_bytes, following = 0, b""
+    for span in sorted(spans, key=attrgetter("first_job_id")):
+        run_bytes += span.jobs_count * span.body_bytes_max
+        if run and (span.first_job_id != following or run_bytes > _RUN_BYTES_MAX):
+            yield run
+            run, run_bytes = [], span.jobs_count * span.body_bytes_max
+        run.append(span)
+        following = id_at(span.first_job_id, span.jobs_count)
+    if run:
+        yield run

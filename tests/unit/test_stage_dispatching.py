@@ -11,12 +11,12 @@ from broker.bus.drivers.memory import MemoryDriver, MemoryOptions
 from broker.bus.envelope import KeyRing, KeyRole, PublicKey, open_shard
 from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
-from broker.database import plans, shards
+from broker.database import jobs, plans, shards
 from broker.database.tables import assignment, outbox, payload, plan, ready, shard
 from broker.dispatcher import CLAIM_SECONDS
-from broker.domain.ids import ids_of_span
+from broker.domain.ids import id_at, ids_of_span
 from broker.domain.job import Constraints
-from broker.domain.shard import ShardState
+from broker.domain.shard import ShardSpan, ShardState
 from broker.relay import Relay
 from tests.unit.builders import (
     LEASE_SECONDS,
@@ -215,6 +215,23 @@ def test_what_the_bus_did_not_confirm_is_kept_and_what_was_taken_back_is_not_sen
     )
     assert relay.step() == 1  # nothing left to publish, so the closed bus is not asked
     assert world.count(outbox) == 0
+
+
+@pytest.mark.parametrize("run_bytes_max", [0, 500, 4_000_000])
+def test_each_span_gets_its_own_jobs_in_order_however_they_are_read(world, monkeypatch, run_bytes_max):
+    monkeypatch.setattr("broker.database.jobs._RUN_BYTES_MAX", run_bytes_max)
+    world.take_in(some_lines(9))
+    world.take_in(some_lines(4, "b"))
+    nine, four = (span.first_job_id for span in world.waiting())
+    cuts = [(nine, 4, 3), (four, 0, 4), (nine, 0, 2), (nine, 2, 2), (nine, 8, 1), (nine, 3, 5)]
+    spans = [ShardSpan(0, id_at(first, at), count, 1, 0, 0, False, 100, 0) for first, at, count in cuts]
+    found = world.read(jobs.load_shard_jobs, spans)
+    stored = {row.job_id: (row.job_id, row.body, row.salt) for row in world.rows(payload)}
+    assert {span: [(job.job_id, job.body, job.salt) for job in found[span]] for span in spans} == {
+        span: [stored[job_id] for job_id in ids_of_span(span.first_job_id, span.jobs_count)] for span in spans
+    }
+    with pytest.raises(LookupError, match="3 of 4 payloads are gone"):
+        world.read(jobs.load_shard_jobs, [msgspec.structs.replace(spans[4], jobs_count=4)])
 
 
 def test_an_inbox_hears_only_its_own_queue(bus):
