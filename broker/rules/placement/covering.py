@@ -24,12 +24,13 @@ __all__ = ["Cover", "cover"]
 
 _NOTHING = 1e-9
 _SURPLUS_USE_S = 1_800.0
-_START_SPREAD_S = 1_800.0
+_START_SPREAD_S = 7_200.0
 
 
 class Cover(msgspec.Struct):
     """The fleet that is wanted, while it is being put together. `room`: idle instances (with fractions) by lane."""
 
+    quotas: list[int]
     limits: list[int]
     desired: list[int]
     room: list[float]
@@ -51,7 +52,7 @@ def cover(
     limits = [ceil(lane.quota * now.trust) for lane, now in zip(table.lanes, states, strict=True)]
     fixed = [now.ready if lane.supply is Supply.FIXED else 0 for lane, now in zip(table.lanes, states, strict=True)]
     limits = [max(limit, ready) for limit, ready in zip(limits, fixed, strict=True)]
-    fleet = Cover(limits, list(fixed), [float(ready) for ready in fixed], {})
+    fleet = Cover([lane.quota for lane in table.lanes], limits, list(fixed), [float(ready) for ready in fixed], {})
     waiting: list[tuple[int, float]] = []
     for pool in pools:
         line = _line(table, pool)
@@ -90,8 +91,9 @@ def _soft_limits(
         if left <= _NOTHING:
             break
         allowed[place] = shares.allowed(place, fleet.limits[place])
-        if allowed[place]:
-            left -= allowed[place] * line.speeds[place]
+        # A lane that is away counts, as waiting for its return is cheaper than the next one.
+        if counted := shares.allowed(place, fleet.quotas[place]):
+            left -= counted * line.speeds[place]
             dearest = line.prices[place]
     return allowed, dearest
 

@@ -57,7 +57,7 @@ def pools_of(
             due_hard[mask] = due_hard.get(mask, 0.0) + units
             pool.hard = max(pool.hard, pool.urgent + due_hard[mask] / usable)
         due_soft[mask] = due_soft.get(mask, 0.0) + units
-        pool.soft = max(pool.soft, pool.urgent + due_soft[mask] / usable)
+        pool.soft = max(pool.soft, pool.urgent + due_soft[mask] / (usable * policy.soft_pace))
     return sorted((pool for pool in pools.values() if pool.mask), key=lambda pool: (pool.mask.bit_count(), pool.mask))
 
 
