@@ -15,6 +15,7 @@ from broker.clock import Clock
 from broker.database import batches, cancelling, jobs, ready, shards
 from broker.database.batches import BatchRecord, Counts
 from broker.database.connection import Connection, Database
+from broker.database.fencing import alone
 from broker.domain.errors import ErrorCode
 from broker.domain.ids import id_at, id_offset, ids_of_span
 from broker.domain.job import WaitingSpan
@@ -76,6 +77,7 @@ class Closer:
 
     def _honour_requests(self, connection: Connection) -> list[bytes]:
         """End the jobs that are to be cancelled and wait; requests for jobs that have ended are done with."""
+        alone(connection, ready.KEEPERS)
         flush, done = Flush(), []
         for job_id in cancelling.pending(connection, _REQUESTS_PER_STEP):
             if ended_jobs(connection, job_id, job_id):
@@ -124,10 +126,12 @@ class Closer:
 
     def _close_all(self, connection: Connection) -> tuple[int, list[bytes]]:
         """How many spans were ended, and which single jobs."""
-        closed, singles = 0, []
-        for code in _OUTCOMES:
-            # Looks again, inside the transaction, so that nothing is ended that was dispatched meanwhile.
-            spans = self._find_due(connection)[code]
+        alone(connection, ready.KEEPERS)
+        closed, singles, seen = 0, [], set()
+        # Looks again, inside the transaction, so that nothing is ended that was dispatched meanwhile.
+        for code, due in self._find_due(connection).items():
+            spans = [span for span in due if span.first_job_id not in seen]  # the first reason counts
+            seen |= {span.first_job_id for span in spans}
             singles += self._close(connection, spans, code)
             closed += len(spans)
         return closed, singles

@@ -15,6 +15,7 @@ from broker.clock import Clock
 from broker.database import batches, jobs, lane_states, plans, ready, shards
 from broker.database.batches import OpenTerms
 from broker.database.connection import Connection, Database
+from broker.database.fencing import alone
 from broker.database.plans import Assignment
 from broker.domain.ids import id_at, id_offset, ids_of_span, new_id
 from broker.domain.job import WaitingSpan
@@ -164,6 +165,7 @@ class Dispatcher:
     def _dispatch(self, connection: Connection) -> tuple[int, bool]:
         if ready.is_empty(connection):
             return 0, False
+        alone(connection, ready.KEEPERS)
         self._follow_plan(connection)
         room = self._room(connection)
         unplanned = False
@@ -196,9 +198,7 @@ class Dispatcher:
         taken = shards.open_shards(connection)
         closed = lane_states.held_lanes(connection) | self._health.resting().keys()
         slots = self._capacity(connection)
-        free = {
-            name: max(0, 2 * slots.get(name, 0) - taken.get(name, 0)) for name in self._lanes if name not in closed
-        }
+        free = {name: max(0, 2 * slots.get(name, 0) - taken.get(name, 0)) for name in self._lanes if name not in closed}
         terms = batches.open_terms(connection)
         # What is to be cancelled and waits is the closer's.
         held = {one.batch_id for one in terms if one.cancel_requested}

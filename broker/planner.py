@@ -15,6 +15,7 @@ import structlog
 from broker.clock import Clock
 from broker.database import jobs, plans, ready
 from broker.database.connection import Connection, Database
+from broker.database.fencing import alone
 from broker.domain.lane import Lane
 from broker.rules.planning import GroupPlan, plan_group
 from broker.wakeups import Topic, Wakeups
@@ -33,19 +34,20 @@ class Planner:
         self._clock = clock
         self._wakeups = wakeups
         self._planned: dict[bytes, GroupPlan] = {}
+        self._generation = -1
 
     def step(self) -> None:
-        """Plan anew if a group waits that the current plan does not know."""
-        waiting = self._waiting_groups()
-        if waiting and not waiting <= self._planned.keys():
+        """Plan anew if a group waits that the current plan does not know, or if that plan is another process's."""
+        waiting, generation = self._database.read(self._look)
+        if waiting and (generation != self._generation or not waiting <= self._planned.keys()):
             decisions = self._decide(waiting)
             self._publish(decisions)
             self._wakeups.notify(Topic.DISPATCHER)
 
-    def _waiting_groups(self) -> set[bytes]:
-        now_us = self._clock()
-        groups = self._database.read(lambda connection: ready.waiting_groups(connection, now_us))
-        return {group.group_id for group in groups}
+    def _look(self, connection: Connection) -> tuple[set[bytes], int]:
+        """The groups that wait, and the generation of the plan in force."""
+        groups = {group.group_id for group in ready.waiting_groups(connection, self._clock())}
+        return groups, plans.current_plan(connection)[0] if groups else self._generation
 
     def _decide(self, group_ids: set[bytes]) -> dict[bytes, GroupPlan]:
         groups = self._database.read(lambda connection: jobs.load_groups(connection, sorted(group_ids)))
@@ -56,10 +58,11 @@ class Planner:
         inputs = sha256(msgspec.msgpack.encode([sorted(decisions), list(self._lanes)])).digest()
 
         def work(connection: Connection) -> int:
+            alone(connection, "planner")
             generation = plans.current_plan(connection)[0] + 1
             plans.write_plan(connection, generation, decisions, inputs, now_us)
             return generation
 
-        generation = self._database.write(work, durable=False)
+        generation = self._generation = self._database.write(work, durable=False)
         self._planned = decisions
         _log.info("plan_made", generation=generation, groups=len(decisions))

@@ -8,13 +8,14 @@ living worker renews, so that an outage of ours never re-executes everything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
 from broker.clock import Clock
 from broker.database import jobs, shards
 from broker.database.connection import Connection, Database
+from broker.database.fencing import alone
 from broker.database.shards import ShardRecord
 from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan
@@ -47,7 +48,11 @@ _log = structlog.get_logger(__name__)
 
 
 class Rescuer:
-    """Takes shards back."""
+    """Takes shards back.
+
+    `door_heard_us` says when the lease door was last known to answer, where it is another process; `capacity`
+    how many shards each lane's live workers run: what a lane without any has not begun is not waited for.
+    """
 
     def __init__(
         self,
@@ -58,6 +63,8 @@ class Rescuer:
         wakeups: Wakeups,
         lease_seconds: float,
         slot: str = "rescuer-0",
+        door_heard_us: Callable[[Connection], int | None] | None = None,
+        capacity: Callable[[Connection], Mapping[str, int]] | None = None,
     ) -> None:
         self._database = database
         self._lanes = {str(lane.name): lane for lane in lanes}
@@ -66,15 +73,18 @@ class Rescuer:
         self._lease_us = int(lease_seconds * 1_000_000)
         self._slot = slot
         self._stream_id = database.write(lambda connection: open_stream(connection, slot, clock()))
+        self._door_heard_us = door_heard_us
+        self._capacity = capacity
         self._last_step_us = clock()
         self._rest_until_us = self._last_step_us
 
     def step(self) -> int:
         """Take back what is due; how many shards that was."""
         now_us = self._clock()
-        if not 0 <= now_us - self._last_step_us <= self._lease_us // 2:  # below 0: the clock was set back
+        gap_us = max(now_us - self._last_step_us, self._door_gap_us(now_us), key=abs)
+        if not 0 <= gap_us <= self._lease_us // 2:  # below 0: the clock was set back
             self._rest_until_us = now_us + self._lease_us
-            _log.warning("rescue_rested", after_gap_seconds=(now_us - self._last_step_us) / 1_000_000)
+            _log.warning("rescue_rested", after_gap_seconds=gap_us / 1_000_000)
         self._last_step_us = now_us
         if now_us < self._rest_until_us:
             return 0
@@ -84,6 +94,13 @@ class Rescuer:
             self._wakeups.notify(Topic.DISPATCHER)
             self._wakeups.endings.announce(ended)
         return taken
+
+    def _door_gap_us(self, now_us: int) -> int:
+        """How long nobody may have been able to renew."""
+        if self._door_heard_us is None:
+            return 0
+        heard_us = self._database.read(self._door_heard_us)
+        return self._lease_us if heard_us is None else max(0, now_us - heard_us)
 
     def recover(self) -> int:
         """At the start of the embedded form: whatever was under way died with the process, so all of it goes on.
@@ -107,16 +124,29 @@ class Rescuer:
 
     def _take_back_silent(self, connection: Connection) -> tuple[int, list[bytes]]:
         """How many shards were taken back, and which single jobs ended with it."""
+        alone(connection, "rescuer")
         now_us = self._clock()
         ended: list[bytes] = []
-        due = shards.silent_shards(connection, now_us, self._lease_us, _SHARDS_PER_STEP)
+        manned = self._manned(connection)
+        due = shards.silent_shards(connection, now_us, self._lease_us, manned, _SHARDS_PER_STEP)
+        taken = 0
         for record in shards.load(connection, due, lock=True).values():
+            # What its worker claimed or renewed, or the recorder closed, between the two looks is not silent.
+            if not shards.is_silent(record, now_us, self._lease_us, manned):
+                continue
+            taken += 1
             if record.state is ShardState.SENT:
                 self._give_back_unclaimed(connection, record, now_us)
             else:
                 ended += self._take_back_running(connection, record, now_us)
             _log.warning("shard_taken_back", shard=record.shard_id.hex(), lane=record.lane, was=record.state)
-        return len(due), ended
+        return taken, ended
+
+    def _manned(self, connection: Connection) -> list[str] | None:
+        """The lanes with live workers; None where that is not known."""
+        if self._capacity is None:
+            return None
+        return [lane for lane, slots in self._capacity(connection).items() if slots]
 
     def _give_back_unclaimed(self, connection: Connection, record: ShardRecord, now_us: int) -> None:
         ends = AttemptEnds(connection, self._slot, self._stream_id, now_us)

@@ -87,7 +87,9 @@ class ShardRunner:
             return
         order = opened.body
         deployment = self._deployments[order.lane]
-        if not self._wait_for_slot(deployment, opened.expires_us):
+        has_slot = self._wait_for_slot(deployment, opened.expires_us)
+        # One that waits here when the worker leaves is claimed only to be handed back: sooner than it would be missed.
+        if not has_slot and self._stopping is not _Stop.PREEMPTED:
             return
         try:
             lease = Lease(self._door, order.shard_id, order.lane, self._worker_id)
@@ -96,7 +98,8 @@ class ShardRunner:
             else:
                 _log.info("shard_not_ours", shard=order.shard_id.hex(), lane=order.lane)
         finally:
-            deployment.slots.release()
+            if has_slot:
+                deployment.slots.release()
 
     def preempt(self, *, interrupted: bool = False) -> None:
         """Stop everything that runs and hand it back; `interrupted` when it is our own process that ends."""

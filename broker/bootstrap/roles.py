@@ -14,6 +14,7 @@ from broker.bootstrap.stages import POLL_SECONDS, Stages
 from broker.bus.envelope import KeyRing, Signer
 from broker.bus.inbox import Inbox
 from broker.closer import Closer
+from broker.database.connection import Connection
 from broker.dispatcher import SHARDS_PER_STEP, Capacity, Dispatcher
 from broker.domain.lane import Lane
 from broker.leasing import LEASE_SECONDS
@@ -48,7 +49,8 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     """What roles are made from. `known_lanes` are all that were ever configured, the present ones among them.
 
     `publishers` has one for each lane's bus; `inboxes` opens, for each bus, the events queues on it, given how
-    many messages to prefetch; `take_slot` gives a role the name of a stream that no other process writes.
+    many messages to prefetch; `door_heard_us` says when the lease door last answered, where it is elsewhere;
+    `take_slot` gives a role the name of a stream that no other process writes.
     """
 
     front: Front
@@ -62,6 +64,7 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     leads: Callable[[Role], Callable[[], bool]]
     take_slot: Callable[[Role], str]
     keep: Callable[[], object]
+    door_heard_us: Callable[[Connection], int | None] | None = None
 
 
 class Roles:
@@ -83,7 +86,13 @@ class Roles:
                 planner = Planner(front.database, front.lanes, front.clock, front.wakeups)
                 self._loop(role, planner.step, Topic.PLANNER)
             case Role.CLOSER:
-                closer = Closer(database=front.database, lanes=front.lanes, clock=front.clock, wakeups=front.wakeups)
+                closer = Closer(
+                    database=front.database,
+                    lanes=front.lanes,
+                    clock=front.clock,
+                    wakeups=front.wakeups,
+                    slot=self._wiring.take_slot(role),
+                )
                 self._loop(role, closer.step, Topic.CLOSER)
             case Role.RECORDER:
                 self._start_recorders()
@@ -104,6 +113,8 @@ class Roles:
             wakeups=front.wakeups,
             lease_seconds=LEASE_SECONDS,
             slot=self._wiring.take_slot(Role.RESCUER),
+            door_heard_us=self._wiring.door_heard_us,
+            capacity=self._wiring.capacity,
         )
 
     def _loop(self, role: Role, step: Callable[[], object], topic: Topic) -> None:

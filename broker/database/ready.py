@@ -11,6 +11,7 @@ from broker.database.tables import ready
 from broker.domain.job import WaitingSpan
 
 __all__ = [
+    "KEEPERS",
     "GroupWaiting",
     "is_empty",
     "next_due_us",
@@ -21,6 +22,9 @@ __all__ = [
     "withdraw",
 ]
 
+
+KEEPERS = "ready"
+"""What `fencing.alone` calls those who take spans out of the line: one of them at a time."""
 
 _PAUSE_US_MAX = 60_000_000
 

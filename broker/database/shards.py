@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, bindparam, case, delete, func, select, update
+from sqlalchemy import Connection, bindparam, case, delete, false, func, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from broker.database.cancelling import cancelled_in_shard
@@ -25,6 +25,7 @@ __all__ = [
     "forget_sent",
     "held_nano_usd",
     "held_shards",
+    "is_silent",
     "load",
     "open_shards",
     "outbox_rows",
@@ -281,21 +282,35 @@ def held_shards(connection: Connection) -> list[bytes]:
     return list(connection.execute(query.order_by(shard.c.shard_id)).scalars())
 
 
-def silent_shards(connection: Connection, now_us: int, lease_us: int, limit: int) -> list[bytes]:
+def is_silent(record: ShardRecord, now_us: int, lease_us: int, manned: Sequence[str] | None) -> bool:
+    """Whether this shard is one that `silent_shards` looks for."""
+    if record.closed_us is not None or record.state not in OPEN_STATES:
+        return False
+    if record.state is ShardState.SENT:
+        unmanned = manned is not None and record.lane not in manned
+        return unmanned or record.claim_by_us < now_us or record.created_us > now_us
+    until_us = record.lease_until_us or 0
+    return until_us < now_us or until_us > now_us + 2 * lease_us
+
+
+def silent_shards(
+    connection: Connection, now_us: int, lease_us: int, manned: Sequence[str] | None, limit: int
+) -> list[bytes]:
     """Shards that nobody claimed by `claim_by_us`, or whose lease has run out.
 
     Also those written, or leased, at a time that is still to come: the clock was set back, and nobody has
-    renewed since.
+    renewed since. And where the lanes with workers are known, those that lie before a lane without any.
     """
     due = case((shard.c.state == ShardState.SENT, shard.c.claim_by_us), else_=shard.c.lease_until_us) < now_us
     ahead = case(
         (shard.c.state == ShardState.SENT, shard.c.created_us > now_us),
         else_=shard.c.lease_until_us > now_us + 2 * lease_us,
     )
+    unmanned = false() if manned is None else (shard.c.state == ShardState.SENT) & shard.c.lane.not_in(list(manned))
     return list(
         connection.execute(
             select(shard.c.shard_id)
-            .where(shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES), due | ahead)
+            .where(shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES), due | ahead | unmanned)
             .order_by(shard.c.shard_id)
             .limit(limit)
         ).scalars()

@@ -1,0 +1,191 @@
+"""The served form: any set of the broker's roles in one process, on PostgreSQL and the lanes' own buses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import msgspec
+import structlog
+
+from broker.bootstrap.buses import Buses
+from broker.bootstrap.front import Front
+from broker.bootstrap.roles import Role, Roles, Wiring
+from broker.bootstrap.shared_health import SharedLaneHealth
+from broker.bootstrap.stages import Stages
+from broker.bootstrap.stored_keys import StoredKeys, remember_signer
+from broker.bus.envelope import KeyRing, KeyRole, Signer
+from broker.clock import SetClock
+from broker.database import workers
+from broker.database.connection import Connection
+from broker.database.known_lanes import remember_lanes
+from broker.database.leadership import Leadership, Slot, take_slot
+from broker.database.notifying import Notifier
+from broker.database.postgres import open_postgres
+from broker.domain.errors import BrokerError
+from broker.domain.lane import Lane
+from broker.domain.presence import PRESENCE_SECONDS
+from broker.keys import load_or_create_signer
+from broker.leasing import LeaseDoor
+from broker.ledger.partitions import ensure_partitions
+from broker.ledger.prices import import_prices
+from broker.wakeups import Topic, Wakeups
+
+__all__ = ["Served", "ServedTerms"]
+
+_CLOCK_SECONDS = 5.0
+_KEYS_SECONDS = 10.0
+_BEAT_SECONDS = 2.0
+_KEEPER_SECONDS = 3_600.0
+_GONE_US = 24 * 3_600 * 1_000_000
+
+_log = structlog.get_logger(__name__)
+
+
+class ServedTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """`data` holds keys, uploads and batches' files: one folder for all processes whose roles need it.
+
+    `drain_seconds`: how long the stages may take to end what they are at.
+    """
+
+    database_url: str
+    data: Path
+    roles: Collection[Role]
+    pool_size: int = 8
+    drain_seconds: float = 10.0
+
+
+class Served:
+    """These roles, from `start` until `stop`. Any number of such processes may share a database.
+
+    Times are the database's, so that leases mean the same on every machine.
+    """
+
+    def __init__(self, terms: ServedTerms, lanes: Sequence[Lane]) -> None:
+        self._terms = terms
+        self._lanes = lanes
+        name = "+".join(sorted(terms.roles)) if len(terms.roles) < len(Role) else "all roles"
+        self.database = open_postgres(
+            terms.database_url, pool_size=terms.pool_size, name=f"broker {name}", upgrade_schema=True
+        )
+        self.clock = SetClock()
+        self._set_clock()
+        self._wakeups = Wakeups()
+        self._notifier = Notifier(terms.database_url, self._wakeups)
+        self._keys = StoredKeys(self.database)
+        self.front = Front(
+            database=self.database,
+            lanes=lanes,
+            clock=self.clock,
+            wakeups=self._wakeups,
+            health=SharedLaneHealth(self.database, self.clock),
+            folder=terms.data,
+        )
+        self.door = LeaseDoor(self.database, self.clock)
+        self._stages = Stages("the database's disk is full; nothing is lost: make room, and work goes on")
+        self._buses = Buses(lanes)
+        self._held: list[Leadership | Slot] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def ring(self) -> KeyRing:
+        """The keys in force, for whoever verifies."""
+        return self._keys.ring
+
+    @property
+    def failure(self) -> BrokerError | None:
+        """See `Stages`."""
+        return self._stages.failure
+
+    def start(self) -> None:
+        """Be these roles."""
+        signer = self._load_signer()
+        self.database.write(lambda connection: import_prices(connection, self._lanes, self.clock()))
+        self._keys.refresh()
+        self._notifier.start()
+        roles = Roles(
+            Wiring(
+                front=self.front,
+                known_lanes=self.database.write(lambda connection: remember_lanes(connection, self._lanes)),
+                stages=self._stages,
+                signer=signer,
+                ring=self.ring,
+                capacity=self._live_slots,
+                publishers=self._buses.publishers,
+                inboxes=self._buses.inboxes(),
+                leads=self._leads,
+                take_slot=self._take_slot,
+                keep=self._keep,
+                door_heard_us=lambda connection: workers.beat_us(connection, Role.API),
+            )
+        )
+        for role in Role:
+            if role in self._terms.roles:
+                roles.start(role)
+        self._every(_CLOCK_SECONDS, "clock", self._set_clock)
+        self._every(_KEYS_SECONDS, "keys", self._keys.refresh)
+        if Role.API in self._terms.roles:
+            self._every(_BEAT_SECONDS, "beat", self._beat)
+
+    def stop(self) -> None:
+        """End what each stage is at, and let go of all; harmless when it has ended."""
+        if self._stages.stopping.is_set():
+            return
+        self.front.submitting.close()
+        self._stages.stopping.set()
+        self.front.wakeups.endings.announce_stop()
+        self.front.wakeups.notify(*Topic)
+        try:
+            self._stages.join(self._terms.drain_seconds)
+        finally:
+            for held in self._held:
+                held.close()
+            self._notifier.stop()
+            self._buses.close()
+            self.database.close()
+
+    def _load_signer(self) -> Signer:
+        folder = self._terms.data / "keys"
+        load_or_create_signer(folder, "broker")
+        return remember_signer(self.database, folder / "broker.key", KeyRole.BROKER, "broker", self.clock)
+
+    def _live_slots(self, connection: Connection) -> Mapping[str, int]:
+        return workers.live_slots(connection, self.clock() - int(PRESENCE_SECONDS * 1_000_000))
+
+    def _leads(self, role: Role) -> Callable[[], bool]:
+        leadership = Leadership(self._terms.database_url, role)
+        self._held.append(leadership)
+        return leadership.is_leader
+
+    def _take_slot(self, role: Role) -> str:
+        slot = take_slot(self.database, role)
+        self._held.append(slot)
+        return slot.name
+
+    def _every(self, seconds: float, name: str, do: Callable[[], object]) -> None:
+        """Do it now and then, for as long as the process lives."""
+        self._stages.loop(name, lambda: bool(do()) and False, lambda: self._stages.stopping.wait(seconds))
+
+    def _set_clock(self) -> None:
+        asked_us = self.clock()
+        now_us = self.database.read(workers.database_now_us)
+        self.clock.set(now_us, asked_us, self.clock())
+
+    def _beat(self) -> None:
+        self.database.write(lambda connection: workers.beat(connection, Role.API, self.clock()), durable=False)
+
+    def _keep(self) -> None:
+        """The keeper's hourly round: next months' partitions, and no trace of workers that are long gone."""
+
+        def work(connection: Connection) -> None:
+            ensure_partitions(connection, self.clock())
+            workers.forget_long_gone(connection, self.clock() - _GONE_US)
+
+        self.database.write(work)
+        self._stages.stopping.wait(_KEEPER_SECONDS)
