@@ -380,6 +380,8 @@ def _crowded(hire, **lane):
 def test_an_engine_never_has_more_jobs_than_places_over_all_its_shards(hire):
     engine, worker = _crowded(hire, slots=2)
     threads = [worker.in_background(an_order(10)) for _ in range(2)]
+    _until(lambda: engine.inside_count == 2)
+    time.sleep(0.03)  # for a third, which must not come
     engine.ended = set(range(10))
     for thread in threads:
         thread.join(5)
