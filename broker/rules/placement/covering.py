@@ -8,7 +8,7 @@ the surplus credited as soft work done.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 
 import msgspec
@@ -17,7 +17,7 @@ from broker.rules.placement.filters import bits
 from broker.rules.placement.lanes import LaneNow, Supply
 from broker.rules.placement.needs import Pool
 from broker.rules.placement.policy import Policy
-from broker.rules.placement.shares import ShareRoom
+from broker.rules.placement.shares import ShareRoom, share_room
 from broker.rules.placement.table import LaneTable
 
 __all__ = ["Cover", "cover"]
@@ -46,20 +46,25 @@ class _Line(msgspec.Struct):
 
 
 def cover(
-    table: LaneTable, states: Sequence[LaneNow], pools: Sequence[Pool], policy: Policy, shares: ShareRoom
+    table: LaneTable,
+    states: Sequence[LaneNow],
+    pools: Sequence[Pool],
+    policy: Policy,
+    done: Mapping[str, float],
 ) -> Cover:
     """The instances wanted, pool after pool, those with the fewest lanes first."""
     limits = [ceil(lane.quota * now.trust) for lane, now in zip(table.lanes, states, strict=True)]
     fixed = [now.ready if lane.supply is Supply.FIXED else 0 for lane, now in zip(table.lanes, states, strict=True)]
     limits = [max(limit, ready) for limit, ready in zip(limits, fixed, strict=True)]
     fleet = Cover([lane.quota for lane in table.lanes], limits, list(fixed), [float(ready) for ready in fixed], {})
+    shares = _shares(table, states, pools, fleet, policy, done)
     waiting: list[tuple[int, float]] = []
     for pool in pools:
-        line = _line(table, pool)
+        line = _line(table, pool, shares)
         # What didn't fill an instance of a narrower pool may fill one together with a wider pool's work.
         carried = sum(units for mask, units in waiting if mask & pool.mask == mask)
         waiting = [(mask, units) for mask, units in waiting if mask & pool.mask != mask]
-        soft_limits, dearest = _soft_limits(fleet, line, pool, pools, policy, shares)
+        soft_limits, dearest = _soft_limits(fleet, line, pool, pools, shares, policy)
         need = _steady(fleet, line, pool, dearest, soft_limits) + carried
         missing = _cover_soft(fleet, line, need, states, soft_limits, policy)
         missing = _cover_hard(fleet, line, pool, pool.hard - (need - missing), states, dearest, missing)
@@ -69,18 +74,46 @@ def cover(
     return fleet
 
 
-def _line(table: LaneTable, pool: Pool) -> _Line:
+def _shares(
+    table: LaneTable,
+    states: Sequence[LaneNow],
+    pools: Sequence[Pool],
+    fleet: Cover,
+    policy: Policy,
+    done: Mapping[str, float],
+) -> ShareRoom:
+    """What limits on suppliers' shares ask for, all pools together."""
+    if not policy.shares and policy.share_all >= 1.0:
+        return ShareRoom()
+    mix: dict[str, float] = {}
+    for pool in pools:
+        for kind, units in pool.mix.items():
+            mix[kind] = mix.get(kind, 0.0) + units
+    mask = 0
+    for pool in pools:
+        mask |= pool.mask
+    line = _line(table, Pool(mask, 0.0, mix=mix), ShareRoom())
+    demand = max(sum(pool.day for pool in pools), sum(pool.backlog for pool in pools) / 43_200.0)
+    return share_room(table, fleet.limits, states, line.speeds, line.order, demand, done, policy)
+
+
+def _line(table: LaneTable, pool: Pool, shares: ShareRoom) -> _Line:
     speeds = table.mean_speeds(pool.mix)
     prices = [0.0] * len(speeds)
     order = [place for place in bits(pool.mask) if speeds[place] > 0]
     for place in order:
         prices[place] = table.hour_cost(place, pool.mix) / speeds[place]
     order.sort(key=lambda place: (prices[place], table.lanes[place].name))
-    return _Line(order, speeds, prices)
+    return _Line(shares.ordered(order), speeds, prices)
 
 
 def _soft_limits(
-    fleet: Cover, line: _Line, pool: Pool, pools: Sequence[Pool], policy: Policy, shares: ShareRoom
+    fleet: Cover,
+    line: _Line,
+    pool: Pool,
+    pools: Sequence[Pool],
+    shares: ShareRoom,
+    policy: Policy,
 ) -> tuple[list[int], float]:
     """Up to how many instances soft work may start by lane, and the price of the dearest unit it may use."""
     rivals = sum(other.day for other in pools if other.mask & pool.mask)
@@ -94,7 +127,7 @@ def _soft_limits(
         # A lane that is away counts, as waiting for its return is cheaper than the next one.
         if counted := shares.allowed(place, fleet.quotas[place]):
             left -= counted * line.speeds[place]
-            dearest = line.prices[place]
+            dearest = max(dearest, line.prices[place])
     return allowed, dearest
 
 

@@ -14,7 +14,6 @@ from broker.rules.placement.filters import RemovedLanes, bits, job_cost_nano_usd
 from broker.rules.placement.lanes import LaneNow, Supply
 from broker.rules.placement.needs import Pool, pools_of
 from broker.rules.placement.policy import Policy
-from broker.rules.placement.shares import ShareRoom
 from broker.rules.placement.table import LaneTable
 from broker.rules.placement.work import Group, Stream, Terms
 
@@ -78,7 +77,7 @@ def make_plan(table: LaneTable, situation: Situation, memory: Memory, policy: Po
     """The next plan, and what to remember for the one after."""
     groups = sorted(situation.groups, key=lambda group: (group.start_by_s, group.group_id))
     pools = pools_of(table, situation.now_s, groups, situation.streams, policy)
-    fleet = cover(table, situation.states, pools, policy, ShareRoom())
+    fleet = cover(table, situation.states, pools, policy, situation.done)
     wanted = _recently_wanted(memory, situation.now_s, tuple(fleet.desired), policy)
     desired = _held(table, fleet, situation.states, wanted)
     live = [now.live for now in situation.states]

@@ -18,7 +18,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     urgent_margin: float = 1.15
     hard_horizon_s: float = 7_200.0
     soft_horizon_s: float = 86_400.0
-    soft_pace: float = 1.0
+    soft_pace: float = 0.6
     start_spread_s: float = 7_200.0
     start_slack: float = 1.25
     add_above: float = 0.6
