@@ -21,7 +21,7 @@ _RETRYABLE = {
     "55006",  # object_in_use
 }
 _RETRYABLE_CLASSES = ("08", "57P")  # connection exceptions; shutdowns, restarts, "cannot connect now"
-_UNIQUE_VIOLATION = "23505"
+_UNIQUE_VIOLATION, _CHECK_VIOLATION = "23505", "23514"
 _FIRST_PAUSE_SECONDS, _PAUSE_SECONDS_MAX = 0.01, 1.0
 
 _DECIDED_ELSEWHERE = ("job_outcome", "idempotency", "ledger_batch", "attempt", "cost_entry", "work_group")
@@ -40,6 +40,9 @@ def may_pass_at_once(error: BaseException, *, writing: bool = True) -> bool:
         return isinstance(cause, psycopg.OperationalError)  # it never reached the server, or lost it
     if state == _UNIQUE_VIOLATION:
         return (cause.diag.table_name or "").startswith(_DECIDED_ELSEWHERE)
+    if state == _CHECK_VIOLATION:
+        # Of DEFAULT's own bounds: the row's month got its partition while the row was on its way here.
+        return cause.diag.constraint_name is None and (cause.diag.table_name or "").endswith("_default")
     if state == _READ_ONLY:
         return writing  # a failover left us with a standby; but who reads must not write
     return state in _RETRYABLE or state.startswith(_RETRYABLE_CLASSES)
