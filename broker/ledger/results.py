@@ -50,7 +50,7 @@ def ended_lines(connection: Connection, batch_id: bytes, after_line: int, limit:
         .where(job.c.batch_id == batch_id, job.c.line_number > after_line)
         .order_by(job.c.line_number)
         .limit(limit)
-    )
+    ).all()
     return [
         EndedLine(
             line_number,
