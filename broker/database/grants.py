@@ -94,7 +94,8 @@ def _hand_over(owner: str) -> str:
     """All tables and functions of the schema to their owner; indexes, partitions and triggers go along."""
     ours = "(SELECT oid FROM pg_namespace WHERE nspname = current_schema())"
     tables = f"SELECT oid::regclass AS name FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = {ours}"  # noqa: S608 (a constant)
-    functions = f"SELECT oid::regprocedure AS name FROM pg_proc WHERE proname = 'refuse_ledger_change' AND pronamespace = {ours}"  # noqa: S608 (a constant)
+    refusal = f"proname = 'refuse_ledger_change' AND pronamespace = {ours}"
+    functions = f"SELECT oid::regprocedure AS name FROM pg_proc WHERE {refusal}"  # noqa: S608 (a constant)
     loops = " ".join(
         f"FOR found IN {query} LOOP EXECUTE format('ALTER {kind} %s OWNER TO {owner}', found.name); END LOOP;"
         for kind, query in (("TABLE", tables), ("FUNCTION", functions))
