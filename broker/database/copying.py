@@ -39,8 +39,10 @@ def copy_rows(connection: Connection, table: Table, rows: Sequence[tuple[Any, ..
         copying.set_types(types)
         write = copying.write_row
         for row in rows:
-            if any((value := row[place]) and "\0" in value for place in texts):
-                write([value.replace("\0", _REPLACEMENT) if isinstance(value, str) else value for value in row])
+            for place in texts:
+                if (value := row[place]) is not None and "\0" in value:
+                    write([one.replace("\0", _REPLACEMENT) if isinstance(one, str) else one for one in row])
+                    break
             else:
                 write(row)
 

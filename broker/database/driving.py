@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import TransactionStatus
+from psycopg.pq import Format, TransactionStatus
 from sqlalchemy import URL
 
 from broker.domain.errors import BrokerError
@@ -107,7 +107,11 @@ def _unquote(error: psycopg.Error) -> None:
 
 
 class _Cursor(psycopg.Cursor[Any]):
-    """Every statement within the limit."""
+    """Every statement within the limit; its rows come in binary, which halves what prompts and ids cost to read."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 (passed on as they are)
+        super().__init__(*arguments, **options)
+        self.format = Format.BINARY
 
     def execute(self, *arguments: Any, **options: Any) -> Self:  # noqa: ANN401 (passed on as they are)
         with self.connection.answering():  # type: ignore[attr-defined] # (it is of a Driver)
@@ -125,6 +129,10 @@ class _Cursor(psycopg.Cursor[Any]):
 
 class _StreamCursor(psycopg.ServerCursor[Any]):
     """Likewise, for rows that are fetched piece by piece."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 (passed on as they are)
+        super().__init__(*arguments, **options)
+        self.format = Format.BINARY
 
     def execute(self, *arguments: Any, **options: Any) -> Self:  # noqa: ANN401 (passed on as they are)
         with self.connection.answering():  # type: ignore[attr-defined] # (it is of a Driver)
@@ -172,7 +180,7 @@ def _options(url: str, settings: Settings) -> str:
 
 def run(driver: Driver, text: str) -> psycopg.Cursor[Any]:
     """Statements without parameters, several at once if they are to travel together."""
-    return driver.execute(text, prepare=False)
+    return driver.cursor().execute(text, prepare=False, binary=False)
 
 
 def is_lost(driver: Driver) -> bool:
