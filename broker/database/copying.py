@@ -18,6 +18,7 @@ __all__ = ["copy_rows", "update_rows"]
 _BOOL, _BYTEA, _INT8, _INT4, _TEXT = 16, 17, 20, 23, 25
 """PostgreSQL's own numbers of its types."""
 
+_INT4_MAX = 2**31 - 1
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -27,6 +28,7 @@ class _Shape(NamedTuple):
     statement: str
     types: list[int]
     texts: list[int]  # the places of free text
+    small: list[int]  # the places of four-byte integers, none of which may be null
 
 
 def copy_rows(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -34,8 +36,12 @@ def copy_rows(connection: Connection, table: Table, rows: Sequence[tuple[Any, ..
 
     PostgreSQL's text can't hold the character NUL; a row that does is kept with U+FFFD in its place.
     """
-    statement, types, texts = _shape(table)
+    statement, types, texts, small = _shape(table)
     with _driver_errors(connection, statement) as driver, driver.cursor().copy(statement) as copying:
+        for place in small:  # the driver would cut off what doesn't fit, without a word
+            numbers = [row[place] for row in rows]
+            if max(numbers) > _INT4_MAX or min(numbers) < -_INT4_MAX - 1:
+                raise connection.dialect.loaded_dbapi.DataError(f"a number is out of range in column {place + 1}")
         copying.set_types(types)
         write = copying.write_row
         for row in rows:
@@ -55,6 +61,7 @@ def _shape(table: Table) -> _Shape:
         f"COPY {table.name} ({names}) FROM STDIN WITH (FORMAT BINARY)",
         [_number_of(column) for column in columns],
         [place for place, column in enumerate(columns) if _number_of(column) == _TEXT and column.type.length is None],  # type: ignore[attr-defined] # (text types have one)
+        [place for place, column in enumerate(columns) if _number_of(column) == _INT4 and not column.nullable],
     )
 
 

@@ -14,8 +14,10 @@ import time
 
 import msgspec
 import psycopg
+from sqlalchemy import Connection, delete
 
 from broker.database.driving import Driver, run
+from broker.database.tables import commit_mark
 from broker.domain.ids import new_id
 
 __all__ = ["CommitMarks", "MarkLost", "Slot", "forget_old_marks"]
@@ -38,7 +40,7 @@ class Slot(msgspec.Struct):
         """Move the mark and commit, in one message. Raises MarkLost, or what else the database said."""
         assert self.number is not None  # noqa: S101 (it was prepared)
         moved = (
-            f"WITH moved AS (UPDATE commit_mark SET mark = {self.number + 1}"  # noqa: S608 (our own numbers)
+            f"WITH moved AS (UPDATE commit_mark SET mark = {self.number + 1}, used_us = {_now_us()}"  # noqa: S608 (our own numbers)
             f" WHERE slot = '{self.name}' AND mark = {self.number} RETURNING 1) SELECT 1 / count(*) FROM moved"
         )
         try:
@@ -55,7 +57,7 @@ class Slot(msgspec.Struct):
         if self.number is None:
             found = run(
                 driver,
-                f"INSERT INTO commit_mark (slot, mark, used_us) VALUES ('{self.name}', 0, {time.time_ns() // 1_000})"  # noqa: S608 (as above)
+                f"INSERT INTO commit_mark (slot, mark, used_us) VALUES ('{self.name}', 0, {_now_us()})"  # noqa: S608 (as above)
                 " ON CONFLICT (slot) DO UPDATE SET used_us = excluded.used_us RETURNING mark",
             ).fetchone()
             assert found is not None  # noqa: S101 (it returns its row)
@@ -99,6 +101,14 @@ class CommitMarks:
             driver.execute("DELETE FROM commit_mark WHERE slot = ANY(%s::uuid[])", [names])
 
 
-def forget_old_marks(driver: Driver, now_us: int) -> int:
-    """Remove the rows of processes that ended without a word more than a week ago; a living one makes its row anew."""
-    return driver.execute("DELETE FROM commit_mark WHERE used_us < %s", [now_us - _KEPT_US]).rowcount
+def forget_old_marks(connection: Connection, now_us: int) -> int:
+    """Remove the rows of processes that ended without a word more than a week ago; how many they were.
+
+    For the keeper, every day or so. A process that wakes after longer than that makes its row anew.
+    """
+    old = delete(commit_mark).where(commit_mark.c.used_us < now_us - _KEPT_US)
+    return connection.execute(old).rowcount
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1_000

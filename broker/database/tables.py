@@ -359,6 +359,6 @@ commit_mark = Table(
     metadata,
     Column("slot", Id, primary_key=True),
     Column("mark", BigInteger, nullable=False),
-    Column("used_us", BigInteger, nullable=False),  # when a process last took it up
+    Column("used_us", BigInteger, nullable=False),  # when a process last moved it
     postgresql_with={"fillfactor": 20},
 )

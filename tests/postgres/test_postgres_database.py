@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert, select, text, update
-from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InternalError, OperationalError
 
 from broker.database import connection as port
 from broker.database.marks import MarkLost, Slot, forget_old_marks
@@ -186,8 +186,16 @@ def test_marks_are_few_go_with_their_process_and_are_swept(postgres_url):
         assert 1 <= look.execute("SELECT count(*) FROM commit_mark").fetchone()[0] <= 4
         database.close()
         assert look.execute("SELECT count(*) FROM commit_mark").fetchone()[0] == 0
-        look.execute("INSERT INTO commit_mark VALUES (gen_random_uuid(), 1, 1)")
-        assert forget_old_marks(look, NOW_US) == 1
+
+
+def test_marks_of_processes_that_died_are_swept_and_others_stay(database):
+    def sweep(connection):
+        connection.execute(text("INSERT INTO commit_mark VALUES (gen_random_uuid(), 1, 1)"))
+        return forget_old_marks(connection, time.time_ns() // 1_000)
+
+    database.write(add("a"))
+    assert database.write(sweep) == 1
+    assert len(database.read(lambda connection: connection.execute(select(commit_mark)).all())) == 1
 
 
 def test_a_swept_mark_is_made_anew(database):
@@ -483,6 +491,15 @@ def test_copied_rows_come_back_as_they_went(database):
     database.write(lambda connection: port.bulk_insert(connection, attempt, [values]))
     assert tuple(database.read(lambda connection: connection.execute(select(attempt)).one())) == values
     database.write(lambda connection: port.bulk_insert(connection, attempt, []))
+
+
+@pytest.mark.parametrize(("column", "number"), [("status_code", 2**31), ("status_code", -(2**40)), ("run_us", 2**63)])
+def test_a_number_that_does_not_fit_is_refused_and_not_cut_off(database, column, number):
+    row = an_attempt_row(**{column: number})
+    values = (NOW_US, b"s" * 16, 0, 0, 1, *row.columns(), b"l" * 32)
+    with pytest.raises((DataError, OverflowError)):
+        database.write(lambda connection: port.bulk_insert(connection, attempt, [values]))
+    assert database.read(lambda connection: connection.execute(select(attempt)).all()) == []
 
 
 @settings(max_examples=60)
