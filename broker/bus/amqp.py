@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,14 +40,16 @@ class _CorkedWriter:
         self._write = write
         self._corked = False
         self._gathered = bytearray()
+        self._lock = threading.Lock()  # acknowledgements may come from other threads
 
     def write(self, data: Any) -> None:
-        if not self._corked:
-            self._write(data)
-            return
-        self._gathered += data
-        if len(self._gathered) >= CORK_BYTES:
-            self._flush()
+        with self._lock:
+            if not self._corked:
+                self._write(data)
+                return
+            self._gathered += data
+            if len(self._gathered) >= CORK_BYTES:
+                self._flush()
 
     @contextmanager
     def corked(self) -> Iterator[None]:
@@ -54,8 +57,9 @@ class _CorkedWriter:
         self._corked = True
         try:
             yield
-            self._corked = False
-            self._flush()
+            with self._lock:
+                self._corked = False
+                self._flush()
         finally:
             self._corked = False
             self._gathered.clear()
@@ -280,7 +284,7 @@ class AmqpConnection(pyamqp.Connection):
     def __init__(
         self,
         *args: Any,
-        confirm_seconds: float = 30.0,
+        confirm_seconds: float = 15.0,
         answer_seconds: float = 15.0,
         max_message_bytes: int = 16 * 1024 * 1024,
         **kwargs: Any,

@@ -263,6 +263,21 @@ class RedisChannel(kombu_redis.Channel):
         """Acknowledge these in one round trip."""
         self.qos.ack_many(tags)
 
+    # Queues: a list comes into being with its first item, and goes with its last.
+
+    def _has_queue(self, queue: str, **_: Any) -> bool:
+        return True
+
+    def _size(self, queue: str) -> int:
+        return self.queues.size(queue)
+
+    def _purge(self, queue: str) -> int:
+        return self.queues.purge(queue)
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        self.queues.purge(queue)
+        super()._delete(queue, *args, **kwargs)
+
     def close(self) -> None:
         """Give back what is held. The wait for a bell is cut short: kombu would wait it out."""
         if not self.closed and self._in_poll:

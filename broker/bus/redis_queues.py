@@ -162,6 +162,17 @@ class RedisQueues:
         found = [letter.partition(b"\n") for letter in self._client.lrange(f"{self._prefix}{queue}-dead", 0, -1)]
         return [(data, reason.decode()) for reason, _, data in reversed(found)]
 
+    def size(self, queue: str) -> int:
+        """How many messages wait, not counting the unacknowledged."""
+        return int(self._client.llen(self._prefix + queue))
+
+    def purge(self, queue: str) -> int:
+        """Drop what waits; how many."""
+        with self._client.pipeline(transaction=True) as pipe:
+            pipe.llen(self._prefix + queue)
+            pipe.delete(self._prefix + queue, bell_of(self._prefix + queue))
+            return int(pipe.execute()[0])
+
     def ring(self, queue: str) -> None:
         """Wake a consumer if there is anything for it."""
         self._ring(keys=[self._prefix + queue])

@@ -31,22 +31,33 @@ FEATURES = Features(
     url=f"lanemem://{NAME}?lease_seconds={LEASE_SECONDS}&max_message_bytes={MESSAGE_BYTES_MAX}",
     options={"receive_errors_max": 2},
     lease_seconds=LEASE_SECONDS,
+    bounded_url="lanemem://bounded?max_messages=5",
     isolated_url="lanemem://elsewhere",
     other_processes=False,
     message_bytes_max=MESSAGE_BYTES_MAX,
     inject=_inject,
     dead_letters=_dead_letters,
-    max_attempts_option="max_attempts",
+    three_attempts={"max_attempts": 3},
     latency_ms_max=20.0,
 )
 
 
-class TestMemoryBus(BusContract):
-    features = FEATURES
+class OnMemory:
+    @pytest.fixture
+    def features(self):
+        return FEATURES
+
+    @pytest.fixture
+    def private_features(self):
+        return FEATURES
 
 
-class TestWorkerOnMemoryBus(WorkerContract):
-    features = FEATURES
+class TestMemoryBus(OnMemory, BusContract):
+    """All cases of a bus."""
+
+
+class TestMemoryWorker(OnMemory, WorkerContract):
+    """All cases of a worker."""
 
 
 @pytest.fixture

@@ -57,8 +57,6 @@ class Lane:
 class WorkerContract:
     """Each test is one case."""
 
-    features: Features
-
     def test_c25_shards_handed_back_at_a_stop_run_once_to_the_end_elsewhere(self, lane):
         preempted = threading.Event()
 
@@ -74,7 +72,7 @@ class WorkerContract:
         assert first.stop(5)
         assert time.monotonic() - began < 5
         lane.work(lambda envelope: None)
-        lane.wait(lambda: lane.finished.total() == 3, 3 + self.features.lease_seconds)
+        lane.wait(lambda: lane.finished.total() == 3, 3 + lane.features.lease_seconds)
         time.sleep(0.1)
         assert lane.finished == {b"1": 1, b"2": 1, b"3": 1}
 
@@ -86,7 +84,7 @@ class WorkerContract:
         assert lane.finished == {b"runs": 1}
         lane.work(lambda envelope: None)
         lane.wait(lambda: lane.finished[b"waits"] == 1, 3)
-        time.sleep(self.features.lease_seconds * 1.2)
+        time.sleep(lane.features.lease_seconds * 1.2)
         assert lane.finished == {b"runs": 1, b"waits": 1}
 
     def test_c26_what_is_published_during_a_stop_runs_at_the_next_worker(self, lane):
@@ -101,18 +99,18 @@ class WorkerContract:
         going.set()
         stopping.join()
         lane.work(lambda envelope: None)
-        lane.wait(lambda: lane.finished[b"late"] == 1, self.features.lease_seconds + 3)
+        lane.wait(lambda: lane.finished[b"late"] == 1, lane.features.lease_seconds + 3)
         assert lane.finished == {b"first": 1, b"late": 1}
 
     def test_c27_a_shard_may_publish_to_its_own_lane_and_outlast_its_lease(self, lane):
         def run(envelope):
             if envelope == b"long":
                 lane.publisher.publish_shards(lane.queue, [b"child"])
-                time.sleep(self.features.lease_seconds * 3)
+                time.sleep(lane.features.lease_seconds * 3)
 
         lane.work(run, concurrency=2)
         lane.publisher.publish_shards(lane.queue, [b"long"])
-        lane.wait(lambda: lane.finished.total() == 2, 5 + self.features.lease_seconds * 3)
+        lane.wait(lambda: lane.finished.total() == 2, 5 + lane.features.lease_seconds * 3)
         assert lane.started == {b"long": 1, b"child": 1}
 
     def test_c28_a_thousand_shards_each_run_once(self, lane, record_property):
@@ -132,6 +130,6 @@ class WorkerContract:
         worker = lane.work(run)
         lane.publisher.publish_shards(lane.queue, [b"bad"])
         lane.wait(lambda: lane.started.total() == 1, 5)
-        time.sleep(self.features.lease_seconds * 1.2)
+        time.sleep(lane.features.lease_seconds * 1.2)
         assert worker.stop(5)
         assert lane.started == {b"bad": 1}

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
-from broker.bus.driver import BusUnavailable, LaneDriver, Lease, PublishError, QueueMissing
+from broker.bus.driver import BusUnavailable, LaneDriver, Lease, MessageRefused, PublishError, QueueMissing
 from broker.bus.transport import LaneTransport
 
 __all__ = ["DeadLetter", "MemoryDriver", "MemoryLaneTransport", "MemoryOptions", "QueueFull", "discard_bus"]
@@ -26,7 +26,7 @@ __all__ = ["DeadLetter", "MemoryDriver", "MemoryLaneTransport", "MemoryOptions",
 DEAD_LETTERS_MAX = 1_000
 
 
-class QueueFull(Exception):
+class QueueFull(MessageRefused):
     """The queue holds as much as it may; the producer must wait for consumers."""
 
 
@@ -162,7 +162,7 @@ class MemoryDriver:
                 if count >= options.max_messages or target.bytes_held + len(data) > options.max_queue_bytes:
                     held = f"{count} messages of {target.bytes_held} bytes"
                     limit = f"{options.max_messages} messages, {options.max_queue_bytes} bytes"
-                    errors[index] = QueueFull(f"queue {queue!r} holds {held}; the limit is {limit}")
+                    errors[index] = QueueFull(f"queue {queue!r} is full: it holds {held}; the limit is {limit}")
                     continue
                 target.ready.append(_Message(data))
                 target.bytes_held += len(data)
