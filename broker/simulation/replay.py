@@ -98,6 +98,7 @@ class Replay:
                 start_within_s=source.start_within_s,
                 recent_rate=log.recent_rate(now_s),
                 expected_rate=log.expected_rate(now_s, ahead_s),
+                sudden_rate=log.sudden_rate(now_s, ahead_s),
                 day_rate=log.day_rate(now_s),
             )
             for source, log in zip(self.workload.sources, self.logs, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
+from itertools import islice, pairwise
 
 __all__ = ["ArrivalLog"]
 
@@ -11,6 +11,7 @@ _MINUTE_S = 60
 _DAY_MINUTES = 1_440
 _TREND_MINUTES = 30
 _SMOOTH_MINUTES = 10
+_RISE_MINUTES = 10
 _GROWTH_MIN, _GROWTH_MAX = 0.5, 2.0
 
 
@@ -21,6 +22,7 @@ class ArrivalLog:
         self._minutes: deque[float] = deque(maxlen=_DAY_MINUTES + _TREND_MINUTES + 1)
         self._minute = 0
         self._day_total = 0.0
+        self._rise: tuple[int, float, float] = (-_RISE_MINUTES, 0.0, 0.0)
 
     def add(self, now_s: float, jobs: float) -> None:
         """Count jobs that arrive now."""
@@ -60,6 +62,34 @@ class ArrivalLog:
         yesterday = sum(islice(self._minutes, 0, _TREND_MINUTES)) / (_TREND_MINUTES * _MINUTE_S)
         growth = min(_GROWTH_MAX, max(_GROWTH_MIN, today / yesterday)) if yesterday > 0 else 1.0
         return max(today, growth * highest / (_SMOOTH_MINUTES * _MINUTE_S))
+
+    def sudden_rate(self, now_s: float, ahead_s: float) -> float:
+        """The rate that may come within `ahead_s`, were it to rise as steeply as it ever did in the last day.
+
+        At most what the day's busiest minute brought.
+        """
+        recent = self.recent_rate(now_s)
+        if self._minute - self._rise[0] >= _RISE_MINUTES:
+            self._rise = (self._minute, *self._steepest(max(1, round(ahead_s / _MINUTE_S))))
+        _, rise, peak = self._rise
+        return max(recent, min(recent + rise, peak))
+
+    def _steepest(self, ahead: int) -> tuple[float, float]:
+        """The greatest rise within so many minutes, and the highest rate, over the last day."""
+        newest = len(self._minutes) - 1
+        minutes = list(islice(self._minutes, max(0, newest - _DAY_MINUTES), newest))
+        # Two minutes at a time, as that is what the rise will be added to.
+        rates = [(before + after) / (2 * _MINUTE_S) for before, after in pairwise(minutes)]
+        lowest: deque[int] = deque()
+        rise = 0.0
+        for place, rate in enumerate(rates):
+            while lowest and rates[lowest[-1]] >= rate:
+                lowest.pop()
+            lowest.append(place)
+            if lowest[0] < place - ahead:
+                lowest.popleft()
+            rise = max(rise, rate - rates[lowest[0]])
+        return rise, max(rates, default=0.0)
 
     def _advance(self, now_s: float) -> None:
         minute = int(now_s // _MINUTE_S)

@@ -25,6 +25,7 @@ class Pool(msgspec.Struct):
     mask: int
     lead_s: float
     urgent: float = 0.0
+    reserve: float = 0.0
     hard: float = 0.0
     soft: float = 0.0
     day: float = 0.0
@@ -58,6 +59,10 @@ def pools_of(
             pool.hard = max(pool.hard, pool.urgent + due_hard[mask] / usable)
         due_soft[mask] = due_soft.get(mask, 0.0) + units
         pool.soft = max(pool.soft, pool.urgent + due_soft[mask] / (usable * policy.soft_pace))
+    for pool in pools.values():
+        # Standing by for a sudden rise costs nothing while other work fills the time.
+        standby = min(pool.reserve, pool.urgent + pool.backlog / policy.standby_s)
+        pool.hard, pool.soft = max(pool.hard, standby), max(pool.soft, standby)
     return sorted((pool for pool in pools.values() if pool.mask), key=lambda pool: (pool.mask.bit_count(), pool.mask))
 
 
@@ -70,6 +75,7 @@ def _expect(pool: Pool, table: LaneTable, stream: Stream, policy: Policy) -> Non
     if stream.start_within_s <= 2 * pool.lead_s:
         rate = max(stream.recent_rate, stream.expected_rate)
         pool.urgent += policy.urgent_margin * table.work(kind, rate)
+        pool.reserve += policy.reserve * table.work(kind, stream.sudden_rate)
 
 
 def _pool(pools: dict[int, Pool], table: LaneTable, mask: int, policy: Policy) -> Pool:

@@ -79,7 +79,7 @@ def make_plan(table: LaneTable, situation: Situation, memory: Memory, policy: Po
     pools = pools_of(table, situation.now_s, groups, situation.streams, policy)
     fleet = cover(table, situation.states, pools, policy, situation.done)
     wanted = _recently_wanted(memory, situation.now_s, tuple(fleet.desired), policy)
-    desired = _held(table, fleet, situation.states, wanted)
+    desired = _held(table, fleet, situation.states, wanted, pools)
     live = [now.live for now in situation.states]
     terms = {table.terms_of(group, policy.preemptions_max) for group in groups}
     terms |= {stream.terms for stream in situation.streams}
@@ -109,8 +109,9 @@ def _held(
     fleet: Cover,
     states: Sequence[LaneNow],
     wanted: Sequence[tuple[float, tuple[int, ...]]],
+    pools: Sequence[Pool],
 ) -> tuple[int, ...]:
-    """An instance that is up stays until it was not wanted for the whole hold time."""
+    """An instance that is up stays until it was not wanted for the whole hold time, and what replaces it is up."""
     held = []
     for place, lane in enumerate(table.lanes):
         if lane.supply is Supply.FIXED:
@@ -118,6 +119,13 @@ def _held(
             continue
         lately = max(counts[place] for _, counts in wanted)
         held.append(max(fleet.desired[place], min(lately, states[place].live)))
+    for pool in pools:
+        speeds = table.mean_speeds(pool.mix)
+        short = pool.hard - sum(min(held[place], states[place].ready) * speeds[place] for place in bits(pool.mask))
+        for place in bits(pool.mask):
+            while short > 0 and held[place] < states[place].ready and speeds[place] > 0:
+                held[place] += 1
+                short -= speeds[place]
     return tuple(held)
 
 
