@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Boolean, Column, Connection, Integer, LargeBinary, Table
+from sqlalchemy import BigInteger, Boolean, Column, Connection, Float, Integer, LargeBinary, Table
 from sqlalchemy.exc import DBAPIError
 
 from broker.database.types import Id
 
 __all__ = ["copy_rows", "update_rows"]
 
-_BOOL, _BYTEA, _INT8, _INT4, _TEXT = 16, 17, 20, 23, 25
+_BOOL, _BYTEA, _INT8, _INT4, _TEXT, _FLOAT8 = 16, 17, 20, 23, 25, 701
 """PostgreSQL's own numbers of its types."""
 
 _INT4_MAX = 2**31 - 1
@@ -74,6 +74,8 @@ def _number_of(column: Column[Any]) -> int:
         return _BOOL
     if isinstance(kind, BigInteger):
         return _INT8
+    if isinstance(kind, Float):
+        return _FLOAT8
     return _INT4 if isinstance(kind, Integer) else _TEXT
 
 
@@ -90,7 +92,7 @@ def update_rows(
         driver.cursor().execute(statement, values)
 
 
-_ARRAYS = {_BOOL: "bool[]", _BYTEA: "bytea[]", _INT8: "int8[]", _INT4: "int4[]", _TEXT: "text[]"}
+_ARRAYS = {_BOOL: "bool[]", _BYTEA: "bytea[]", _INT8: "int8[]", _INT4: "int4[]", _TEXT: "text[]", _FLOAT8: "float8[]"}
 
 
 @lru_cache(maxsize=64)

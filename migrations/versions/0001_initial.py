@@ -212,28 +212,6 @@ def _create_planning() -> None:
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("changed_us", sa.BigInteger, nullable=False),
     )
-    op.create_table(
-        "lane_rest",
-        sa.Column("lane", sa.String(128), primary_key=True),
-        sa.Column("until_us", sa.BigInteger, nullable=False),
-        sa.Column("rest_seconds", sa.Float, nullable=False),
-        sa.Column("error_code", sa.String(32), nullable=False),
-    )
-    op.create_table(
-        "worker",
-        sa.Column("worker_id", sa.String(128), primary_key=True),
-        sa.Column("lane", sa.String(128), nullable=False),
-        sa.Column("slots", sa.Integer, nullable=False),
-        sa.Column("started_us", sa.BigInteger, nullable=False),
-        sa.Column("seen_us", sa.BigInteger, nullable=False),
-        sa.Column("left_us", sa.BigInteger),
-    )
-    op.create_index("ix_worker_seen", "worker", ["seen_us"])
-    op.create_table(
-        "role_beat",
-        sa.Column("role", sa.String(32), primary_key=True),
-        sa.Column("beat_us", sa.BigInteger, nullable=False),
-    )
 
 
 def _create_shards() -> None:

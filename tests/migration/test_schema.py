@@ -216,6 +216,23 @@ def test_an_older_database_asks_for_an_upgrade(engine, monkeypatch):
         require_current(engine)
 
 
+def test_a_database_of_the_first_version_is_brought_up_to_date(engine, described, monkeypatch):
+    from alembic import command
+
+    to_head = command.upgrade
+    monkeypatch.setattr(command, "upgrade", lambda config, _head: to_head(config, "0001"))
+    upgrade(engine)
+    monkeypatch.undo()
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO tenant (tenant_id, created_us) VALUES ('kept', 1)"))
+    assert check(engine) is SchemaState.OLDER
+    assert upgrade(engine) is SchemaState.OLDER
+    assert check(engine) is SchemaState.CURRENT
+    assert set(described(engine)) == set(metadata.tables)
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT tenant_id FROM tenant")).scalars().all() == ["kept"]
+
+
 def test_an_empty_database_asks_for_an_upgrade(engine):
     with pytest.raises(BrokerError, match=r"^The database at \S+ is empty: run `broker db upgrade`\.$"):
         require_current(engine)
