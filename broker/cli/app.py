@@ -18,6 +18,7 @@ _MODULES = {
     "serve": "serve",
     "worker": "worker",
     "keys": "keys",
+    "bus": "bus",
     "db": "database",
 }
 """The commands in the order in which help lists them, each with its module here, whose `app` it is."""

@@ -1,0 +1,69 @@
+"""`broker bus`: the queues that lanes need on their buses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
+
+import typer
+
+from broker.bootstrap.buses import bus_url_of
+from broker.bus.driver import BusUnavailable
+from broker.bus.provisioning import BusPlan, QueueState, apply_bus, plan_bus
+from broker.catalog.lanes import load_lanes
+from broker.cli.options import CatalogOption, FormatOption, read_settings
+from broker.cli.printing import OutputFormat, print_rows, say
+from broker.domain.errors import BrokerError, UsageError
+
+__all__ = ["app"]
+
+JOBS_QUEUE = "jobs"
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="The queues that lanes need on their buses.")
+
+BusUrlOption = Annotated[
+    str | None, typer.Option("--url", help="One bus's URL, for all queues, instead of each lane's own.")
+]
+
+
+@app.command("plan")
+def plan(catalog: CatalogOption = None, url: BusUrlOption = None, shape: FormatOption = OutputFormat.TABLE) -> None:
+    """What is there, what is missing and what differs; changes nothing. Exit code 1 when something must be done."""
+    found = _asked(plan_bus, catalog, url)
+    _show(found, shape)
+    if not found.is_complete:
+        raise typer.Exit(1)
+
+
+@app.command("apply")
+def apply(catalog: CatalogOption = None, url: BusUrlOption = None, shape: FormatOption = OutputFormat.TABLE) -> None:
+    """Make what is missing. What exists in another form is left, and named; then the exit code is 1."""
+    found = _asked(apply_bus, catalog, url)
+    _show(found, shape)
+    if not found.is_complete:
+        raise typer.Exit(1)
+
+
+def _asked(ask: Callable[[Mapping[str, Sequence[str]]], BusPlan], catalog: str | None, url: str | None) -> BusPlan:
+    wanted: dict[str, list[str]] = {}
+    for lane in load_lanes(read_settings(catalog=catalog).catalog):
+        names = wanted.setdefault(url or bus_url_of(lane), [JOBS_QUEUE])
+        names += [lane.shards_queue, lane.events_queue]
+    try:
+        return ask(wanted)
+    except BusUnavailable as error:
+        raise BrokerError(str(error)) from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _show(found: BusPlan, shape: OutputFormat) -> None:
+    rows = [{"bus": line.bus, "queue": line.name, "state": line.state.value, "note": line.note} for line in found.lines]
+    print_rows(rows, shape, keys=4)
+    if shape is not OutputFormat.TABLE:
+        return
+    counts = {state: sum(line.state is state for line in found.lines) for state in QueueState}
+    if counts[QueueState.MISSING]:
+        say(f"{counts[QueueState.MISSING]} missing: `broker bus apply` makes them.")
+    elif found.is_complete:
+        say("Nothing is left to do.")
