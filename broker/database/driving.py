@@ -26,6 +26,7 @@ __all__ = ["Driver", "Settings", "connect", "is_lost", "place_of", "roll_back", 
 
 CONNECT_SECONDS = 5
 _GRACE_SECONDS = 5.0
+_LOOK_SECONDS = 0.25
 _PREPARED_AFTER = 3
 
 
@@ -43,11 +44,14 @@ class _Watch:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._until: dict[Driver, float] = {}
+        self._busy = threading.Event()  # so that nobody looks where there is nothing to see
         self._thread: threading.Thread | None = None
 
     def begin(self, driver: Driver) -> None:
         with self._lock:
             self._until[driver] = time.monotonic() + driver.answer_seconds
+            if not self._busy.is_set():
+                self._busy.set()
             if self._thread is None or not self._thread.is_alive():  # a forked child has none
                 self._thread = threading.Thread(target=self._look, name="database-watch", daemon=True)
                 self._thread.start()
@@ -57,13 +61,15 @@ class _Watch:
             self._until.pop(driver, None)
 
     def _look(self) -> None:
-        while True:
-            time.sleep(0.25)
+        while self._busy.wait():
+            time.sleep(_LOOK_SECONDS)
             now = time.monotonic()
             with self._lock:  # nobody ends a statement, and so closes its connection, meanwhile
                 for driver in [driver for driver, until in self._until.items() if until < now]:
                     del self._until[driver]
                     _cut(driver)
+                if not self._until:
+                    self._busy.clear()
 
 
 def _cut(driver: Driver) -> None:

@@ -93,12 +93,15 @@ class CommitMarks:
         with self._lock:
             self._free.append(slot)
 
+    def are_there(self) -> bool:
+        """Whether the process has rows in the table."""
+        return bool(self._free)
+
     def remove(self, driver: Driver) -> None:
         """Take the process's rows out of the table, as it ends."""
         with self._lock:
             names, self._free = [slot.name for slot in self._free], []
-        if names:
-            driver.execute("DELETE FROM commit_mark WHERE slot = ANY(%s::uuid[])", [names])
+        driver.execute("DELETE FROM commit_mark WHERE slot = ANY(%s::uuid[])", [names])
 
 
 def forget_old_marks(connection: Connection, now_us: int) -> int:

@@ -94,8 +94,9 @@ class PostgresDatabase:
         with self._idle:
             self._idle.wait_for(lambda: self._works == 0)
         try:
-            with self._connected(self._writers) as (_, driver):
-                self._marks.remove(driver)
+            if self._marks.are_there():
+                with self._connected(self._writers) as (_, driver):
+                    self._marks.remove(driver)
         except (psycopg.Error, DBAPIError, BrokerError):
             _log.info("marks_left")  # they are swept some time later
         for engine in (self._writers, self._readers, self.engine):
@@ -246,7 +247,9 @@ class PostgresDatabase:
         def creator() -> Driver:
             # By this name a session is found again whose connection was lost.
             name = f"{terms.name[:40]} {new_id().hex()[-20:]}"
-            driver = connect(self.url, Settings(name, statement_seconds, terms.idle_in_transaction_seconds))
+            # Whoever reads may think for as long as one of its statements may take.
+            idle_seconds = max(terms.idle_in_transaction_seconds, statement_seconds)
+            driver = connect(self.url, Settings(name, statement_seconds, idle_seconds))
             driver.name = name
             if pool is NullPool:
                 driver.autocommit = False  # the migrations' transactions begin and end as SQLAlchemy's do
@@ -267,19 +270,31 @@ def _reason(error: Exception) -> str:
 
 
 def open_postgres(
-    url: str, *, pool_size: int = 8, name: str = "broker", upgrade_schema: bool = False
+    url: str,
+    *,
+    pool_size: int = 8,
+    name: str = "broker",
+    upgrade_schema: bool = False,
+    wait_seconds: float = 0.0,
 ) -> PostgresDatabase:
     """The database, once its schema is this program's. Raises BrokerError, in one sentence, where it is not.
 
     With `upgrade_schema` an empty or older one is brought up to date first; processes that do so at once wait
-    for each other.
+    for each other. A server that can't be reached, perhaps since it is only starting, is tried for `wait_seconds`.
     """
     database = PostgresDatabase(url, PostgresTerms(name=name, pool_size=pool_size))
+    patience = Patience(wait_seconds)
     try:
-        if upgrade_schema:
-            upgrade(database.engine)
-        require_current(database.engine)
+        while True:
+            try:
+                if upgrade_schema:
+                    upgrade(database.engine)
+                require_current(database.engine)
+            except BrokerError as error:
+                if error.__cause__ is None or not is_connection_lost(error.__cause__) or not patience.outlasts():
+                    raise
+            else:
+                return database
     except BaseException:
         database.close()
         raise
-    return database

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -17,6 +18,12 @@ from tests.unit.conftest import quiet
 __all__ = ["quiet"]
 
 TERMS = PostgresTerms(name="test", pool_size=4, retry_seconds=10.0)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker("postgres")
 
 
 @pytest.fixture(scope="session")

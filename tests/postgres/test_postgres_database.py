@@ -12,9 +12,10 @@ from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from broker.database.marks import MarkLost, Slot, forget_old_marks
-from broker.database.postgres import PostgresDatabase, PostgresTerms
+from broker.database.postgres import PostgresDatabase, PostgresTerms, open_postgres
 from broker.database.sqlite import is_passing
 from broker.database.tables import commit_mark, tenant
+from broker.domain.errors import BrokerError
 from broker.domain.ids import new_id
 from broker.ledger.tables import job_outcome
 from tests.proxy import Way
@@ -288,3 +289,17 @@ def test_the_locks_of_a_lost_session_are_freed_for_the_next_try(shaky, proxy):
     began = time.monotonic()
     assert shaky.write(work) == 1
     assert time.monotonic() - began < 5
+
+
+def test_a_server_that_is_only_starting_is_waited_for_where_asked(postgres_url, proxied_url, proxy):
+    proxy.refuse()
+    with pytest.raises(BrokerError, match="can't be opened"):
+        open_postgres(proxied_url)
+    threading.Timer(0.5, proxy.heal).start()
+    database = open_postgres(proxied_url, wait_seconds=10.0)
+    assert database.write(add("a")) == "a"
+    database.close()
+    began = time.monotonic()
+    with pytest.raises(BrokerError, match="can't be opened"):
+        open_postgres(proxied_url.replace("broker_test", "nobodys"), wait_seconds=0.3)
+    assert time.monotonic() - began < 3
