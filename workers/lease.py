@@ -48,7 +48,12 @@ class ClaimedOnce:
             self._claimed[question.shard_id] = None
             if len(self._claimed) > _CLAIMS_REMEMBERED:
                 self._claimed.popitem(last=False)
-        return self._door.claim(question)
+        try:
+            return self._door.claim(question)
+        except Exception:
+            with self._lock:
+                self._claimed.pop(question.shard_id, None)  # it never ran here, so the bus may bring it again
+            raise
 
     def renew(self, question: RenewLease) -> RenewAnswer:
         """See `LeaseDoor.renew`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import Enum
@@ -13,6 +14,7 @@ from typing import assert_never
 import msgspec
 import structlog
 
+from broker.bus.apps import NotTaken
 from broker.bus.envelope import EnvelopeError, KeyRing, Opened, Signer, open_shard
 from broker.clock import Clock
 from broker.domain.errors import ErrorCode
@@ -81,7 +83,10 @@ class ShardRunner:
         self._running: set[_ShardRun] = set()
 
     def run(self, envelope: bytes) -> None:
-        """Returns when the shard is no longer this worker's: done and confirmed, handed back, or never its own."""
+        """Returns when the shard is no longer this worker's: done and confirmed, handed back, or never its own.
+
+        Raises NotTaken where the broker could not be asked whether it is.
+        """
         opened = self._open(envelope)
         if opened is None:
             return
@@ -93,7 +98,7 @@ class ShardRunner:
             return
         try:
             lease = Lease(self._door, order.shard_id, order.lane, self._worker_id)
-            if lease.claim():
+            if self._claim(lease):
                 asyncio.run_coroutine_threadsafe(self._work(order, deployment, lease), self._loop).result()
             else:
                 _log.info("shard_not_ours", shard=order.shard_id.hex(), lane=order.lane)
@@ -127,6 +132,14 @@ class ShardRunner:
             if deployment.slots.acquire(timeout=_SLOT_POLL_SECONDS):
                 return True
         return False
+
+    def _claim(self, lease: Lease) -> bool:
+        try:
+            return lease.claim()
+        except Exception as error:
+            # Not at once: a worker that is about to leave would be brought the same message over and over.
+            time.sleep(_SLOT_POLL_SECONDS)
+            raise NotTaken(f"the broker can't be asked: {type(error).__name__}") from error
 
     async def _work(self, order: RunShard, deployment: Deployment, lease: Lease) -> None:
         run = _ShardRun(order, deployment, lease, self._worker_id, self._clock)

@@ -12,18 +12,23 @@ from typing import Any
 import structlog
 from celery import Celery
 from celery.app import trace
+from celery.exceptions import Reject
 from celery.worker import state
 
 from broker.bus.celery_consumer import PromptShutdown
 from broker.bus.serializer import CONTENT_TYPE, SERIALIZER
 from broker.bus.topology import lane_queue, plain_url, prepare_kombu, transport_for, transport_options_for
 
-__all__ = ["TASK_NAME", "InProcessWorker", "producer_app", "start_in_process", "worker_app"]
+__all__ = ["TASK_NAME", "InProcessWorker", "NotTaken", "producer_app", "start_in_process", "worker_app"]
 
 log = structlog.get_logger()
 
 TASK_NAME = "workers.run_shard"
 HEARTBEAT_SECONDS = 20
+
+
+class NotTaken(Exception):
+    """Raised by `run_shard`: this worker does not run the shard, and another may. The bus has it back."""
 
 
 def producer_app(bus_url: str, transport_options: Mapping[str, Any] | None = None) -> Celery:
@@ -46,8 +51,8 @@ def worker_app(
     """The app of one worker: `concurrency` shards at once from these queues, at most as many prefetched.
 
     `run_shard` gets the envelope and returns when the shard is done and its events are confirmed; only then is
-    the message acknowledged. Raising `celery.exceptions.Reject(requeue=True)` gives it back; any other error is
-    logged and the message acknowledged, for retries are the database's business.
+    the message acknowledged. Raising NotTaken gives it back; any other error is logged and the message acknowledged,
+    for retries are the database's business.
     """
     prepare_kombu()
     app = Celery(name, broker=plain_url(bus_url), set_as_current=True)
@@ -80,7 +85,10 @@ def worker_app(
     # Not shared: Celery would give two apps of one process the first one's function.
     @app.task(name=TASK_NAME, shared=False, ignore_result=True)
     def run(envelope: bytes) -> None:
-        run_shard(envelope)
+        try:
+            run_shard(envelope)
+        except NotTaken as error:
+            raise Reject(str(error), requeue=True) from error
 
     return app
 

@@ -1,0 +1,56 @@
+"""A claim that can't be asked for: the message goes back to the bus, and whoever gets it next may run the shard."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+
+import pytest
+
+from broker.bus.apps import NotTaken, start_in_process, worker_app
+from broker.bus.publisher import Publisher
+from broker.domain.shard import ClaimAnswer, ClaimShard
+from workers.lease import ClaimedOnce
+
+
+class ShutOnce:
+    """The broker is away at the first question."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def claim(self, question):
+        self.asked += 1
+        if self.asked == 1:
+            raise OSError("the broker is away")
+        return ClaimAnswer(granted=True, lease_seconds=1.0)
+
+
+def test_a_shard_whose_claim_failed_may_be_claimed_when_the_bus_brings_it_again():
+    once = ClaimedOnce(ShutOnce())
+    question = ClaimShard(b"s" * 16, "lane-a", "w1")
+    with pytest.raises(OSError, match="away"):
+        once.claim(question)
+    assert once.claim(question).granted
+    assert not once.claim(question).granted
+
+
+def test_what_was_not_taken_comes_again():
+    url = f"lanemem://claims-{uuid.uuid4().hex}"
+    brought, done = [], threading.Event()
+
+    def run_shard(envelope):
+        brought.append(envelope)
+        if len(brought) == 1:
+            raise NotTaken("the broker can't be asked")
+        done.set()
+
+    publisher = Publisher(url)
+    worker = start_in_process(worker_app("claims", url, ["lane.a.shards"], 1, run_shard=run_shard))
+    try:
+        publisher.publish_shards("lane.a.shards", [b"envelope"])
+        assert done.wait(5)
+    finally:
+        worker.stop(5)
+        publisher.close()
+    assert brought == [b"envelope", b"envelope"]
