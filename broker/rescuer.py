@@ -2,8 +2,8 @@
 
 A shard that nobody claimed in time goes back as it was. One whose worker fell silent goes back with the
 jobs that were running as suspects; its late results still count for a while, and the first valid success
-wins. After a gap in its own loop, and when the clock was set back, it rests one lease, in which every
-living worker renews, so that an outage of ours never re-executes everything.
+wins. After a gap in which no rescuer looked or no lease door answered, and when the clock was set back, it
+rests one lease, in which every living worker renews, so that an outage of ours never re-executes everything.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from broker.clock import Clock
-from broker.database import jobs, shards
+from broker.database import jobs, shards, workers
 from broker.database.connection import Connection, Database
 from broker.database.fencing import alone
 from broker.database.shards import ShardRecord
@@ -38,6 +38,7 @@ LATE_SECONDS = 900.0
 """How long a taken-back shard's late results are still awaited before its attempts are written off as lost."""
 
 _SHARDS_PER_STEP = 64
+_BEAT = "rescuer"
 
 _LOST_MESSAGES = {
     ErrorCode.LEASE_LOST: "the worker fell silent while it ran",
@@ -81,7 +82,7 @@ class Rescuer:
     def step(self) -> int:
         """Take back what is due; how many shards that was."""
         now_us = self._clock()
-        gap_us = max(now_us - self._last_step_us, self._door_gap_us(now_us), key=abs)
+        gap_us = max(self._own_gap_us(now_us), self._door_gap_us(now_us), key=abs)
         if not 0 <= gap_us <= self._lease_us // 2:  # below 0: the clock was set back
             self._rest_until_us = now_us + self._lease_us
             _log.warning("rescue_rested", after_gap_seconds=gap_us / 1_000_000)
@@ -94,6 +95,19 @@ class Rescuer:
             self._wakeups.notify(Topic.DISPATCHER)
             self._wakeups.endings.announce(ended)
         return taken
+
+    def _own_gap_us(self, now_us: int) -> int:
+        """How long no rescuer looked: one that takes over from another has missed nothing while it stood by."""
+        if self._door_heard_us is None:
+            return now_us - self._last_step_us
+
+        def work(connection: Connection) -> int | None:
+            last_us = workers.beat_us(connection, _BEAT)
+            workers.beat(connection, _BEAT, now_us)
+            return last_us
+
+        last_us = self._database.write(work, durable=False)
+        return now_us - (self._last_step_us if last_us is None else last_us)
 
     def _door_gap_us(self, now_us: int) -> int:
         """How long nobody may have been able to renew."""
@@ -135,11 +149,12 @@ class Rescuer:
             if not shards.is_silent(record, now_us, self._lease_us, manned):
                 continue
             taken += 1
-            if record.state is ShardState.SENT:
+            was = record.state
+            if was is ShardState.SENT:
                 self._give_back_unclaimed(connection, record, now_us)
             else:
                 ended += self._take_back_running(connection, record, now_us)
-            _log.warning("shard_taken_back", shard=record.shard_id.hex(), lane=record.lane, was=record.state)
+            _log.warning("shard_taken_back", shard=record.shard_id.hex(), lane=record.lane, was=was)
         return taken, ended
 
     def _manned(self, connection: Connection) -> list[str] | None:
