@@ -1,0 +1,100 @@
+"""Jobs and the engine's places: how many run at once, who waits, and what a stop or a cancel means for each."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from broker.domain.errors import ErrorCode
+from broker.domain.lane import EngineSettings
+from broker.domain.outcome import Outcome
+from broker.domain.shard import Bitmap
+from tests.unit.builders import an_order
+from tests.unit.hiring import Broken, hiring, ran_jobs, returned, until
+from workers.engines.echo import EchoEngine
+
+
+@pytest.fixture
+def hire():
+    with hiring() as make:
+        yield make
+
+
+class Tracked:
+    """Each request waits until the test ends it by its place in the shard; a driver of the engine port."""
+
+    def __init__(self):
+        self.inside, self.ended = set(), set()
+        self.inside_count = self.most_inside = 0  # two shards may have jobs of the same number inside
+
+    async def run(self, request):
+        number = int(request.body.split(b"hello ")[1].split(b'"')[0])
+        self.inside.add(number)
+        self.inside_count += 1
+        self.most_inside = max(self.most_inside, self.inside_count)
+        try:
+            async with asyncio.timeout(5):
+                while number not in self.ended:  # noqa: ASYNC110 (the test sets it from its own thread)
+                    await asyncio.sleep(0.001)
+        finally:
+            self.inside.discard(number)
+            self.inside_count -= 1
+        return await EchoEngine().run(request)
+
+
+def _crowded(hire, **lane):
+    """A worker whose engine takes two jobs at a time."""
+    engine = Tracked()
+    worker = hire(engine, engine=EngineSettings(driver="echo", models=("m",), concurrency=2), **lane)
+    worker.door.lease_seconds = 30
+    return engine, worker
+
+
+def test_an_engine_never_has_more_jobs_than_places_over_all_its_shards(hire):
+    engine, worker = _crowded(hire, slots=2)
+    threads = [worker.in_background(an_order(10)) for _ in range(2)]
+    until(lambda: engine.inside_count == 2)
+    time.sleep(0.03)  # for a third, which must not come
+    engine.ended = set(range(10))
+    for thread in threads:
+        thread.join(5)
+    assert engine.most_inside == 2
+    assert sum(len(event.jobs) for event in worker.events()) == 20
+
+
+def test_a_cancelled_job_ends_alone_whether_it_runs_or_waits(hire):
+    engine, worker = _crowded(hire)
+    thread = worker.in_background(an_order(5))
+    until(lambda: engine.inside == {0, 1})
+    worker.door.cancelled_jobs = Bitmap.of([0, 3]).to_bytes()
+    worker.runner.renew_soon()
+    until(lambda: engine.inside == {1, 2})  # the place of job 0 went to the next one
+    engine.ended = {1, 2, 4}
+    thread.join(5)
+    events = worker.events()
+    ran = ran_jobs(events)
+    assert {index for index, job in ran.items() if job.error_code is ErrorCode.JOB_CANCELLED} == {0, 3}
+    assert {index for index, job in ran.items() if job.outcome is Outcome.SUCCEEDED} == {1, 2, 4}
+    assert (sum(len(event.jobs) for event in events), returned(events)) == (5, [])
+    assert ran[3].usage.accelerator_us < ran[1].usage.accelerator_us
+
+
+def test_a_job_cancelled_before_the_claim_never_reaches_the_engine(hire):
+    worker = hire(Broken(AssertionError("it ran")))
+    worker.door.cancelled_jobs = Bitmap.of([0]).to_bytes()
+    assert ran_jobs(worker.run(an_order()))[0].error_code is ErrorCode.JOB_CANCELLED
+
+
+def test_jobs_that_waited_for_a_place_at_a_stop_never_ran(hire):
+    engine, worker = _crowded(hire)
+    thread = worker.in_background(an_order(5))
+    until(lambda: engine.inside == {0, 1})
+    worker.runner.preempt()
+    thread.join(5)
+    events = worker.events()
+    assert {(index, job.outcome) for index, job in ran_jobs(events).items()} == {
+        (0, Outcome.PREEMPTED), (1, Outcome.PREEMPTED)
+    }  # fmt: skip
+    assert returned(events) == [ErrorCode.PREEMPTED]
