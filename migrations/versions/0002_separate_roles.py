@@ -12,6 +12,9 @@ __all__ = ["down_revision", "downgrade", "revision", "upgrade"]
 revision = "0002"
 down_revision = "0001"
 
+CHURNED = ("commit_mark", "outbox", "ready", "shard")
+"""Small tables whose rows come and go all day: what is dead in them must go soon, or every look wades through it."""
+
 
 def upgrade() -> None:
     op.create_table(
@@ -44,6 +47,12 @@ def upgrade() -> None:
         sa.Column("used_us", sa.BigInteger, nullable=False),
         postgresql_with={"fillfactor": 20},
     )
+    if op.get_bind().dialect.name == "postgresql":
+        for table in CHURNED:
+            op.execute(
+                f"ALTER TABLE {table} SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,"
+                " autovacuum_vacuum_cost_delay = 0)"
+            )
 
 
 def downgrade() -> None:
