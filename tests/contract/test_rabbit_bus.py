@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import time
+import uuid
 
 import kombu
 import pytest
+from kombu import Producer
 
+from broker.bus.driver import BusUnavailable, MessageRefused, PublishError, QueueMissing
+from broker.bus.inbox import Inbox
+from broker.bus.publisher import Publisher
+from broker.bus.topology import lane_queue, open_connection
 from tests.contract.bus_contract import BusContract
-from tests.contract.bus_under_test import Features
+from tests.contract.bus_under_test import Features, published, received
 from tests.contract.worker_contract import WorkerContract
 
 MESSAGE_BYTES_MAX = 1_000_000
@@ -99,3 +105,60 @@ class TestClassicBus(OnClassic, BusContract):
 
 class TestClassicWorker(OnClassic, WorkerContract):
     """All cases of a worker."""
+
+
+def test_a_batch_names_what_no_queue_takes_and_the_rest_is_there(rabbitmq_url, rabbit_queue):
+    with open_connection(rabbitmq_url) as connection:
+        producer = Producer(connection.channel())
+        with pytest.raises(PublishError) as caught, producer.batch():  # noqa: PT012 (the batch fails at its end)
+            for name in (rabbit_queue, "contract.nowhere", rabbit_queue, "contract.nowhere"):
+                producer.publish("x", exchange="", routing_key=name, declare=[lane_queue(rabbitmq_url, rabbit_queue)])
+        assert list(caught.value.errors) == [1, 3]
+        assert all(isinstance(error, QueueMissing) for error in caught.value.errors.values())
+        producer.publish("x", exchange="", routing_key=rabbit_queue)  # the channel goes on
+        assert connection.channel().queue_declare(rabbit_queue, passive=True).message_count == 3
+
+
+def test_a_full_queue_names_what_it_refused_of_a_batch(rabbitmq_url, rabbit_queue):
+    url = f"{rabbitmq_url}?max_messages=10&queue_type=classic"
+    publisher, inbox = Publisher(url), Inbox(url, [rabbit_queue], 100)
+    with pytest.raises(PublishError, match="full") as caught:
+        publisher.publish_events(rabbit_queue, [b"%d" % number for number in range(30)])
+    refused = set(caught.value.errors)
+    assert all(isinstance(error, MessageRefused) for error in caught.value.errors.values())
+    there = {int(delivery.envelope) for delivery in received(inbox, 30, 1.0)}
+    assert there == set(range(30)) - refused
+    assert refused
+    inbox.close()
+    publisher.close()
+
+
+def test_a_broker_that_hangs_is_unavailable_in_time_and_closing_does_not_wait_for_it(private_rabbit):
+    publisher = Publisher(private_rabbit.url, {"confirm_seconds": 1.0, "answer_seconds": 1.0})
+    inbox = Inbox(private_rabbit.url, ["contract.hangs"], 10, {"answer_seconds": 1.0})
+    publisher.publish_events("contract.hangs", [b"before"])
+    inbox.receive(1, 0)
+    private_rabbit.pause()
+    try:
+        began = time.monotonic()
+        with pytest.raises(BusUnavailable, match="before it confirmed"):
+            publisher.publish_events("contract.hangs", [b"%d" % number * 10_000 for number in range(100)])
+        with pytest.raises(BusUnavailable):
+            publisher.publish_events("contract.hangs", [b"again"])
+        assert time.monotonic() - began < 15
+        began = time.monotonic()
+        inbox.close()
+        assert time.monotonic() - began < 5
+    finally:
+        private_rabbit.resume()
+    published(publisher, "contract.hangs", [b"after"], 10)
+    publisher.close()
+
+
+@pytest.fixture
+def rabbit_queue(rabbitmq_url):
+    name = f"contract.{uuid.uuid4().hex[:12]}"
+    yield name
+    with open_connection(rabbitmq_url) as connection:
+        for each in (name, f"{name}-dead"):
+            connection.default_channel.queue_delete(each)

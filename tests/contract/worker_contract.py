@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 import uuid
 from collections import Counter
 
+import msgspec
+import pytest
 from celery.exceptions import Reject
 
 from broker.bus.apps import start_in_process, worker_app
+from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
-from tests.contract.bus_under_test import Features
+from tests.contract.bus_under_test import Features, delete_queues, received
 
 __all__ = ["Lane", "WorkerContract"]
 
@@ -52,6 +58,7 @@ class Lane:
         if self.worker is not None:
             assert self.worker.stop(10)
         self.publisher.close()
+        delete_queues(self.features, [self.queue])
 
 
 class WorkerContract:
@@ -75,6 +82,41 @@ class WorkerContract:
         lane.wait(lambda: lane.finished.total() == 3, 3 + lane.features.lease_seconds)
         time.sleep(0.1)
         assert lane.finished == {b"1": 1, b"2": 1, b"3": 1}
+
+    def test_c25_a_process_told_to_end_hands_its_shards_back_and_is_gone_in_time(self, lane):
+        if not lane.features.other_processes:
+            pytest.skip("the bus lives in this process alone")
+        settings = msgspec.json.encode([lane.features.url, lane.features.options, lane.queue]).decode()
+        command = [sys.executable, "-c", WORK_UNTIL_TOLD_TO_END, settings]
+        other = subprocess.Popen(command, stdout=subprocess.PIPE)
+        try:
+            lane.publisher.publish_shards(lane.queue, [b"1", b"2", b"3"])
+            assert sorted(other.stdout.readline() for _ in range(3)) == [b"1\n", b"2\n", b"3\n"]
+            began = time.monotonic()
+            other.send_signal(signal.SIGTERM)
+            assert other.wait(10) == 0
+            assert time.monotonic() - began < 5
+        finally:
+            other.kill()
+            other.communicate()
+        lane.work(lambda envelope: None)
+        lane.wait(lambda: lane.finished.total() == 3, 3 + lane.features.lease_seconds)
+        time.sleep(0.1)
+        assert lane.finished == {b"1": 1, b"2": 1, b"3": 1}
+
+    def test_prefetch_leaves_the_rest_to_others(self, lane):
+        going = threading.Event()
+        lane.work(lambda envelope: going.wait(20), concurrency=2)
+        lane.publisher.publish_shards(lane.queue, [b"%d" % number for number in range(6)])
+        lane.wait(lambda: lane.started.total() == 2, 5)
+        time.sleep(0.3)
+        inbox = Inbox(lane.features.url, [lane.queue], 100, lane.features.options)
+        left = received(inbox, 6, 1.0)
+        inbox.acknowledge(left)
+        inbox.close()
+        going.set()
+        lane.wait(lambda: lane.finished.total() == 2, 5)
+        assert len(left) == 4
 
     def test_a_stop_lets_running_shards_end_and_acknowledges_them(self, lane):
         worker = lane.work(lambda envelope: time.sleep(0.3), concurrency=1)
@@ -133,3 +175,28 @@ class WorkerContract:
         time.sleep(lane.features.lease_seconds * 1.2)
         assert worker.stop(5)
         assert lane.started == {b"bad": 1}
+
+
+WORK_UNTIL_TOLD_TO_END = """
+import os, sys, threading
+import msgspec
+from celery import signals
+from celery.exceptions import Reject
+from broker.bus.apps import worker_app
+
+url, options, queue = msgspec.json.decode(sys.argv[1])
+told_to_end = threading.Event()
+
+
+def run_shard(envelope):
+    os.write(1, envelope + b"\\n")  # print would write the text and its end apart, with other threads between
+    told_to_end.wait(30)
+    raise Reject("preempted", requeue=True)
+
+
+app = worker_app("told-to-end", url, [queue], 4, options, run_shard=run_shard)
+signals.worker_shutting_down.connect(lambda **_: told_to_end.set(), weak=False)
+worker = app.Worker(pool_cls="threads", without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True)
+worker.start()
+sys.exit(worker.exitcode)
+"""
