@@ -65,7 +65,7 @@ def cover(
         carried = sum(units for mask, units in waiting if mask & pool.mask == mask)
         waiting = [(mask, units) for mask, units in waiting if mask & pool.mask != mask]
         soft_limits, dearest = _soft_limits(fleet, line, pool, pools, shares, policy)
-        need = _steady(fleet, line, pool, dearest, soft_limits) + carried
+        need = _steady(line, pool, soft_limits, policy) + carried
         missing = _cover_soft(fleet, line, need, states, soft_limits, policy)
         missing = _cover_hard(fleet, line, pool, pool.hard - (need - missing), states, dearest, missing)
         fleet.covered[pool.mask] = need - missing
@@ -131,14 +131,21 @@ def _soft_limits(
     return allowed, dearest
 
 
-def _steady(fleet: Cover, line: _Line, pool: Pool, dearest: float, allowed: Sequence[int]) -> float:
-    """The soft speed; more where cheap lanes that the day's demand fills anyway would else stand idle."""
-    cheap = 0.0
+def _steady(line: _Line, pool: Pool, allowed: Sequence[int], policy: Policy) -> float:
+    """The soft speed; more where lanes clearly cheaper than the one that the day's demand ends at would stand idle."""
+    filled = marginal = 0.0
+    day = policy.steady_part * pool.day
     for place in line.order:
-        if line.prices[place] > 0.9 * dearest or cheap + allowed[place] * line.speeds[place] > pool.day:
+        if filled >= day:
             break
-        cheap += allowed[place] * line.speeds[place]
-    return max(pool.soft, min(cheap, pool.urgent + pool.backlog / 3_600.0))
+        filled += allowed[place] * line.speeds[place]
+        marginal = max(marginal, line.prices[place])
+    cheap = sum(
+        allowed[place] * line.speeds[place]
+        for place in line.order
+        if line.prices[place] <= policy.steady_below * marginal
+    )
+    return max(pool.soft, min(cheap, day, pool.urgent + pool.backlog / policy.standby_s))
 
 
 def _cover_soft(
