@@ -1,15 +1,17 @@
 """Rescuer: work that its worker will not finish travels on under a new shard id.
 
-A shard that nobody claimed in time goes back as it was. One whose worker fell silent goes back with the
-jobs that were running as suspects; its late results still count for a while, and the first valid success
-wins. After a gap in which no rescuer looked or no lease door answered, and when the clock was set back, it
-rests one lease, in which every living worker renews, so that an outage of ours never re-executes everything.
+A shard that nobody claimed in time goes back as it was. One whose worker fell silent goes back too, with the
+jobs that were running as suspects if that happened before; its late results still count for a while, and the
+first valid success wins. After a gap in which no rescuer looked or no lease door answered, and when the clock
+was set back, it rests one lease, in which every living worker renews, so that an outage of ours never
+re-executes everything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 import structlog
 
 from broker.clock import Clock
@@ -197,7 +199,7 @@ class Rescuer:
     def _follow(self, connection: Connection, record: ShardRecord, index: int) -> Ended | Retry | None:
         span = record.span_at(index)
         job_id = record.job_id_at(index)
-        return settle(
+        then = settle(
             Outcome.LOST,
             ErrorCode.LEASE_LOST,
             bool(ended_jobs(connection, job_id, job_id)),
@@ -205,6 +207,11 @@ class Rescuer:
             crashes=span.crashes,
             alone=span.alone,
         ).then
+        if isinstance(then, Retry) and span.attempt_number == 1:
+            # Machines are taken away far more often than a job takes its worker along, and jobs that run alone
+            # take the places of whole shards: only what is lost a second time is a suspect.
+            return msgspec.structs.replace(then, alone=False)
+        return then
 
     def _write_off_late(self, connection: Connection) -> None:
         now_us = self._clock()

@@ -41,20 +41,25 @@ def test_a_renewed_lease_is_left_alone(world):
         assert world.renew(shard, [0]).granted
 
 
-def test_after_a_silence_only_what_was_running_is_suspect(world):
+def test_after_a_first_silence_nothing_is_suspect_and_after_a_second_only_what_was_running(world):
     world.take_in(some_lines(5))
     (shard,) = world.claimed()
     world.record(world.ran(shard, a_job_ran(4)))
     world.renew(shard, [1, 2, 4])
     assert world.fall_silent() == 1
+    assert _says(world) == [(1, 0, 0, False), (2, 0, 0, False), (1, 0, 0, False)]
+    (shard,) = world.claimed()
+    world.renew(shard, [1, 2])
+    assert world.fall_silent() == 1
     assert _says(world) == [(1, 0, 0, False), (2, 0, 0, True), (1, 0, 0, False)]
     assert all(record.jobs_count == 1 or not record.spans[0].alone for record in world.dispatch())
 
 
-def test_without_any_renewal_all_that_is_missing_is_suspect_and_runs_alone(world):
+def test_without_any_renewal_all_that_is_missing_twice_is_suspect_and_runs_alone(world):
     record = world.take_in(some_lines(3))
-    world.claimed()
-    world.fall_silent()
+    for _ in range(2):
+        world.claimed()
+        world.fall_silent()
     assert _says(world) == [(3, 0, 0, True)]
     assert [shard.jobs_count for shard in world.claimed()] == [1, 1]  # two places, one job each
     world.fall_silent()
@@ -64,8 +69,9 @@ def test_without_any_renewal_all_that_is_missing_is_suspect_and_runs_alone(world
 
 def test_three_crashes_alone_end_a_job_as_poisoned_and_nobody_else(world):
     record = world.take_in(some_lines(2))
-    world.claimed()
-    world.fall_silent()
+    for _ in range(2):
+        world.claimed()
+        world.fall_silent()
     for crashes in range(3):
         mine = {shard.job_id_at(0): shard for shard in world.claimed()}
         poison = min(mine)
@@ -86,9 +92,9 @@ def test_a_late_success_wins_once_and_the_second_is_waste(world):
     record = world.take_in(some_lines(2))
     (slow,) = world.claimed()
     world.fall_silent()
-    again = world.claimed()
+    (again,) = world.claimed()
     world.record(world.ran(slow, a_job_ran(0)))  # late, and first
-    world.record(*(world.ran(shard, a_job_ran(body=b'"second"')) for shard in again))
+    world.record(*(world.ran(again, a_job_ran(index, body=b'"second"')) for index in range(2)))
     world.record(world.ran(slow, a_job_ran(1)))  # late, and second
     counts = world.counts(record.batch_id)
     assert (counts.succeeded, counts.ended, counts.attempts) == (2, 2, 4)
