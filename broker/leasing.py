@@ -39,7 +39,7 @@ class LeaseDoor:
             until_us = now_us + self._lease_us()
             return shards.claim(connection, question.shard_id, question.lane, question.worker_id, now_us, until_us)
 
-        held = self._database.write(work)
+        held = self._database.write(work, idempotent=True)
         _log.debug("shard_claimed" if held else "claim_refused", shard=question.shard_id.hex())
         if held is None:
             return ClaimAnswer(granted=False)
@@ -54,7 +54,7 @@ class LeaseDoor:
                 connection, question.shard_id, question.lane, question.worker_id, question.running, until_us
             )
 
-        held = self._database.write(work, durable=False)
+        held = self._database.write(work, durable=False, idempotent=True)
         if held is None:
             return RenewAnswer(granted=False)
         return RenewAnswer(True, self._lease_seconds, held.cancel_requested, held.cancelled_jobs)
@@ -67,7 +67,7 @@ class LeaseDoor:
             workers.note_presence(connection, presence, now_us)
             return now_us
 
-        now_us = self._database.write(work, durable=False)
+        now_us = self._database.write(work, durable=False, idempotent=True)
         if presence.leaving:
             _log.info("worker_leaves", worker=presence.worker_id, lane=presence.lane)
         return PresenceAnswer(now_us)

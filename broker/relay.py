@@ -62,7 +62,7 @@ class Relay:
             except Exception as error:  # noqa: BLE001 (one lane's bus must not hold up the others'; raised below)
                 failed[lane] = error
         if done := [row.shard_id for row in rows if row.lane not in failed]:
-            self._database.write(lambda connection: shards.forget_sent(connection, done), durable=False)
+            self._database.write(lambda connection: shards.forget_sent(connection, done), durable=False, idempotent=True)
         if failed:
             raise next(iter(failed.values()))
         return len(rows)

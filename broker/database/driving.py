@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Format, TransactionStatus
+from psycopg.types.string import BytesBinaryDumper
 from sqlalchemy import URL
 
 from broker.domain.errors import BrokerError
@@ -165,6 +166,7 @@ def connect(url: str, settings: Settings) -> Driver:
         options=_options(url, settings),
     )
     driver.server_cursor_factory = _StreamCursor
+    driver.adapters.register_dumper(bytes, BytesBinaryDumper)  # else COPY takes one that is written in Python
     driver.answer_seconds = settings.statement_seconds + _GRACE_SECONDS if settings.statement_seconds else 0.0
     return driver
 
