@@ -78,5 +78,5 @@ def pytest_terminal_summary(terminalreporter, config):
     for line in matrix.lines():
         terminalreporter.write_line(line)
     if os.environ.get("BROKER_WRITE_MATRIX") == "1":
-        PAGE.write_text(page(matrix))
+        PAGE.write_text(page(matrix, PAGE.read_text()))
         terminalreporter.write_line(f"written to {PAGE}")

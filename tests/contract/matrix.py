@@ -9,7 +9,7 @@ from typing import Any
 from tests.contract.bus_contract import BusContract
 from tests.contract.worker_contract import WorkerContract
 
-__all__ = ["DRIVERS", "Matrix", "cases", "page", "title_of"]
+__all__ = ["BEGIN", "DRIVERS", "END", "Matrix", "cases", "page", "title_of"]
 
 DRIVERS = {
     "TestMemoryBus": "memory",
@@ -25,23 +25,7 @@ DRIVERS = {
 
 PASS, FAIL, DOCUMENTED, NOT_APPLICABLE = "pass", "FAIL", "documented", "n/a"
 
-_INTRODUCTION = """# The bus contract
-
-What any lane's bus must do, and which driver does it. Each row is a test of
-[tests/contract](../tests/contract/bus_contract.py) that runs unchanged on every driver, against real servers; cases
-21 to 23 break a server of their own. `make contract` runs them and prints this table;
-`BROKER_WRITE_MATRIX=1 make contract` writes this page.
-
-| | |
-|---|---|
-| `memory` | `lanemem://`, the embedded form's bus |
-| `amqp` | `amqp://`, RabbitMQ with quorum queues, the default |
-| `amqp classic` | `amqp://…?queue_type=classic`, durable classic queues: faster on one node, and not replicated |
-| `redis` | `redis://`, Redis 6.2 or newer; as durable as its `appendonly` and `appendfsync` make it |
-
-`pass`: it holds. `documented`: it does not, and the note says what that means. `n/a`: the case has no meaning there.
-
-"""
+BEGIN, END = "<!-- begin: written by BROKER_WRITE_MATRIX=1 make contract -->\n", "<!-- end -->\n"
 
 
 class Matrix:
@@ -91,8 +75,16 @@ def title_of(case: str) -> str:
     return f"{numbered[1].upper()} {numbered[2].replace('_', ' ')}"
 
 
-def page(matrix: Matrix) -> str:
-    """docs/contract.md for this run."""
+def page(matrix: Matrix, text: str) -> str:
+    """The text with this run's table in place of the one between its marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    assert mark, "the page has lost its marks"
+    return f"{before}{BEGIN}{table(matrix)}{END}{after}"
+
+
+def table(matrix: Matrix) -> str:
+    """The results in Markdown, with numbered notes below."""
     drivers = list(dict.fromkeys(DRIVERS.values()))
     rows = [f"| | {' | '.join(drivers)} |", "|---" * (len(drivers) + 1) + "|"]
     marks: dict[str, int] = {}
@@ -104,4 +96,4 @@ def page(matrix: Matrix) -> str:
             cells.append(matrix.cells.get((case, driver), "not run") + mark)
         rows.append(f"| {title_of(case)} | {' | '.join(cells)} |")
     notes = [f"{number}. {note[:1].upper()}{note[1:]}." for note, number in marks.items()]
-    return _INTRODUCTION + "\n".join(rows) + "\n\n## Notes\n\n" + "\n".join(notes) + "\n"
+    return "\n".join(rows) + "\n\n### Notes\n\n" + "\n".join(notes) + "\n"
