@@ -1,0 +1,107 @@
+"""Campaign: the bus loses everything at once, while thousands of jobs are on it or with workers."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+import redis
+
+from tests.harness.history import jobs_of_shards, read_history, wait_for_ends
+from tests.harness.producer import Producer
+from tests.harness.report import Report, say
+from tests.harness.stand import IN_PAIRS, LaneTerms, Layout, Stand, StandTerms
+from tests.services.private_rabbit import PrivateRabbit
+
+__all__ = ["BusLossTerms", "run_bus_loss"]
+
+_FILL_SECONDS = 120.0
+_RECOVERY_SECONDS_MAX = 60.0
+
+
+class BusLossTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """`in_flight`: jobs of shards that are sent or running at the loss; half as many more wait."""
+
+    in_flight: int = 5_000
+    losses: int = 1
+    bus: str = "amqp"
+    shard_jobs: int = 160
+    delay_seconds: float = 0.4
+    layout: Layout = IN_PAIRS
+    settle_seconds: float = 240.0
+
+
+def run_bus_loss(terms: BusLossTerms, *, keep: bool = False) -> Report:
+    """Each loss is of a full bus; the time counts until the last job that was in flight then has ended."""
+    slots = -(-terms.in_flight // (2 * 2 * terms.shard_jobs)) + 1
+    lanes = [
+        LaneTerms(
+            name=name,
+            provider=provider,
+            slots=slots,
+            shard_jobs_max=terms.shard_jobs,
+            concurrency=96,
+            delay_seconds=terms.delay_seconds,
+            jobs_per_second=100.0,
+        )
+        for name, provider in (("tpu", "google-tpu"), ("azure", "azure-gpu"))
+    ]
+    report = Report(title=f"Loss of the bus: {terms.bus}, {terms.in_flight:,} jobs in flight")
+    with Stand(StandTerms(lanes=lanes, layout=terms.layout, bus=terms.bus), keep=keep) as stand:
+        say(f"up in {stand.folder}")
+        producer = Producer(stand)
+        for number in range(terms.losses):
+            producer.send_batch(terms.in_flight + terms.in_flight // 2)
+            _wait_until_full(stand, terms.in_flight)
+            _lose_once(stand, producer, report, terms, f"loss {number + 1}: ")
+        history = read_history(stand, producer)
+        report.add(history.figures)
+        report.faults += history.faults
+    return report
+
+
+def _in_flight(stand: Stand) -> int:
+    open_shards = "SELECT sum(jobs_count) FROM shard WHERE closed_us IS NULL AND state IN ('sent', 'running')"
+    return stand.one(open_shards)
+
+
+def _wait_until_full(stand: Stand, wanted: int) -> None:
+    deadline = time.monotonic() + _FILL_SECONDS
+    while _in_flight(stand) < wanted:
+        assert time.monotonic() < deadline, f"{_in_flight(stand)} jobs in flight, and not {wanted}"
+        time.sleep(0.02)
+
+
+def _lose_once(stand: Stand, producer: Producer, report: Report, terms: BusLossTerms, name: str) -> None:
+    at_us = int(time.time() * 1e6)
+    _lose(stand)
+    lost_us = int(time.time() * 1e6)
+    shards = stand.query(
+        "SELECT shard_id, jobs_count, claimed_us <= %s FROM shard WHERE created_us <= %s"
+        " AND (closed_us IS NULL OR closed_us >= %s)",
+        (at_us, at_us, lost_us),
+    )
+    report.at_least(f"{name}jobs in flight", sum(count for _, count, _ in shards), terms.in_flight)
+    report.add({f"{name}of them with workers": sum(count for _, count, claimed in shards if claimed)})
+    settled = wait_for_ends(stand, producer, terms.settle_seconds)
+    report.at_most(f"{name}until all had ended", settled, terms.settle_seconds)
+    report.at_most(
+        f"{name}until what was in flight had ended", _ended_after(stand, shards, at_us), _RECOVERY_SECONDS_MAX
+    )
+
+
+def _ended_after(stand: Stand, shards: list[tuple[object, ...]], at_us: int) -> float:
+    """Until the last job of these shards had its outcome."""
+    wanted = {shard for shard, _, _ in shards}
+    ends = {job.bytes: us for job, us in stand.query("SELECT job_id, recorded_us FROM job_outcome")}
+    found = [ends[job] for shard, jobs in jobs_of_shards(stand).items() if shard in wanted for job in jobs]
+    return max(0.0, (max(found) - at_us) / 1e6)
+
+
+def _lose(stand: Stand) -> None:
+    if isinstance(stand.bus, PrivateRabbit):
+        stand.bus.recreate_vhost()
+        stand.broker("bus", "apply")
+        return
+    with redis.Redis.from_url(stand.bus.url) as client:
+        client.flushall()

@@ -1,0 +1,140 @@
+"""Campaigns on the way to the database: the server dies, a connection is cut amid COMMIT, the recorder dies there."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+
+import msgspec
+
+from broker.bootstrap.roles import Role
+from tests.harness.dying_recorder import DEATHS, DEATHS_MAX, POINTS
+from tests.harness.history import read_history, wait_for_ends
+from tests.harness.producer import Producer
+from tests.harness.report import Report, say
+from tests.harness.stand import IN_PAIRS, LaneTerms, Layout, Stand, StandTerms
+
+__all__ = ["DatabaseTerms", "RecorderTerms", "run_commit_cuts", "run_database_kills", "run_recorder_deaths"]
+
+_MARKED_COMMIT = b"FROM moved; COMMIT"
+"""The end of every write's last message."""
+_CUT_SECONDS = 30.0
+_APART: Layout = ((Role.API,), tuple(set(Role) - {Role.API, Role.RECORDER}), (Role.RECORDER,))
+
+
+class DatabaseTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """`times` the fault happens; `jobs` should outlast them."""
+
+    jobs: int = 8_000
+    times: int = 10
+    pause_seconds: float = 8.0
+    bus: str = "amqp"
+    layout: Layout = IN_PAIRS
+    delay_seconds: float = 0.6
+    settle_seconds: float = 180.0
+    seed: int = 20261123
+
+
+class RecorderTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """Likewise; small shards, so that there are many flushes."""
+
+    jobs: int = 12_000
+    times: int = 200
+    bus: str = "amqp"
+    delay_seconds: float = 0.5
+    settle_seconds: float = 900.0
+
+
+def _lanes(delay_seconds: float, shard_jobs: int = 16) -> list[LaneTerms]:
+    return [
+        LaneTerms(name=name, provider=provider, price=price, delay_seconds=delay_seconds, shard_jobs_max=shard_jobs)
+        for name, provider, price in (("tpu", "google-tpu", "1.20"), ("azure", "azure-gpu", "2.00"))
+    ]
+
+
+def run_database_kills(terms: DatabaseTerms, *, keep: bool = False) -> Report:
+    """kill -9 to the whole server, and a new start after up to two seconds."""
+    report = Report(title=f"PostgreSQL killed {terms.times} times, {terms.jobs:,} jobs")
+    stand_terms = StandTerms(lanes=_lanes(terms.delay_seconds), layout=terms.layout, bus=terms.bus)
+    with Stand(stand_terms, keep=keep) as stand:
+        say(f"up in {stand.folder}\nseed {terms.seed}")
+        chance = random.Random(terms.seed)
+        producer = Producer(stand)
+        producer.send_batch(terms.jobs)
+        producer.send_singles(5.0)
+        for _ in range(terms.times):
+            time.sleep(chance.uniform(0.5, 1.5) * terms.pause_seconds)
+            stand.postgres.kill()
+            time.sleep(chance.uniform(0.0, 2.0))
+            stand.postgres.start()
+        report.add({"kill -9 of PostgreSQL": terms.times})
+        _conclude(stand, producer, report, terms.settle_seconds)
+    return report
+
+
+def run_commit_cuts(terms: DatabaseTerms, *, keep: bool = False) -> Report:
+    """The next write's COMMIT loses its connection: half the time before it arrives, half of it afterwards."""
+    report = Report(title=f"Connection cut amid COMMIT {terms.times} times, {terms.jobs:,} jobs")
+    stand_terms = StandTerms(
+        lanes=_lanes(terms.delay_seconds), layout=terms.layout, bus=terms.bus, database_proxied=True
+    )
+    with Stand(stand_terms, keep=keep) as stand:
+        say(f"up in {stand.folder}\nseed {terms.seed}")
+        chance = random.Random(terms.seed)
+        proxy = stand.proxies["database"]
+        producer = Producer(stand)
+        producer.send_batch(terms.jobs)
+        producer.send_singles(5.0)
+        cuts: Counter[str] = Counter()
+        for _ in range(terms.times):
+            arrives = chance.random() < 0.5
+            sprung = proxy.cut_when(_MARKED_COMMIT, deliver=arrives, skip=chance.randint(0, 6))
+            assert sprung.wait(_CUT_SECONDS), "no COMMIT came by"
+            cuts["after it arrived" if arrives else "before it arrived"] += 1
+            time.sleep(chance.uniform(0.0, 2.0) * terms.pause_seconds)
+        report.add({f"COMMIT cut {name}": count for name, count in cuts.items()})
+        doubts = sum("commit_looked_up" in line for one in stand.roles for line in one.log.read_text().splitlines())
+        report.add({"commits looked up by the broker": doubts})
+        _conclude(stand, producer, report, terms.settle_seconds)
+    return report
+
+
+def run_recorder_deaths(terms: RecorderTerms, *, keep: bool = False) -> Report:
+    """kill -9 between receiving and commit, amid the transaction, and between commit and acknowledgement."""
+    report = Report(title=f"The recorder killed {terms.times} times about its commit, {terms.jobs:,} jobs")
+    stand_terms = StandTerms(
+        lanes=_lanes(terms.delay_seconds, shard_jobs=8),
+        layout=_APART,
+        bus=terms.bus,
+        serve={Role.RECORDER: ("-m", "tests.harness.dying_recorder")},
+        variables={DEATHS: "deaths", DEATHS_MAX: str(terms.times)},
+    )
+    with Stand(stand_terms, keep=keep) as stand:
+        say(f"up in {stand.folder}")
+        producer = Producer(stand)
+        producer.send_batch(terms.jobs)
+        settled = wait_for_ends(stand, producer, terms.settle_seconds)
+        deaths = Counter((stand.folder / "deaths").read_text().split())
+        report.add({f"deaths, events {point}": deaths[point] for point in POINTS})
+        report.at_least("deaths", sum(deaths.values()), terms.times)
+        report.at_most("until all had ended", settled, terms.settle_seconds)
+        history = read_history(stand, producer)
+        report.add(history.figures)
+        report.faults += history.faults
+    return report
+
+
+def _conclude(stand: Stand, producer: Producer, report: Report, settle_seconds: float) -> None:
+    left = len(producer.acknowledged) - stand.one("SELECT count(*) FROM job_outcome")
+    report.at_least("jobs left at the last blow", left, 1)
+    producer.stop_singles()
+    settled = wait_for_ends(stand, producer, settle_seconds)
+    report.at_most("from the last blow to the last end", settled, settle_seconds)
+    crashes = [f"{one.name} {life.code}" for one in stand.everything() for life in one.crashes()]
+    report.add({"ends that nobody asked for": len(crashes)})
+    for crash in crashes:
+        say(f"ended by itself: {crash}")
+    history = read_history(stand, producer)
+    report.add(history.figures)
+    report.faults += history.faults
