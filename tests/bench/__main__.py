@@ -13,11 +13,14 @@ from pathlib import Path
 
 import msgspec
 
-from tests.bench import embedded
+from tests.bench import buses, embedded
 
 __all__ = ["main"]
 
-GROUPS: dict[str, Callable[[Path], dict[str, float]]] = {"embedded": embedded.measure}
+GROUPS: dict[str, Callable[[Path], dict[str, float]]] = {
+    "embedded": embedded.measure,
+    "buses": buses.measure,
+}
 
 
 def main() -> int:
