@@ -81,7 +81,7 @@ class Backlog:
 
     def groups(self) -> list[Group]:
         """Everything that waits, for the planner."""
-        self._forget_empty()
+        self.forget_empty()
         groups = [self._group(cell) for line in self._lines for cell in line]
         returned: dict[tuple[int, float, int], float] = {}
         for cell in self._returned:
@@ -123,7 +123,7 @@ class Backlog:
 
     def close(self) -> None:
         """What still waits at the end of the run was missed."""
-        self._forget_empty()
+        self.forget_empty()
         for cell in [*self._returned, *(cell for line in self._lines for cell in line)]:
             self.missed[cell.source] += cell.jobs
 
@@ -147,7 +147,15 @@ class Backlog:
             preemptions=cell.preemptions,
         )
 
-    def _forget_empty(self) -> None:
+    def waiting(self) -> list[tuple[int, float]]:
+        """How many jobs wait, by source."""
+        jobs = [sum(cell.jobs for cell in line) for line in self._lines]
+        for cell in self._returned:
+            jobs[cell.source] += cell.jobs
+        return list(enumerate(jobs))
+
+    def forget_empty(self) -> None:
+        """Drop groups in which nobody waits."""
         for line in self._lines:
             while line and line[0].jobs <= _NOTHING:
                 line.popleft()
