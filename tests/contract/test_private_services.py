@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import kombu
 import psycopg
 import pytest
@@ -66,3 +71,18 @@ def test_a_missing_program_fails_only_where_services_are_required(monkeypatch, r
     monkeypatch.setenv("BROKER_REQUIRE_SERVICES", required)
     with pytest.raises(outcome, match="no Redis to start: redis-nowhere is not installed"):
         find_program("Redis", ["redis-nowhere"])
+
+
+def test_a_server_ends_with_the_test_that_is_killed():
+    code = "from tests.services.private_redis import *; s = PrivateRedis(); s.start(); print(s.port, s.folder); input()"
+    command = [sys.executable, "-uc", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as test:
+        port, folder = test.stdout.readline().split()
+        redis.Redis(port=int(port)).ping()
+        test.kill()
+    deadline = time.monotonic() + 10
+    while Path(folder).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.raises(redis.exceptions.ConnectionError):
+        redis.Redis(port=int(port)).ping()

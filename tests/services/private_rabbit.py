@@ -65,6 +65,7 @@ class PrivateRabbit(PrivateServer):
             # Started here, or Erlang would leave one behind as a daemon that nobody owns.
             command = [self._mapper_program, "-port", str(self._mapper_port), "-address", "127.0.0.1"]
             self._mapper = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+            self.note_process(self._mapper.pid)
         super().start()
 
     def answers(self) -> bool:

@@ -1,6 +1,7 @@
 """A server of a test's own: started from the installed binary on a free port in a temporary folder, gone afterwards.
 
 Nothing here reaches a server that it didn't start: each runs on ports of its own and is signalled by its process id.
+A guard, this file run as a program, ends it and deletes its folder even when the test itself is killed.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +24,7 @@ import pytest
 __all__ = ["PrivateServer", "find_program", "free_port"]
 
 STOP_SECONDS = 15.0
+PROCESSES = "processes"
 
 
 def find_program(service: str, names: Sequence[str], folders: Sequence[str] = ()) -> str:
@@ -58,6 +62,8 @@ class PrivateServer:
         self.folder = Path(tempfile.mkdtemp(prefix=f"private-{self.name}-"))
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
+        command = [sys.executable, __file__, str(self.folder)]
+        self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     def command(self) -> list[str]:
         raise NotImplementedError
@@ -84,6 +90,7 @@ class PrivateServer:
                 user=self.user,
                 group=self.user,
             )
+        self.note_process(self.process.pid)
         deadline = time.monotonic() + self.start_seconds
         while not self.answers():
             ended = self.process.poll() is not None
@@ -128,10 +135,15 @@ class PrivateServer:
     def remove(self) -> None:
         """End it and delete all it wrote."""
         self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._guard.communicate()
 
     def log_tail(self, lines: int = 15) -> str:
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+
+    def note_process(self, pid: int) -> None:
+        """Have the guard end this process too, if it still lives at the end."""
+        with (self.folder / PROCESSES).open("a") as noted:
+            noted.write(f"{pid} {_started_at(pid)}\n")
 
     @property
     def log_path(self) -> Path:
@@ -187,3 +199,26 @@ def _wait_until_gone(pids: Sequence[int]) -> None:
 def _lives(pid: int) -> bool:
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return state.strip() != "" and not state.strip().startswith("Z")
+
+
+def _started_at(pid: int) -> str:
+    """When the process began; with the number it names a process for good, empty when there is none."""
+    listing = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return listing.stdout.strip()
+
+
+def _guard(folder: Path) -> None:
+    """Wait until the test closes the pipe or dies, then leave nothing behind."""
+    sys.stdin.read()
+    noted = folder / PROCESSES
+    for line in noted.read_text().splitlines() if noted.exists() else []:
+        pid, _, began = line.partition(" ")
+        if began and _started_at(int(pid)) == began:
+            for each in (int(pid), *_descendants(int(pid))):
+                with suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    _guard(Path(sys.argv[1]))
