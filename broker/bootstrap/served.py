@@ -178,7 +178,10 @@ class Served:
         self.clock.set(now_us, asked_us, self.clock())
 
     def _beat(self) -> None:
-        self.database.write(lambda connection: workers.beat(connection, Role.API, self.clock()), durable=False, idempotent=True)
+        def work(connection: Connection) -> None:
+            workers.beat(connection, Role.API, self.clock())
+
+        self.database.write(work, durable=False, idempotent=True)
 
     def _keep(self) -> None:
         """The keeper's hourly round: next months' partitions, and no trace of workers that are long gone."""

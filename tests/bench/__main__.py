@@ -13,13 +13,14 @@ from pathlib import Path
 
 import msgspec
 
-from tests.bench import buses, embedded
+from tests.bench import buses, embedded, placement
 
 __all__ = ["main"]
 
 GROUPS: dict[str, Callable[[Path], dict[str, float]]] = {
     "embedded": embedded.measure,
     "buses": buses.measure,
+    "placement": placement.measure,
 }
 
 

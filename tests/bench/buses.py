@@ -47,7 +47,7 @@ _ROLES = (
 
 _LANE = """
 [[lane]]
-name = "bench"
+name = "{name}"
 provider = "azure-gpu"
 region = "here"
 accelerator = "none"
@@ -125,15 +125,16 @@ def measure(build: Path) -> dict[str, float]:
 @contextmanager
 def _stand(folder: Path, bus: PrivateServer, bus_url: str) -> Iterator[Stand]:
     folder.mkdir()
+    lane = folder.name.replace("_", "-")  # its queues must not meet those of another type
     catalog, data, log = folder / "lanes.toml", folder / "data", folder / "log"
-    catalog.write_text(_LANE.format(bus_url=bus_url))
+    catalog.write_text(_LANE.format(name=lane, bus_url=bus_url))
     with PrivatePostgres(_POSTGRES_SETTINGS) as postgres, ExitStack() as up:
         port = free_port()
-        common = ["--catalog", str(catalog), "--log-level", "info"]
+        common = ["--catalog", str(catalog), "--log-level", "warning"]
         where = ["--data", str(data), "--database-url", postgres.url]
         url = f"http://127.0.0.1:{port}"
         _run_once(
-            ["broker", "keys", "lane", "create", "bench", "--to", str(folder), "--catalog", str(catalog), *where], log
+            ["broker", "keys", "lane", "create", lane, "--to", str(folder), "--catalog", str(catalog), *where], log
         )
         parts = {"postgres": [_pid(postgres)], "bus": [_pid(bus)], "broker": [], "worker": []}
         for roles in _ROLES:
@@ -141,9 +142,9 @@ def _stand(folder: Path, bus: PrivateServer, bus_url: str) -> Iterator[Stand]:
                 up.enter_context(running(["broker", "serve", *roles, "--port", str(port), *where, *common], log))
             )
         client = up.enter_context(_client(data, url))
-        keys = ["--key", str(folder / "lane-bench.key"), "--trusted", str(folder / "broker.pub")]
+        keys = ["--key", str(folder / f"lane-{lane}.key"), "--trusted", str(folder / "broker.pub")]
         parts["worker"].append(
-            up.enter_context(running(["broker", "worker", "--lane", "bench", "--url", url, *keys, *common], log))
+            up.enter_context(running(["broker", "worker", "--lane", lane, "--url", url, *keys, *common], log))
         )
         wait_until("the worker's first word", lambda: _count(postgres.url, "worker") == 1, _START_SECONDS)
         yield Stand(client, parts, postgres.url)
