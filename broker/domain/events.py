@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from broker.domain.errors import ErrorCode
@@ -9,6 +11,9 @@ from broker.domain.outcome import Outcome
 from broker.domain.usage import Count, Moment, Usage
 
 __all__ = ["JobRan", "JobsRan", "ShardReturned", "WorkerEvent"]
+
+StatusCode = Annotated[int, msgspec.Meta(ge=0, le=999)]
+"""HTTP's, or 0 where nothing answered."""
 
 
 class JobRan(msgspec.Struct, frozen=True, array_like=True):
@@ -21,7 +26,7 @@ class JobRan(msgspec.Struct, frozen=True, array_like=True):
 
     index: Count
     outcome: Outcome
-    status_code: Count
+    status_code: StatusCode
     started_us: Moment
     ended_us: Moment
     run_us: Count
