@@ -17,6 +17,7 @@ _MODULES = {
     "ledger": "ledger",
     "serve": "serve",
     "worker": "worker",
+    "simulate": "simulate",
     "keys": "keys",
     "bus": "bus",
     "db": "database",

@@ -129,8 +129,8 @@ class Backlog:
 
     def _earliest_first(self, tenant: str) -> Iterator[Group]:
         lines = [line for source, line in zip(self.sources, self._lines, strict=True) if source.tenant == tenant]
-        lines = [[one for one in self._returned if self.sources[one.source].tenant == tenant], *lines]
-        for cell in merge(*lines, key=attrgetter("start_by_s")):
+        returned = [one for one in self._returned if self.sources[one.source].tenant == tenant]
+        for cell in merge(returned, *lines, key=attrgetter("start_by_s")):
             if cell.jobs > _NOTHING:
                 group = self._group(cell)
                 self._by_group[group.group_id] = cell

@@ -89,7 +89,7 @@ def _by_bucket(source: Source, workload: Workload, buckets: int) -> NDArray[np.f
     jobs = np.frombuffer(source.jobs, dtype=np.float64)[-workload.start_s // STEP_S :]
     padded = np.zeros(buckets * (_BUCKET_S // STEP_S))
     padded[: len(jobs)] = jobs
-    return padded.reshape(buckets, -1).sum(axis=1)
+    return np.asarray(padded.reshape(buckets, -1).sum(axis=1), dtype=np.float64)
 
 
 def _quota(lane: LaneFacts, outages: tuple[Outage, ...], bucket: int) -> float:
@@ -141,12 +141,10 @@ def _may_wait(came: NDArray[np.float64], start_within_s: float) -> NDArray[np.fl
     ends_s = np.arange(1, len(came) + 1) * _BUCKET_S
     total = np.concatenate([[0.0], np.cumsum(came)])
     due = np.interp(ends_s - start_within_s, np.arange(len(came) + 1) * _BUCKET_S, total)
-    return np.maximum(0.0, total[1:] - due)
+    return np.asarray(np.maximum(0.0, total[1:] - due), dtype=np.float64)
 
 
-def _share_rows(
-    programme: _Programme, came: list[NDArray[np.float64]], shares: Mapping[str, float]
-) -> Iterable[_Row]:
+def _share_rows(programme: _Programme, came: list[NDArray[np.float64]], shares: Mapping[str, float]) -> Iterable[_Row]:
     table, sources = programme.table, programme.workload.sources
     kinds = [source.terms.kind for source in sources]
     total = sum(table.work(kind, float(jobs.sum())) for kind, jobs in zip(kinds, came, strict=True))
@@ -171,7 +169,7 @@ def _solve(cost: NDArray[np.float64], upper: NDArray[np.float64], rows: list[_Ro
     lp.a_matrix_.start_ = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     lp.a_matrix_.index_ = np.fromiter((one for columns, _, _, _ in rows for one in columns), dtype=np.int32)
     lp.a_matrix_.value_ = np.fromiter((one for _, values, _, _ in rows for one in values), dtype=np.float64)
-    solver = highspy.Highs()
+    solver = highspy.Highs()  # type: ignore[no-untyped-call]  # its constructor alone has no annotation
     solver.setOptionValue("output_flag", False)
     solver.setOptionValue("threads", 1)
     # The interior point is as good as a vertex here: only the cost is asked for.

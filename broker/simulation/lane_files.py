@@ -11,7 +11,10 @@ from broker.domain.lane import Market
 from broker.rules.placement.lanes import LaneFacts
 from broker.simulation.workload import MODEL
 
-__all__ = ["read_lanes"]
+__all__ = ["DEFAULT_LANES", "read_lanes"]
+
+DEFAULT_LANES = Path(__file__).with_name("lanes.json")
+"""Sixteen lanes of three clouds for a 70B model; where the figures come from is in docs/placement.md."""
 
 
 class _Row(msgspec.Struct, kw_only=True):

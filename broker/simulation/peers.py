@@ -207,11 +207,8 @@ class _PeerRun:
             self.queues[place].give_back(msgspec.structs.replace(one, jobs=jobs, preemptions=-1))
 
 
-def _one_lane(run: _PeerRun, now_s: int) -> list[float]:
-    return [1.0]
-
-
-def _in_turn(run: _PeerRun, now_s: int) -> list[float]:
+def _in_turn(run: _PeerRun, _now_s: int) -> list[float]:
+    """Alike to all lanes, of which there may be one."""
     return [1.0 / len(run.queues)] * len(run.queues)
 
 
@@ -250,7 +247,7 @@ def _to_cheapest(run: _PeerRun, now_s: int) -> list[float]:
 
 
 _pickers: dict[Peer, Callable[[_PeerRun, int], list[float]]] = {
-    Peer.SINGLE: _one_lane,
+    Peer.SINGLE: _in_turn,
     Peer.ROUND_ROBIN: _in_turn,
     Peer.LEAST_LOADED: _to_least_loaded,
     Peer.CHEAPEST_FIRST: _to_cheapest,

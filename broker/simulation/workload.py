@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import re
+import zlib
 from array import array
 from pathlib import Path
 
@@ -47,13 +49,23 @@ def start_within_s(deadline_s: float) -> float:
 
 def read_arrivals(path: Path, tenant: str = "default") -> Workload:
     """A trace: a CSV with `step_start_s` and one column `requests_<deadline>` (such as 1min, 1h, 24h) per class."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise UsageError(f"{path} can't be read: {error}") from None
+    rows = list(csv.reader(text.splitlines()))
     if len(rows) < 2 or rows[0][:1] != ["step_start_s"]:
         raise UsageError(f"{path} is no trace: its first column must be step_start_s")
-    start_s = int(float(rows[1][0]))
-    if int(float(rows[-1][0])) != start_s + STEP_S * (len(rows) - 2):
-        raise UsageError(f"{path}: its steps must be {STEP_S} s apart, without gaps")
+    try:
+        figures = [[float(cell) for cell in row] for row in rows[1:]]
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+    start_s = int(figures[0][0])
+    if any(len(row) != len(rows[0]) or row[0] != start_s + STEP_S * step for step, row in enumerate(figures)):
+        raise UsageError(f"{path}: its steps must be {STEP_S} s apart, without gaps, and each have every column")
+    # A trace that begins later begins now.
+    start_s = min(start_s, 0)
     sources = []
     for place, column in enumerate(rows[0][1:], 1):
         name = _COLUMN.fullmatch(column)
@@ -61,6 +73,6 @@ def read_arrivals(path: Path, tenant: str = "default") -> Workload:
         if name is None or deadline is None:
             raise UsageError(f"{path}: column {column!r} names no deadline; expected such as requests_1h")
         within_s = start_within_s(int(deadline[1]) * _SECONDS[deadline[2]])
-        jobs = array("d", (float(row[place]) for row in rows[1:]))
+        jobs = array("d", (row[place] for row in figures))
         sources.append(Source(tenant=tenant, terms=Terms(MODEL, name[1]), start_within_s=within_s, jobs=jobs))
     return Workload(start_s=start_s, arrivals_end_s=start_s + STEP_S * (len(rows) - 1), sources=tuple(sources))

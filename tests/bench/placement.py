@@ -1,4 +1,4 @@
-"""Placement: cost beside the perfect-information bound and beside peers, missed deadlines, and the planner's own time."""
+"""Placement: cost beside the perfect-information bound and peers, missed deadlines, and the planner's own time."""
 
 from __future__ import annotations
 

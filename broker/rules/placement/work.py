@@ -52,7 +52,8 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     """Where jobs of the same terms keep coming from. Rates are jobs per second.
 
     `start_within_s` is how long after arrival they must start; `expected_rate` what is believed of the time that
-    a start takes, `sudden_rate` what it could rise to in that time at worst, `recent_rate` the last two minutes' mean, `day_rate` that of the last 24 hours.
+    a start takes, `sudden_rate` what it could rise to in that time at worst, `recent_rate` the last two minutes'
+    mean, `day_rate` that of the last 24 hours.
     """
 
     terms: Terms
