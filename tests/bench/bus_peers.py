@@ -62,6 +62,7 @@ def main(peer: str, count: int) -> None:
     send = run_dramatiq.send if peer == "dramatiq" else run_celery.delay
     for number in range(count):
         send(f"job-{number}", request_body(number).decode())
+    dramatiq_broker.close()  # else what lies in its buffer goes with the process
 
 
 if __name__ == "__main__":
