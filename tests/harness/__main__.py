@@ -21,6 +21,7 @@ from tests.harness.database_loss import (
 )
 from tests.harness.freezes import FreezeTerms, run_freezes
 from tests.harness.handback import HandbackTerms, run_handback
+from tests.harness.hardships import DiskTerms, NetworkTerms, run_full_disk, run_network
 from tests.harness.kills import KillTerms, run_kills
 from tests.harness.report import Report
 from tests.harness.stand import ALL_IN_ONE, IN_PAIRS, ONE_EACH
@@ -34,6 +35,8 @@ CAMPAIGNS: dict[str, tuple[type[msgspec.Struct], Callable[..., Report]]] = {
     "commit-cuts": (DatabaseTerms, run_commit_cuts),
     "recorder-deaths": (RecorderTerms, run_recorder_deaths),
     "freezes": (FreezeTerms, run_freezes),
+    "network": (NetworkTerms, run_network),
+    "full-disk": (DiskTerms, run_full_disk),
     "handback": (HandbackTerms, run_handback),
 }
 LAYOUTS = {"all-in-one": ALL_IN_ONE, "in-pairs": IN_PAIRS, "one-each": ONE_EACH}

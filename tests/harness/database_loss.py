@@ -10,7 +10,7 @@ import msgspec
 
 from broker.bootstrap.roles import Role
 from tests.harness.dying_recorder import DEATHS, DEATHS_MAX, POINTS
-from tests.harness.history import read_history, wait_for_ends
+from tests.harness.history import check_history, conclude, wait_for_ends
 from tests.harness.producer import Producer
 from tests.harness.report import Report, say
 from tests.harness.stand import IN_PAIRS, LaneTerms, Layout, Stand, StandTerms
@@ -69,7 +69,7 @@ def run_database_kills(terms: DatabaseTerms, *, keep: bool = False) -> Report:
             time.sleep(chance.uniform(0.0, 2.0))
             stand.postgres.start()
         report.add({"kill -9 of PostgreSQL": terms.times})
-        _conclude(stand, producer, report, terms.settle_seconds)
+        conclude(stand, producer, report, terms.settle_seconds)
     return report
 
 
@@ -96,7 +96,7 @@ def run_commit_cuts(terms: DatabaseTerms, *, keep: bool = False) -> Report:
         report.add({f"COMMIT cut {name}": count for name, count in cuts.items()})
         doubts = sum("commit_looked_up" in line for one in stand.roles for line in one.log.read_text().splitlines())
         report.add({"commits looked up by the broker": doubts})
-        _conclude(stand, producer, report, terms.settle_seconds)
+        conclude(stand, producer, report, terms.settle_seconds)
     return report
 
 
@@ -119,22 +119,5 @@ def run_recorder_deaths(terms: RecorderTerms, *, keep: bool = False) -> Report:
         report.add({f"deaths, events {point}": deaths[point] for point in POINTS})
         report.at_least("deaths", sum(deaths.values()), terms.times)
         report.at_most("until all had ended", settled, terms.settle_seconds)
-        history = read_history(stand, producer)
-        report.add(history.figures)
-        report.faults += history.faults
+        check_history(stand, producer, report)
     return report
-
-
-def _conclude(stand: Stand, producer: Producer, report: Report, settle_seconds: float) -> None:
-    left = len(producer.acknowledged) - stand.one("SELECT count(*) FROM job_outcome")
-    report.at_least("jobs left at the last blow", left, 1)
-    producer.stop_singles()
-    settled = wait_for_ends(stand, producer, settle_seconds)
-    report.at_most("from the last blow to the last end", settled, settle_seconds)
-    crashes = [f"{one.name} {life.code}" for one in stand.everything() for life in one.crashes()]
-    report.add({"ends that nobody asked for": len(crashes)})
-    for crash in crashes:
-        say(f"ended by itself: {crash}")
-    history = read_history(stand, producer)
-    report.add(history.figures)
-    report.faults += history.faults

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from tests.harness.history import holds, read_history, wait_for_ends
+from tests.harness.history import check_history, holds, wait_for_ends
 from tests.harness.producer import Producer
 from tests.harness.report import Report, say
 from tests.harness.stand import IN_PAIRS, LaneTerms, Layout, Stand, StandTerms
@@ -74,9 +74,7 @@ def run_freezes(terms: FreezeTerms, *, keep: bool = False) -> Report:
         report.add({"rounds": rounds})
         time.sleep(_REST_SECONDS)  # late words may still be on their way
         _tell(stand, stopped, report, terms)
-        history = read_history(stand, producer)
-        report.add(history.figures)
-        report.faults += history.faults
+        check_history(stand, producer, report)
     return report
 
 

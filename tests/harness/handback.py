@@ -6,7 +6,7 @@ import time
 
 import msgspec
 
-from tests.harness.history import holds, read_history, wait_for_ends
+from tests.harness.history import check_history, holds, wait_for_ends
 from tests.harness.producer import Producer
 from tests.harness.report import Report, say
 from tests.harness.stand import IN_PAIRS, LaneTerms, Layout, Stand, StandTerms
@@ -65,7 +65,5 @@ def run_handback(terms: HandbackTerms, *, keep: bool = False) -> Report:
         again = [(hold.claimed, job) for hold in held if hold.claimed > asked for job in hold.jobs]
         report.at_least("jobs claimed on the other lane", len({job for _, job in again}), terms.jobs)
         report.at_most("  the last of them after", max(at for at, _ in again) - asked, _CLAIM_SECONDS_MAX)
-        history = read_history(stand, producer)
-        report.add(history.figures)
-        report.faults += history.faults
+        check_history(stand, producer, report)
     return report

@@ -13,9 +13,10 @@ from broker.domain.ids import id_at
 from broker.domain.shard import Bitmap
 from broker.ledger.verifying import verify
 from tests.harness.producer import Producer
+from tests.harness.report import Report, say
 from tests.harness.stand import Stand
 
-__all__ = ["History", "Hold", "holds", "jobs_of_shards", "read_history", "wait_for_ends"]
+__all__ = ["History", "Hold", "check_history", "conclude", "holds", "jobs_of_shards", "wait_for_ends"]
 
 
 class Hold(msgspec.Struct):
@@ -23,6 +24,7 @@ class Hold(msgspec.Struct):
 
     shard_id: bytes
     worker_id: str
+    sent: float
     claimed: float
     state: str
     is_closed: bool
@@ -60,6 +62,27 @@ def wait_for_ends(stand: Stand, producer: Producer, seconds: float) -> float:
         time.sleep(0.2)
 
 
+def conclude(stand: Stand, producer: Producer, report: Report, settle_seconds: float) -> None:
+    """The last blow has been dealt: stop producing, wait for the ends, and settle the account."""
+    left = len(producer.acknowledged) - stand.one("SELECT count(*) FROM job_outcome")
+    report.at_least("jobs left at the last blow", left, 1)
+    producer.stop_singles()
+    settled = wait_for_ends(stand, producer, settle_seconds)
+    report.at_most("from the last blow to the last end", settled, settle_seconds)
+    crashes = [f"{one.name} {life.code}" for one in stand.everything() for life in one.crashes()]
+    report.add({"ends that nobody asked for": len(crashes)})
+    for crash in crashes:
+        say(f"ended by itself: {crash}")
+    check_history(stand, producer, report)
+
+
+def check_history(stand: Stand, producer: Producer, report: Report) -> None:
+    """Add all that `read_history` found."""
+    history = read_history(stand, producer)
+    report.add(history.figures)
+    report.faults += history.faults
+
+
 def read_history(stand: Stand, producer: Producer) -> History:
     """Everything that can be said once all is over; the roles must be up, and idle."""
     history = History()
@@ -76,7 +99,7 @@ def read_history(stand: Stand, producer: Producer) -> History:
 _NAMES = "SELECT job_id, coalesce(custom_id, idempotency_key) FROM job LEFT JOIN idempotency USING (tenant_id, job_id)"
 _OUTCOMES = "SELECT job_id, outcome, error_code FROM job_outcome"
 _HOLDS = (
-    "SELECT shard_id, worker_id, claimed_us, state, closed_us IS NOT NULL, recorded, jobs_count FROM shard"
+    "SELECT shard_id, worker_id, created_us, claimed_us, state, closed_us IS NOT NULL, recorded, jobs_count FROM shard"
     " WHERE claimed_us IS NOT NULL"
 )
 _SPANS = "SELECT shard_id, first_job_id, jobs_count FROM shard_span ORDER BY shard_id, first_index"
@@ -182,10 +205,10 @@ def holds(stand: Stand) -> list[Hold]:
     """Every shard that any worker ever had."""
     jobs_of = jobs_of_shards(stand)
     found = []
-    for shard, worker, claimed_us, state, closed, recorded, jobs_count in stand.query(_HOLDS):
+    for shard, worker, sent_us, claimed_us, state, closed, recorded, jobs_count in stand.query(_HOLDS):
         jobs = jobs_of[shard]
         missing = [jobs[index] for index in Bitmap(bytes(recorded)).missing(jobs_count)]
-        found.append(Hold(shard.bytes, worker, claimed_us / 1e6, state, closed, jobs, missing))
+        found.append(Hold(shard.bytes, worker, sent_us / 1e6, claimed_us / 1e6, state, closed, jobs, missing))
     return found
 
 

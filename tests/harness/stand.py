@@ -22,6 +22,7 @@ from broker.client import Client
 from broker.domain.errors import BrokerError
 from tests.flow.program import ROOT, lane
 from tests.harness.balancer import Balancer
+from tests.harness.small_disk import SmallDisk
 from tests.harness.supervised import Supervised
 from tests.proxy import FaultProxy
 from tests.services.private_postgres import PrivatePostgres
@@ -65,6 +66,7 @@ class LaneTerms(msgspec.Struct, frozen=True, kw_only=True):
 class StandTerms(msgspec.Struct, frozen=True, kw_only=True):
     """`bus` is amqp or redis. `serve` is what is run as `broker serve` of a role, in place of the program itself.
 
+    `database_disk_megabytes`: where it is above 0, the database has a disk of that size to itself, `Stand.disk`.
     `variables` are added to the environment of all roles and workers.
     """
 
@@ -75,6 +77,7 @@ class StandTerms(msgspec.Struct, frozen=True, kw_only=True):
     bus_proxied: bool = False
     door_proxied: bool = False
     serve: Mapping[Role, Sequence[str]] = {}
+    database_disk_megabytes: int = 0
     variables: Mapping[str, str] = {}
     drain_seconds: float = 8.0
 
@@ -90,6 +93,7 @@ class Stand:
         self.roles: list[Supervised] = []
         self.workers: list[Supervised] = []
         self.proxies: dict[str, FaultProxy] = {}
+        self.disk: SmallDisk | None = None
         self._keep = keep
         self._catalog = self.folder / "lanes.toml"
         self._stack = ExitStack()
@@ -169,7 +173,7 @@ class Stand:
     # How it comes up.
 
     def _enter(self) -> None:
-        self.postgres = self._stack.enter_context(PrivatePostgres())
+        self.postgres = self._stack.enter_context(self._new_postgres())
         self.bus: PrivateRabbit | PrivateRedis = self._stack.enter_context(
             PrivateRabbit() if self.terms.bus == "amqp" else PrivateRedis()
         )
@@ -198,6 +202,13 @@ class Stand:
         for worker in self.workers:
             worker.start()
         self.wait_for_workers()
+
+    def _new_postgres(self) -> PrivatePostgres:
+        if not self.terms.database_disk_megabytes:
+            return PrivatePostgres()
+        self.disk = self._stack.enter_context(SmallDisk(self.terms.database_disk_megabytes))
+        with self.disk.holding_temporary_files():
+            return PrivatePostgres({"max_wal_size": "64MB", "min_wal_size": "32MB"})
 
     def _write_catalog(self) -> None:
         scheme = "amqp://guest:guest@127.0.0.1:${BUS_PORT}//"

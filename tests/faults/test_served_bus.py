@@ -1,0 +1,23 @@
+"""The served form when its bus forgets everything, or its network fails: short campaigns of `tests.harness`."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.harness.bus_loss import BusLossTerms, run_bus_loss
+from tests.harness.hardships import NetworkTerms, run_network
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("bus", ["amqp", "redis"])
+def test_the_total_loss_of_a_full_bus_loses_and_doubles_nothing(bus):
+    report = run_bus_loss(BusLossTerms(bus=bus, in_flight=1_000))
+    report.print()
+    assert report.faults == []
+
+
+def test_a_network_that_cuts_delays_and_swallows_loses_and_doubles_nothing():
+    report = run_network(NetworkTerms(jobs=2_000, times=6, fault_seconds=4.0, pause_seconds=1.0))
+    report.print()
+    assert report.faults == []
