@@ -19,6 +19,9 @@ __all__ = ["Dealt", "deal"]
 
 _BANDS_S = (120.0, 1_200.0, 7_200.0, float("inf"))
 _TURN_S = 1.0
+_LAST_CHANCE_S = 60.0
+"""A job with less time than this that was preempted would be late if it were preempted once more."""
+
 _NOTHING = 1e-9
 
 
@@ -78,13 +81,14 @@ def deal(
         while playing and max(free) > _NOTHING:
             for hand in playing:
                 hand.credit = float("inf") if alone else hand.credit + _TURN_S * hand.weight
-                _turn(table, hand, due_before_s, free, orders, policy, dealt)
+                _turn(table, now_s, hand, due_before_s, free, orders, policy, dealt)
             playing = [hand for hand in playing if hand.first(due_before_s)]
     return dealt
 
 
 def _turn(
     table: LaneTable,
+    now_s: float,
     hand: _Hand,
     due_before_s: float,
     free: list[float],
@@ -98,6 +102,8 @@ def _turn(
         order = orders.get(terms)
         if order is None:  # newer than the plan
             order = table.cheapest_first(terms)
+        if group.preemptions and group.start_by_s < now_s + _LAST_CHANCE_S:
+            order = table.uninterrupted_first(order)
         for place in order:
             if free[place] <= _NOTHING:
                 continue

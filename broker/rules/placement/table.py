@@ -49,6 +49,10 @@ class LaneTable:
         places = bits(self.eligible(terms).mask)
         return tuple(sorted(places, key=lambda place: (job_cost_nano_usd(self.lanes[place], terms.kind), place)))
 
+    def uninterrupted_first(self, order: Sequence[int]) -> tuple[int, ...]:
+        """The same lanes, those that may be taken away last."""
+        return tuple(sorted(order, key=lambda place: self.lanes[place].market is Market.SPOT))
+
     def terms_of(self, group: Group, preemptions_max: int) -> Terms:
         """The group's terms; off interruptible lanes once it was preempted too often."""
         if group.preemptions < preemptions_max:
