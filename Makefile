@@ -22,8 +22,8 @@ demo: $(VENV)/.demo ## Run the main job on a small real language model, here, an
 	@mkdir -p demo
 	$(DEMO)
 
-test: $(VENV)/.dev ## Run the unit, architecture, migration and flow tests (under 3 minutes)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(wildcard tests/unit tests/architecture tests/migration tests/flow)
+test: $(VENV)/.dev ## Run the unit, architecture, database, simulation and flow tests (under 3 minutes)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(wildcard tests/unit tests/architecture tests/migration tests/postgres tests/simulation tests/emulators tests/flow)
 
 unit: $(VENV)/.dev ## Run the unit tests alone (about ten seconds)
 	$(BIN)/python -m pytest -n 2 tests/unit
