@@ -75,9 +75,9 @@ class ArrivalLog:
         return max(recent, min(recent + rise, peak))
 
     def _steepest(self, ahead: int) -> tuple[float, float]:
-        """The greatest rise within so many minutes, and the highest rate, over the last day."""
+        """The greatest rise within so many minutes, and the highest rate, over the last day and a bit."""
         newest = len(self._minutes) - 1
-        minutes = list(islice(self._minutes, max(0, newest - _DAY_MINUTES), newest))
+        minutes = list(islice(self._minutes, max(0, newest - _DAY_MINUTES - _TREND_MINUTES), newest))
         # Two minutes at a time, as that is what the rise will be added to.
         rates = [(before + after) / (2 * _MINUTE_S) for before, after in pairwise(minutes)]
         lowest: deque[int] = deque()

@@ -1,0 +1,29 @@
+"""The referee's lanes, arrivals and bounds."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from broker.simulation.lane_files import DEFAULT_LANES, read_lanes
+from broker.simulation.workload import read_arrivals
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "placement"
+
+
+@pytest.fixture(scope="session")
+def lanes():
+    return read_lanes(DEFAULT_LANES)
+
+
+@pytest.fixture(scope="session")
+def bounds():
+    return msgspec.json.decode((FIXTURES / "bounds.json").read_bytes())
+
+
+@pytest.fixture(scope="session")
+def workload():
+    return cache(lambda name: read_arrivals(FIXTURES / f"{name}_arrivals.csv.gz"))
