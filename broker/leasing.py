@@ -13,7 +13,7 @@ from broker.database import shards, workers
 from broker.database.connection import Connection, Database
 from broker.database.shards import Holding
 from broker.domain.presence import PresenceAnswer, WorkerPresence
-from broker.domain.shard import ClaimAnswer, ClaimShard, RenewAnswer, RenewLease
+from broker.domain.shard import ClaimAnswer, ClaimShard, ClaimShards, RenewAnswer, RenewLease
 
 __all__ = ["LEASE_SECONDS", "LeaseDoor"]
 
@@ -33,14 +33,21 @@ class LeaseDoor:
 
     def claim(self, question: ClaimShard) -> ClaimAnswer:
         """Grant the shard, unless it was claimed or taken back before."""
+        return self.claim_all(ClaimShards((question.shard_id,), question.lane, question.worker_id))[0]
 
-        def work(connection: Connection) -> Holding | None:
+    def claim_all(self, question: ClaimShards) -> list[ClaimAnswer]:
+        """Likewise for each of these shards, in one transaction; the answers in their order."""
+
+        def work(connection: Connection) -> dict[bytes, Holding]:
             now_us = self._clock()
             until_us = now_us + self._lease_us()
-            return shards.claim(connection, question.shard_id, question.lane, question.worker_id, now_us, until_us)
+            return shards.claim(connection, question.shard_ids, question.lane, question.worker_id, now_us, until_us)
 
         held = self._database.write(work, idempotent=True)
-        _log.debug("shard_claimed" if held else "claim_refused", shard=question.shard_id.hex())
+        _log.debug("shards_claimed", asked=len(question.shard_ids), granted=len(held))
+        return [self._claimed(held.get(shard_id)) for shard_id in question.shard_ids]
+
+    def _claimed(self, held: Holding | None) -> ClaimAnswer:
         if held is None:
             return ClaimAnswer(granted=False)
         return ClaimAnswer(True, self._lease_seconds, held.cancel_requested, held.cancelled_jobs)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 import msgspec
@@ -14,7 +16,7 @@ import structlog
 from broker.bus.envelope import Kind, LeaseQuestion, Signer
 from broker.clock import Clock, SetClock
 from broker.domain.presence import PRESENCE_SECONDS, PresenceAnswer, WorkerPresence
-from broker.domain.shard import ClaimAnswer, ClaimShard, RenewAnswer, RenewLease
+from broker.domain.shard import ClaimAnswer, ClaimShard, ClaimShards, RenewAnswer, RenewLease
 
 __all__ = ["LEASES_PATH", "DoorShut", "HttpLeaseDoor", "Presence"]
 
@@ -22,6 +24,7 @@ LEASES_PATH = "/v1/leases"
 
 _TIMEOUT_SECONDS = 5.0
 _CLAIM_SECONDS = 60.0
+_CLAIMS_PER_QUESTION = 64
 _RETRY_SECONDS = 0.25
 _VALID_US = 3_600 * 1_000_000  # generous: until its first answer, a worker's clock may be anything
 
@@ -34,26 +37,28 @@ class DoorShut(Exception):
     """The broker can't be asked, or doesn't know this worker's key."""
 
 
+class _Claim(NamedTuple):
+    question: ClaimShard
+    answer: Future[ClaimAnswer]
+
+
 class HttpLeaseDoor:
-    """Asks at `url`. One for any number of threads."""
+    """Asks at `url`. One for any number of threads of one worker."""
 
     def __init__(self, url: str, signer: Signer, clock: Clock) -> None:
         self._client = httpx.Client(base_url=url, timeout=_TIMEOUT_SECONDS)
         self._signer = signer
         self._clock = clock
         self._shut = threading.Event()
+        self._claims: queue.SimpleQueue[_Claim | None] = queue.SimpleQueue()
+        self._claimer = threading.Thread(target=self._claim_all, name="claims", daemon=True)
+        self._claimer.start()
 
     def claim(self, question: ClaimShard) -> ClaimAnswer:
-        """See `LeaseDoor.claim`. Asks again for a minute while the broker can't be reached."""
-        deadline = time.monotonic() + _CLAIM_SECONDS
-        while True:
-            try:
-                return self._ask(question, ClaimAnswer)
-            except DoorShut as error:
-                if self._shut.is_set() or time.monotonic() > deadline:
-                    raise
-                _log.warning("claim_failed", shard=question.shard_id.hex(), reason=str(error))
-                self._shut.wait(_RETRY_SECONDS)
+        """See `LeaseDoor.claim`. Claims that gather while others are asked for go together, without a timer."""
+        claim = _Claim(question, Future())
+        self._claims.put(claim)
+        return claim.answer.result()
 
     def renew(self, question: RenewLease) -> RenewAnswer:
         """See `LeaseDoor.renew`."""
@@ -69,7 +74,44 @@ class HttpLeaseDoor:
 
     def close(self) -> None:
         """Disconnect."""
+        self._claims.put(None)
+        self._claimer.join(_TIMEOUT_SECONDS)
         self._client.close()
+
+    def _claim_all(self) -> None:
+        while (first := self._claims.get()) is not None:
+            group = [first]
+            while len(group) < _CLAIMS_PER_QUESTION and not self._claims.empty():
+                following = self._claims.get()
+                if following is None:
+                    self._claims.put(None)
+                    break
+                group.append(following)
+            try:
+                answers = self._ask_for(group)
+            except Exception as error:  # noqa: BLE001 (it belongs to those who wait for their claims)
+                for claim in group:
+                    claim.answer.set_exception(error)
+            else:
+                for claim, answer in zip(group, answers, strict=True):
+                    claim.answer.set_result(answer)
+
+    def _ask_for(self, group: list[_Claim]) -> list[ClaimAnswer]:
+        """Asks again for a minute while the broker can't be reached."""
+        deadline = time.monotonic() + _CLAIM_SECONDS
+        asked = group[0].question
+        question = ClaimShards(tuple(claim.question.shard_id for claim in group), asked.lane, asked.worker_id)
+        while True:
+            try:
+                answers = self._ask(question, list[ClaimAnswer])
+                if len(answers) != len(group):
+                    raise DoorShut(f"the broker gives {len(answers)} answers to {len(group)} claims")
+                return answers
+            except DoorShut as error:
+                if self._shut.is_set() or time.monotonic() > deadline:
+                    raise
+                _log.warning("claims_failed", shards=len(group), reason=str(error))
+                self._shut.wait(_RETRY_SECONDS)
 
     def _ask(self, question: LeaseQuestion, answer: type[T]) -> T:
         envelope = self._signer.seal(Kind.LEASE, "broker", question, now_us=self._clock(), valid_us=_VALID_US)

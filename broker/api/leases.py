@@ -13,7 +13,7 @@ from broker.bus.envelope import EnvelopeError, KeyRing, LeaseQuestion, open_leas
 from broker.clock import Clock
 from broker.domain.errors import BrokerError
 from broker.domain.presence import WorkerPresence
-from broker.domain.shard import ClaimShard, RenewLease
+from broker.domain.shard import ClaimShards, RenewLease
 from broker.leasing import LeaseDoor
 
 __all__ = ["LEASES", "LeaseCounter"]
@@ -53,8 +53,8 @@ class LeaseCounter:
 
     def _answer(self, question: LeaseQuestion) -> bytes:
         match question:
-            case ClaimShard():
-                return _encoder.encode(self._door.claim(question))
+            case ClaimShards():
+                return _encoder.encode(self._door.claim_all(question))
             case RenewLease():
                 return _encoder.encode(self._door.renew(question))
             case WorkerPresence():

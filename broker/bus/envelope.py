@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from broker.domain.events import WorkerEvent
 from broker.domain.presence import WorkerPresence
-from broker.domain.shard import ClaimShard, RenewLease, RunShard
+from broker.domain.shard import ClaimShards, RenewLease, RunShard
 
 __all__ = [
     "EnvelopeError",
@@ -45,7 +45,7 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What foreign bytes can make a decoder raise."""
 
 
-LeaseQuestion = ClaimShard | RenewLease | WorkerPresence
+LeaseQuestion = ClaimShards | RenewLease | WorkerPresence
 """What a lane's worker says at the lease door."""
 
 

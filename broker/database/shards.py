@@ -177,7 +177,7 @@ _ANY_JOB_CANCEL = select(cancel_request.c.job_id).limit(1).scalar_subquery()
 _CLAIM = (
     update(shard)
     .where(
-        shard.c.shard_id == bindparam("of_shard"),
+        shard.c.shard_id.in_(bindparam("of_shards", expanding=True)),
         shard.c.lane == bindparam("of_lane"),
         # Or by this very worker, which asks again when the answer got lost.
         (shard.c.state == ShardState.SENT)
@@ -189,7 +189,7 @@ _CLAIM = (
         claimed_us=bindparam("now_us"),
         lease_until_us=bindparam("until_us"),
     )
-    .returning(_BATCH_CANCEL, _ANY_JOB_CANCEL)
+    .returning(shard.c.shard_id, _BATCH_CANCEL, _ANY_JOB_CANCEL)
 )
 _RENEW = (
     update(shard)
@@ -200,16 +200,16 @@ _RENEW = (
         shard.c.state == ShardState.RUNNING,
     )
     .values(lease_until_us=bindparam("until_us"), running=bindparam("now_running"))
-    .returning(_BATCH_CANCEL, _ANY_JOB_CANCEL)
+    .returning(shard.c.shard_id, _BATCH_CANCEL, _ANY_JOB_CANCEL)
 )
 
 
 def claim(
-    connection: Connection, shard_id: bytes, lane: str, worker_id: str, now_us: int, lease_until_us: int
-) -> Holding | None:
-    """Give the shard to this worker, if it is still free. A shard id is claimed once; this is the fence."""
+    connection: Connection, shard_ids: Sequence[bytes], lane: str, worker_id: str, now_us: int, lease_until_us: int
+) -> dict[bytes, Holding]:
+    """Give this worker those of the shards that are still free. A shard id is claimed once; this is the fence."""
     values = {"of_lane": lane, "to_worker": worker_id, "now_us": now_us, "until_us": lease_until_us}
-    return _holding(connection, shard_id, _CLAIM, values)
+    return _holdings(connection, _CLAIM, {"of_shards": sorted(shard_ids), **values})
 
 
 def renew(
@@ -217,18 +217,17 @@ def renew(
 ) -> Holding | None:
     """Extend the worker's lease, if it still has it."""
     values = {"of_lane": lane, "of_worker": worker_id, "now_running": running, "until_us": lease_until_us}
-    return _holding(connection, shard_id, _RENEW, values)
+    return _holdings(connection, _RENEW, {"of_shard": shard_id, **values}).get(shard_id)
 
 
-def _holding(
-    connection: Connection, shard_id: bytes, statement: ReturningUpdate[Any], values: dict[str, Any]
-) -> Holding | None:
-    held = connection.execute(statement, {"of_shard": shard_id, **values}).one_or_none()
-    if held is None:
-        return None
-    batch_cancelled, any_job_cancelled = held
-    jobs = cancelled_in_shard(connection, shard_id) if any_job_cancelled is not None else b""
-    return Holding(batch_cancelled is not None, jobs)
+def _holdings(connection: Connection, statement: ReturningUpdate[Any], values: dict[str, Any]) -> dict[bytes, Holding]:
+    return {
+        shard_id: Holding(
+            batch_cancelled is not None,
+            cancelled_in_shard(connection, shard_id) if any_job_cancelled is not None else b"",
+        )
+        for shard_id, batch_cancelled, any_job_cancelled in connection.execute(statement, values).all()
+    }
 
 
 def save_recorded(connection: Connection, records: Iterable[ShardRecord]) -> None:

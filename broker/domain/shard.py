@@ -10,6 +10,7 @@ __all__ = [
     "Bitmap",
     "ClaimAnswer",
     "ClaimShard",
+    "ClaimShards",
     "RenewAnswer",
     "RenewLease",
     "RunShard",
@@ -62,10 +63,18 @@ class ShardSpan(msgspec.Struct, frozen=True):
     deadline_us: int
 
 
-class ClaimShard(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
+class ClaimShard(msgspec.Struct, frozen=True, array_like=True):
     """A worker asks for the one right to run a shard; asked again by the same worker, the answer is the same."""
 
     shard_id: bytes
+    lane: str
+    worker_id: str
+
+
+class ClaimShards(msgspec.Struct, frozen=True, array_like=True, tag="claims"):
+    """The same for several shards at once, for one worker; the answers come in the order of `shard_ids`."""
+
+    shard_ids: tuple[bytes, ...]
     lane: str
     worker_id: str
 
