@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
 
+from broker.bus.driver import PublishError
 from broker.bus.envelope import Kind, Signer
 from broker.clock import Clock
 from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan, JobsRan, ShardReturned, WorkerEvent
 
-__all__ = ["FLUSH_BYTES", "FLUSH_SECONDS", "EventPublisher", "OutcomeReport"]
+__all__ = ["FLUSH_BYTES", "FLUSH_SECONDS", "EventOutlet", "EventPublisher", "OutcomeReport"]
 
 FLUSH_SECONDS = 0.2
 FLUSH_BYTES = 64_000
@@ -30,6 +31,45 @@ class EventPublisher(Protocol):
         """Returns when the bus has confirmed every message."""
 
 
+class EventOutlet:
+    """One lane's way to the bus, for the event loop: what gathers while one call publishes goes with the next."""
+
+    def __init__(self, publisher: EventPublisher, queue: str) -> None:
+        self._publisher = publisher
+        self._queue = queue
+        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._publishing: asyncio.Task[None] | None = None
+
+    async def send(self, envelope: bytes) -> None:
+        """Returns when the bus has confirmed it. Raises whatever the publisher raised; it may be there all the same."""
+        confirmed = asyncio.get_running_loop().create_future()
+        self._waiting.append((envelope, confirmed))
+        if self._publishing is None:
+            self._publishing = asyncio.get_running_loop().create_task(self._publish_all())
+        await confirmed
+
+    async def _publish_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            sent, self._waiting = self._waiting, []
+            envelopes = [envelope for envelope, _ in sent]
+            failures: Mapping[int, Exception] = {}
+            try:
+                await loop.run_in_executor(None, self._publisher.publish_events, self._queue, envelopes)
+            except PublishError as error:
+                failures = error.errors
+            except Exception as error:  # noqa: BLE001 (it belongs to those who wait for their events)
+                failures = dict.fromkeys(range(len(sent)), error)
+            for place, (_, confirmed) in enumerate(sent):
+                if confirmed.done():
+                    continue  # whoever waited for it was cancelled
+                if place in failures:
+                    confirmed.set_exception(failures[place])
+                else:
+                    confirmed.set_result(None)
+        self._publishing = None
+
+
 class OutcomeReport:
     """The events of one shard, numbered from 0. For the event loop; publishing happens on other threads."""
 
@@ -39,8 +79,7 @@ class OutcomeReport:
         shard_id: bytes,
         lane: str,
         worker_id: str,
-        queue: str,
-        publisher: EventPublisher,
+        outlet: EventOutlet,
         signer: Signer,
         clock: Clock,
         give_up: Callable[[], bool],
@@ -48,8 +87,7 @@ class OutcomeReport:
         self._shard_id = shard_id
         self._lane = lane
         self._worker_id = worker_id
-        self._queue = queue
-        self._publisher = publisher
+        self._outlet = outlet
         self._signer = signer
         self._clock = clock
         self._give_up = give_up
@@ -97,11 +135,10 @@ class OutcomeReport:
 
     async def _publish(self, event: WorkerEvent) -> None:
         """Until confirmed: results exist nowhere else. Given up only when this process ends."""
-        loop = asyncio.get_running_loop()
         envelope = self._signer.seal(Kind.EVENT, "broker", event, now_us=self._clock(), valid_us=_VALID_US)
         while True:
             try:
-                await loop.run_in_executor(None, self._publisher.publish_events, self._queue, [envelope])
+                await self._outlet.send(envelope)
             except Exception as error:  # noqa: BLE001 (whatever the bus raises, the answer is to try again)
                 _log.warning("event_publish_failed", lane=self._lane, error=type(error).__name__)
                 if self._give_up():

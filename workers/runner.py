@@ -26,7 +26,7 @@ from broker.domain.usage import Usage
 from workers.engine import Engine, EngineError, EngineReply, EngineRequest
 from workers.lease import Lease, LeaseDoor
 from workers.meter import Meter, Reading
-from workers.outcomes import EventPublisher, OutcomeReport
+from workers.outcomes import EventOutlet, EventPublisher, OutcomeReport
 
 __all__ = ["Deployment", "ShardRunner"]
 
@@ -52,7 +52,7 @@ class Deployment:
     def __init__(self, lane: Lane, engine: Engine, publisher: EventPublisher, signer: Signer) -> None:
         self.lane = lane
         self.engine = engine
-        self.publisher = publisher
+        self.outlet = EventOutlet(publisher, lane.events_queue)
         self.signer = signer
         self.meter = Meter()
         self.slots = threading.Semaphore(lane.slots)
@@ -179,8 +179,7 @@ class _ShardRun:
             shard_id=order.shard_id,
             lane=order.lane,
             worker_id=worker_id,
-            queue=deployment.lane.events_queue,
-            publisher=deployment.publisher,
+            outlet=deployment.outlet,
             signer=deployment.signer,
             clock=clock,
             give_up=lambda: self._stopped is _Stop.INTERRUPTED,
