@@ -26,6 +26,7 @@ class Pool(msgspec.Struct):
     lead_s: float
     urgent: float = 0.0
     reserve: float = 0.0
+    exposed: float = 0.0
     hard: float = 0.0
     soft: float = 0.0
     day: float = 0.0
@@ -61,7 +62,9 @@ def pools_of(
         pool.soft = max(pool.soft, pool.urgent + due_soft[mask] / (usable * policy.soft_pace))
     for pool in pools.values():
         # Standing by for a sudden rise costs nothing while other work fills the time.
-        standby = min(pool.reserve, pool.urgent + pool.backlog / policy.standby_s)
+        # An instance that is taken away costs its speed, and as much again until its last work is redone.
+        reserve = max(pool.reserve, pool.urgent + 2 * pool.exposed if pool.urgent else 0.0)
+        standby = min(reserve, pool.urgent + pool.backlog / policy.standby_s)
         pool.hard, pool.soft = max(pool.hard, standby), max(pool.soft, standby)
     return sorted((pool for pool in pools.values() if pool.mask), key=lambda pool: (pool.mask.bit_count(), pool.mask))
 
@@ -75,7 +78,8 @@ def _expect(pool: Pool, table: LaneTable, stream: Stream, policy: Policy) -> Non
     if stream.start_within_s <= 2 * pool.lead_s:
         rate = max(stream.recent_rate, stream.expected_rate)
         pool.urgent += policy.urgent_margin * table.work(kind, rate)
-        pool.reserve += policy.reserve * table.work(kind, stream.sudden_rate)
+        pool.reserve += table.work(kind, stream.sudden_rate)
+        pool.exposed = max(pool.exposed, table.largest_interruptible(kind, pool.mask))
 
 
 def _pool(pools: dict[int, Pool], table: LaneTable, mask: int, policy: Policy) -> Pool:

@@ -18,7 +18,6 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     urgent_margin: float = 1.15
     steady_below: float = 0.9
     steady_part: float = 0.8
-    reserve: float = 1.0
     standby_s: float = 3_600.0
     hard_horizon_s: float = 7_200.0
     soft_horizon_s: float = 86_400.0

@@ -76,6 +76,12 @@ class LaneTable:
             self._speeds[kind] = found
         return found
 
+    def largest_interruptible(self, kind: str, mask: int) -> float:
+        """The most units per second that goes with one instance taken away, among these lanes."""
+        speeds = self.speeds(kind)
+        lost = [speeds[place] for place in bits(mask) if self.lanes[place].market is Market.SPOT]
+        return max(lost, default=0.0)
+
     def mean_speeds(self, mix: Mapping[str, float]) -> list[float]:
         """Units of work per second of one instance on work of this mix (units by kind), by lane.
 
