@@ -33,8 +33,10 @@ __all__ = ["CLAIM_SECONDS", "SHARDS_PER_STEP", "Capacity", "Dispatcher"]
 Capacity = Callable[[Connection], Mapping[str, int]]
 """How many shards may run at once on each lane, by its live workers; a lane that isn't named has none."""
 
-CLAIM_SECONDS = 30.0
-"""How long a shard may lie unclaimed, beyond the work expected ahead of it."""
+CLAIM_SECONDS = 15.0
+"""How long a shard may lie unclaimed, beyond the work expected ahead of it. What a bus has lost waits that long; what
+was merely slow goes to the lane again, and its first message is refused at the lease door.
+"""
 
 _SPANS_PER_LOAD = 256
 SHARDS_PER_STEP = 32
