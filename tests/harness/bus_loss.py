@@ -1,4 +1,9 @@
-"""Campaign: the bus loses everything at once, while thousands of jobs are on it or with workers."""
+"""Campaign: the bus loses everything at once, while thousands of jobs are on it or with workers.
+
+Workers take what is sent as soon as they have room, and results are recorded as they come: little lies on the bus.
+So that the loss is one, the recorder is stopped for a moment before, which leaves results there; and one lane's
+workers are killed with it, so that what they had not begun is nowhere.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ import redis
 from tests.harness.history import check_history, jobs_of_shards, wait_for_ends
 from tests.harness.producer import Producer
 from tests.harness.report import Report, say
-from tests.harness.stand import IN_PAIRS, LaneTerms, Layout, Stand, StandTerms
+from tests.harness.stand import RECORDER_APART, LaneTerms, Stand, StandTerms
 from tests.services.private_rabbit import PrivateRabbit
 
 __all__ = ["BusLossTerms", "run_bus_loss"]
@@ -23,7 +28,7 @@ _RECOVERY_SECONDS_MAX = 60.0
 class BusLossTerms(msgspec.Struct, frozen=True, kw_only=True):
     """`in_flight`: jobs of shards that are sent or running at the loss; half as many more wait.
 
-    The workers would need `work_seconds` for what is in flight.
+    The workers would need `work_seconds` for what is in flight. `results_seconds` of results are on the bus.
     """
 
     in_flight: int = 5_000
@@ -31,7 +36,8 @@ class BusLossTerms(msgspec.Struct, frozen=True, kw_only=True):
     bus: str = "amqp"
     shard_jobs: int = 160
     work_seconds: float = 20.0
-    layout: Layout = IN_PAIRS
+    results_seconds: float = 2.0
+    shard_seconds: float = 10.0
     settle_seconds: float = 240.0
 
 
@@ -47,11 +53,12 @@ def run_bus_loss(terms: BusLossTerms, *, keep: bool = False) -> Report:
             concurrency=_PLACES,
             delay_seconds=2 * _PLACES * terms.work_seconds / terms.in_flight,
             jobs_per_second=100.0,
+            shard_seconds=terms.shard_seconds,
         )
         for name, provider in (("tpu", "google-tpu"), ("azure", "azure-gpu"))
     ]
     report = Report(title=f"Loss of the bus: {terms.bus}, {terms.in_flight:,} jobs in flight")
-    with Stand(StandTerms(lanes=lanes, layout=terms.layout, bus=terms.bus), keep=keep) as stand:
+    with Stand(StandTerms(lanes=lanes, layout=RECORDER_APART, bus=terms.bus), keep=keep) as stand:
         say(f"up in {stand.folder}")
         producer = Producer(stand)
         for number in range(terms.losses):
@@ -83,8 +90,20 @@ def _wait_until_full(stand: Stand, wanted: int) -> None:
 
 
 def _lose_once(stand: Stand, producer: Producer, report: Report, terms: BusLossTerms, name: str) -> None:
+    recorder = stand.roles[-1]
+    recorder.freeze()
+    time.sleep(terms.results_seconds)
+    report.add(
+        {
+            f"{name}shards on the bus": _messages(stand, "shards"),
+            f"{name}results on the bus": _messages(stand, "events"),
+        }
+    )
     at_us = int(time.time() * 1e6)
     _lose(stand)
+    for worker in stand.workers_of("tpu"):
+        worker.kill()
+    recorder.thaw()
     shards = stand.query(
         "SELECT shard_id, jobs_count, claimed_us <= %s FROM shard WHERE created_us <= %s AND closed_us IS NULL",
         (at_us, at_us),
@@ -116,3 +135,13 @@ def _lose(stand: Stand) -> None:
         return
     with redis.Redis.from_url(stand.bus.url) as client:
         client.flushall()
+
+
+def _messages(stand: Stand, kind: str) -> int:
+    """How many lie on the lanes' queues of this kind, those with a consumer that has not acknowledged them included."""
+    names = [f"lane.{one.name}.{kind}" for one in stand.terms.lanes]
+    if isinstance(stand.bus, PrivateRabbit):
+        rows = [line.split() for line in stand.bus.control("list_queues", "name", "messages").splitlines()]
+        return sum(int(row[1]) for row in rows if row and row[0] in names)
+    with redis.Redis.from_url(stand.bus.url) as client:
+        return sum(client.llen(name) for name in names) + (client.hlen("unacked") if kind == "shards" else 0)

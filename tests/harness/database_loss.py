@@ -13,14 +13,13 @@ from tests.harness.dying_recorder import DEATHS, DEATHS_MAX, POINTS
 from tests.harness.history import check_history, conclude, wait_for_ends
 from tests.harness.producer import Producer
 from tests.harness.report import Report, say
-from tests.harness.stand import IN_PAIRS, LaneTerms, Layout, Stand, StandTerms
+from tests.harness.stand import IN_PAIRS, RECORDER_APART, LaneTerms, Layout, Stand, StandTerms
 
 __all__ = ["DatabaseTerms", "RecorderTerms", "run_commit_cuts", "run_database_kills", "run_recorder_deaths"]
 
 _MARKED_COMMIT = b"FROM moved; COMMIT"
 """The end of every write's last message."""
 _CUT_SECONDS = 30.0
-_APART: Layout = ((Role.API,), tuple(set(Role) - {Role.API, Role.RECORDER}), (Role.RECORDER,))
 
 
 class DatabaseTerms(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +104,7 @@ def run_recorder_deaths(terms: RecorderTerms, *, keep: bool = False) -> Report:
     report = Report(title=f"The recorder killed {terms.times} times about its commit, {terms.jobs:,} jobs")
     stand_terms = StandTerms(
         lanes=_lanes(terms.delay_seconds, shard_jobs=8),
-        layout=_APART,
+        layout=RECORDER_APART,
         bus=terms.bus,
         serve={Role.RECORDER: ("-m", "tests.harness.dying_recorder")},
         variables={DEATHS: "deaths", DEATHS_MAX: str(terms.times)},

@@ -30,7 +30,7 @@ from tests.services.private_rabbit import PrivateRabbit
 from tests.services.private_redis import PrivateRedis
 from tests.services.process import free_port
 
-__all__ = ["ALL_IN_ONE", "IN_PAIRS", "ONE_EACH", "LaneTerms", "Layout", "Stand", "StandTerms"]
+__all__ = ["ALL_IN_ONE", "IN_PAIRS", "ONE_EACH", "RECORDER_APART", "LaneTerms", "Layout", "Stand", "StandTerms"]
 
 Layout = Sequence[Sequence[Role]]
 
@@ -43,6 +43,8 @@ ONE_EACH: Layout = tuple((role,) for role in (*Role, Role.API, Role.DISPATCHER, 
 
 # As the console script does. Found by no pattern that looks for a `broker serve` of somebody else's on this machine.
 _BROKER = ("-c", "from broker.cli import main; main()")
+
+RECORDER_APART: Layout = ((Role.API,), tuple(role for role in _REST if role is not Role.RECORDER), (Role.RECORDER,))
 
 _START_SECONDS = 60.0
 _WORKERS_SECONDS = 60.0
