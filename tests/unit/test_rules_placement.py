@@ -158,8 +158,8 @@ def test_no_job_of_10_000_is_ever_placed_outside_its_constraints(seed):
         assert {candidate.lane for candidate in assignment.candidates} == expected
         assert {name for one in assignment.removed for name in one.lanes} == by_name.keys() - expected
     free_s = [10.0 * now.ready * (now.trust > 0) for now in states]
-    waiting = {f"t{n}": iter(sorted(groups[n::5], key=lambda one: one.start_by_s)) for n in range(5)}
-    for orders in (plan.orders, {}):  # an empty plan: the jobs are newer than any
+    for orders in (plan.orders, {}):  # without orders: the jobs are newer than the plan
+        waiting = {f"t{n}": iter(sorted(groups[n::5], key=lambda one: one.start_by_s)) for n in range(5)}
         for dealt in deal(LaneTable(lanes), 0.0, waiting, free_s, orders, policy):
             assert allowed(lanes[dealt.place], dealt.group, policy.preemptions_max)
             assert free_s[dealt.place] > 0
@@ -231,6 +231,15 @@ def test_tenants_share_by_weight_within_a_band():
     dealt = deal_all((a_lane(),), groups, [400.0], Policy(tenant_weights={"a": 3.0}))
     jobs = {name: sum(one.jobs for one in dealt if one.group.tenant == name) for name in "ab"}
     assert jobs["a"] == pytest.approx(3 * jobs["b"], rel=0.02)
+
+
+def test_a_batch_spends_no_more_than_its_budget():
+    lanes = (a_lane("dear", hour_nano_usd=200 * 10**9), a_lane("cheap"))
+    group = a_group(jobs=100, budget_left_nano_usd=7 * 2_777_778)
+    dealt = deal_all(lanes, [group, a_group("next", start_by_s=4_000, jobs=5)], [10.0, 0.4])
+    by_group = {(one.group.group_id, lanes[one.place].name): one.jobs for one in dealt}
+    # Four on the cheap lane leave money for one on the dear one; the next group has its own.
+    assert by_group == {("group", "cheap"): 4, ("group", "dear"): 1, ("next", "dear"): 5}
 
 
 def test_what_must_start_now_goes_before_others_turns():

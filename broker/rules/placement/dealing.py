@@ -38,10 +38,12 @@ class _Hand:
 
     def __init__(self, groups: Iterator[Group], weight: float) -> None:
         self._groups = groups
-        self._head = next(groups, None)
-        self._left = self._head.jobs if self._head else 0.0
+        self._head: Group | None = None
+        self._left = 0.0
+        self._budget_nano_usd: float | None = None
         self.weight = weight
         self.credit = 0.0
+        self.skip()
 
     def first(self, due_before_s: float) -> Group | None:
         """The next group, if it must start before then."""
@@ -51,7 +53,15 @@ class _Hand:
     def left(self) -> float:
         return self._left
 
-    def take(self, jobs: float) -> None:
+    def affordable(self, job_cost_nano_usd: int) -> float:
+        """How many jobs of the head's budget are left at this cost; whole ones."""
+        if self._budget_nano_usd is None:
+            return float("inf")
+        return float(max(0.0, self._budget_nano_usd) // max(1, job_cost_nano_usd))
+
+    def take(self, jobs: float, job_cost_nano_usd: int) -> None:
+        if self._budget_nano_usd is not None:
+            self._budget_nano_usd -= jobs * job_cost_nano_usd
         self._left -= jobs
         if self._left <= _NOTHING:
             self.skip()
@@ -60,6 +70,7 @@ class _Hand:
         """On to the next group: this one is used up, or no lane that it may use has room."""
         self._head = next(self._groups, None)
         self._left = self._head.jobs if self._head else 0.0
+        self._budget_nano_usd = self._head.budget_left_nano_usd if self._head else None
 
 
 def deal(
@@ -109,13 +120,16 @@ def _turn(
                 continue
             speed = table.lanes[place].jobs_per_second[terms.kind]
             fastest = table.fastest[terms.kind]
-            jobs = min(hand.left, free[place] * speed, hand.credit * fastest)
+            cost = table.job_cost_nano_usd(place, terms.kind)
+            jobs = min(hand.left, free[place] * speed, hand.credit * fastest, hand.affordable(cost))
+            if jobs <= 0:
+                continue
             hand.credit -= jobs / fastest
             free[place] -= jobs / speed
             if free[place] <= _NOTHING and max(free) <= _NOTHING:
                 hand.credit = 0.0
             dealt.append(Dealt(group, place, jobs))
-            hand.take(jobs)
+            hand.take(jobs, cost)
             break
         else:
             hand.skip()

@@ -36,6 +36,7 @@ class LaneTable:
         self.price_versions = tuple(lane.price_version for lane in lanes)
         self._eligible: dict[Terms, Eligibility] = {}
         self._without_spot: dict[Terms, Terms] = {}
+        self._job_costs: dict[tuple[int, str], int] = {}
         self._speeds: dict[str, tuple[float, ...]] = {}
 
     def eligible(self, terms: Terms) -> Eligibility:
@@ -44,10 +45,18 @@ class LaneTable:
             found = self._eligible[terms] = eligible(terms, self.lanes)
         return found
 
+    def job_cost_nano_usd(self, place: int, kind: str) -> int:
+        """What one job of this kind costs on a busy instance of the lane."""
+        key = (place, kind)
+        found = self._job_costs.get(key)
+        if found is None:
+            found = self._job_costs[key] = job_cost_nano_usd(self.lanes[place], kind)
+        return found
+
     def cheapest_first(self, terms: Terms) -> tuple[int, ...]:
         """The lanes that may serve these terms, by the cost of a job."""
         places = bits(self.eligible(terms).mask)
-        return tuple(sorted(places, key=lambda place: (job_cost_nano_usd(self.lanes[place], terms.kind), place)))
+        return tuple(sorted(places, key=lambda place: (self.job_cost_nano_usd(place, terms.kind), place)))
 
     def uninterrupted_first(self, order: Sequence[int]) -> tuple[int, ...]:
         """The same lanes, those that may be taken away last."""
