@@ -34,15 +34,15 @@ class Cover(msgspec.Struct):
     limits: list[int]
     desired: list[int]
     room: list[float]
-    covered: dict[int, float] = {}
 
 
 class _Line(msgspec.Struct):
-    """One pool's view: its lanes in merit order, their speed on its mix and their cost per unit of work."""
+    """One pool's view: its lanes in merit order; by place, speed on its mix, cost per unit of work, billed start."""
 
     order: list[int]
     speeds: list[float]
     prices: list[float]
+    loads_s: list[float]
 
 
 def cover(
@@ -56,7 +56,7 @@ def cover(
     limits = [ceil(lane.quota * now.trust) for lane, now in zip(table.lanes, states, strict=True)]
     fixed = [now.ready if lane.supply is Supply.FIXED else 0 for lane, now in zip(table.lanes, states, strict=True)]
     limits = [max(limit, ready) for limit, ready in zip(limits, fixed, strict=True)]
-    fleet = Cover([lane.quota for lane in table.lanes], limits, list(fixed), [float(ready) for ready in fixed], {})
+    fleet = Cover([lane.quota for lane in table.lanes], limits, list(fixed), [float(ready) for ready in fixed])
     shares = _shares(table, states, pools, fleet, policy, done)
     waiting: list[tuple[int, float]] = []
     for pool in pools:
@@ -68,7 +68,6 @@ def cover(
         need = _steady(line, pool, soft_limits, policy) + carried
         missing = _cover_soft(fleet, line, need, states, soft_limits, policy)
         missing = _cover_hard(fleet, line, pool, pool.hard - (need - missing), states, dearest, missing)
-        fleet.covered[pool.mask] = need - missing
         if missing > _NOTHING:
             waiting.append((pool.mask, missing))
     return fleet
@@ -104,7 +103,7 @@ def _line(table: LaneTable, pool: Pool, shares: ShareRoom) -> _Line:
     for place in order:
         prices[place] = table.hour_cost(place, pool.mix) / speeds[place]
     order.sort(key=lambda place: (prices[place], table.lanes[place].name))
-    return _Line(shares.ordered(order), speeds, prices)
+    return _Line(shares.ordered(order), speeds, prices, [lane.start_billed_s for lane in table.lanes])
 
 
 def _soft_limits(
@@ -231,7 +230,7 @@ def _score(
     hourly = line.prices[place] * line.speeds[place]
     gained = count * line.speeds[place]
     new = max(0, fleet.desired[place] + count - max(states[place].live, fleet.desired[place]))
-    cost = hourly * (count + new * 180.0 / _START_SPREAD_S)
+    cost = hourly * (count + new * line.loads_s[place] / _START_SPREAD_S)
     surplus = max(0.0, gained - short)
     useful = min(surplus, pool.backlog / _SURPLUS_USE_S)
     return (cost - useful * min(dearest, line.prices[place])) / min(gained, short)

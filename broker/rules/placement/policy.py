@@ -10,28 +10,26 @@ __all__ = ["Policy"]
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """What the planner is told once.
 
-    Hard work is due within `hard_horizon_s`; all else that is due within `soft_horizon_s` is soft. `shares` caps
-    each named supplier's part of the work, 0 to 1; `share_all` caps every supplier's.
+    `shares` caps each named supplier's part of the work, 0 to 1; `share_all` caps every supplier's.
     """
 
-    control_s: float = 60.0
-    urgent_margin: float = 1.15
-    steady_below: float = 0.9
-    steady_part: float = 0.8
-    standby_s: float = 3_600.0
-    hard_horizon_s: float = 7_200.0
-    soft_horizon_s: float = 86_400.0
-    soft_pace: float = 0.6
-    start_spread_s: float = 7_200.0
-    start_slack: float = 1.25
-    add_above: float = 0.6
-    keep_above: float = 0.15
-    hold_s: float = 300.0
-    cap_headroom: float = 1.1
+    control_s: float = 60.0  # between two plans
+    start_slack: float = 1.25  # a start may take that much longer than believed
+    urgent_margin: float = 1.15  # over the expected rate of work that can't wait for a start
+    hard_horizon_s: float = 7_200.0  # due within it is hard, later is soft
+    soft_horizon_s: float = 86_400.0  # over which backlog is spread when kinds are weighed against each other
+    soft_pace: float = 0.6  # of its time is what soft work gets; the rest is kept for outages
+    cap_headroom: float = 1.1  # soft work may use lanes up to so much of the day's demand
+    steady_part: float = 0.8  # lanes that so much of the day's demand fills run whenever there is work,
+    steady_below: float = 0.9  # where they cost less than that part of the next
+    standby_s: float = 3_600.0  # capacity stands by if the backlog fills it for so long
+    add_above: float = 0.6  # of an instance must be needed to start it,
+    keep_above: float = 0.15  # and this to keep it
+    hold_s: float = 300.0  # an instance stays after it was last wanted
     shares: dict[str, float] = {}
     share_all: float = 1.0
-    share_feedback_s: float = 21_600.0
-    preemptions_max: int = 3
+    share_feedback_s: float = 21_600.0  # in which a share's excess is made up for
+    preemptions_max: int = 3  # from then on a job stays off interruptible lanes
     tenant_weights: dict[str, float] = {}
 
     def share_of(self, provider: str) -> float:
