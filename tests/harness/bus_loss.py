@@ -93,12 +93,7 @@ def _lose_once(stand: Stand, producer: Producer, report: Report, terms: BusLossT
     recorder = stand.roles[-1]
     recorder.freeze()
     time.sleep(terms.results_seconds)
-    report.add(
-        {
-            f"{name}shards on the bus": _messages(stand, "shards"),
-            f"{name}results on the bus": _messages(stand, "events"),
-        }
-    )
+    report.add({f"{name}results on the bus": _results(stand)})
     at_us = int(time.time() * 1e6)
     _lose(stand)
     for worker in stand.workers_of("tpu"):
@@ -117,6 +112,8 @@ def _lose_once(stand: Stand, producer: Producer, report: Report, terms: BusLossT
     report.add({f"{name}until the bus was there again": f"{time.time() - at_us / 1e6:.1f} s"})
     settled = wait_for_ends(stand, producer, terms.settle_seconds)
     report.at_most(f"{name}until all had ended", settled, terms.settle_seconds)
+    forgotten = "SELECT count(*) FROM shard WHERE state = 'taken_back' AND claimed_us IS NULL AND created_us <= %s"
+    report.at_least(f"{name}shards that nobody had any more", stand.one(forgotten, (at_us,)), 1)
     ended = _ended_after(stand, shards, at_us)
     report.at_most(f"{name}until what was in flight had ended", ended, _RECOVERY_SECONDS_MAX)
 
@@ -137,11 +134,11 @@ def _lose(stand: Stand) -> None:
         client.flushall()
 
 
-def _messages(stand: Stand, kind: str) -> int:
-    """How many lie on the lanes' queues of this kind, those with a consumer that has not acknowledged them included."""
-    names = [f"lane.{one.name}.{kind}" for one in stand.terms.lanes]
+def _results(stand: Stand) -> int:
+    """Messages with results that nobody has recorded."""
+    names = [f"lane.{one.name}.events" for one in stand.terms.lanes]
     if isinstance(stand.bus, PrivateRabbit):
         rows = [line.split() for line in stand.bus.control("list_queues", "name", "messages").splitlines()]
         return sum(int(row[1]) for row in rows if row and row[0] in names)
     with redis.Redis.from_url(stand.bus.url) as client:
-        return sum(client.llen(name) for name in names) + (client.hlen("unacked") if kind == "shards" else 0)
+        return sum(client.llen(name) for name in names)
