@@ -55,6 +55,8 @@ def create_lane_key(
         known = database.read(all_keys)
     finally:
         database.close()
+    if any(key.key_id == signer.key_id and key.revoked_us is not None for key in known):
+        raise UsageError(f"{to / f'lane-{lane}.key'} holds the revoked key {signer.key_id}: move it away for a new one")
     trusted = [(key.key_id, key.public_key) for key in known if key.role == KeyRole.BROKER and key.revoked_us is None]
     (to / "broker.pub").write_text(trust_text(trusted))
     say(f"{to / f'lane-{lane}.key'}   key {signer.key_id} of lane {lane}: keep it secret, for its workers alone")

@@ -36,7 +36,9 @@ _UPLOAD_BYTES_MAX = 10_000_000_000
 
 @app.command()
 def serve(
-    roles: Annotated[list[str] | None, typer.Argument(help="Which roles this process is [all].")] = None,
+    roles: Annotated[
+        list[str] | None, typer.Argument(help="Which roles this process is; all where none is named.")
+    ] = None,
     database_url: DatabaseOption = None,
     data: DataOption = None,
     catalog: CatalogOption = None,
