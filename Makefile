@@ -13,7 +13,7 @@ PACKAGE := $(PIP_INSTALL) --no-deps --no-index --no-build-isolation --editable .
 DEMO = $(BIN)/broker batch run examples/prompts.jsonl --data demo/data --output demo/output.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit contract faults bench lint lock clean
+.PHONY: help demo test unit simulation contract faults bench lint lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,11 +22,14 @@ demo: $(VENV)/.demo ## Run the main job on a small real language model, here, an
 	@mkdir -p demo
 	$(DEMO)
 
-test: $(VENV)/.dev ## Run the unit, architecture, database, simulation and flow tests (under 3 minutes)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(wildcard tests/unit tests/architecture tests/migration tests/postgres tests/simulation tests/emulators tests/flow)
+test: $(VENV)/.dev ## Run the unit, architecture, database and flow tests (under 3 minutes)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(wildcard tests/unit tests/architecture tests/migration tests/postgres tests/emulators tests/flow)
 
 unit: $(VENV)/.dev ## Run the unit tests alone (about ten seconds)
 	$(BIN)/python -m pytest -n 2 tests/unit
+
+simulation: $(VENV)/.dev ## Replay placement on real-shaped workloads beside its bound (minutes)
+	$(BIN)/python -m pytest -n 2 tests/simulation
 
 contract: $(VENV)/.dev ## Run each port's contract on all its drivers, against real services
 	$(BIN)/python -m pytest tests/contract

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -20,6 +21,7 @@ __all__ = ["ROWS_PER_STEP", "Relay", "ShardPublisher"]
 
 ROWS_PER_STEP = 32
 _VALID_US_MIN = 1_000_000
+_REST_SECONDS = 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -47,6 +49,7 @@ class Relay:
         self._publishers = publishers
         self._signer = signer
         self._clock = clock
+        self._rests_until: dict[str, float] = {}
 
     def step(self) -> int:
         """Publish the oldest outbox rows; how many rows were handled.
@@ -59,16 +62,25 @@ class Relay:
         for lane, sealed in envelopes.items():
             try:
                 self._publishers[lane].publish_shards(self._lanes[lane].shards_queue, sealed)
-            except Exception as error:  # noqa: BLE001 (one lane's bus must not hold up the others'; raised below)
+            except Exception as error:  # noqa: BLE001 (one lane's bus must not hold up the others'; noted below)
                 failed[lane] = error
         if done := [row.shard_id for row in rows if row.lane not in failed]:
-            self._database.write(lambda connection: shards.forget_sent(connection, done), durable=False, idempotent=True)
-        if failed:
-            raise next(iter(failed.values()))
+            self._database.write(
+                lambda connection: shards.forget_sent(connection, done), durable=False, idempotent=True
+            )
+        self._note_failures(failed)
         return len(rows)
 
+    def _note_failures(self, failed: dict[str, Exception]) -> None:
+        """Lanes whose bus failed are left out for a moment, lest their rows, the oldest, keep the others waiting."""
+        for lane, error in failed.items():
+            _log.warning("lane_not_reached", lane=lane, error=type(error).__name__)
+            self._rests_until[lane] = time.monotonic() + _REST_SECONDS
+
     def _seal_oldest(self, connection: Connection) -> tuple[list[OutboxRow], dict[str, list[bytes]]]:
-        rows = shards.outbox_rows(connection, ROWS_PER_STEP)
+        now = time.monotonic()
+        within_reach = [lane for lane in self._lanes if self._rests_until.get(lane, 0.0) <= now]
+        rows = shards.outbox_rows(connection, within_reach, ROWS_PER_STEP)
         return rows, self._seal(connection, rows) if rows else {}
 
     def _seal(self, connection: Connection, rows: list[OutboxRow]) -> dict[str, list[bytes]]:

@@ -121,9 +121,10 @@ def write_shards(connection: Connection, records: Sequence[ShardRecord]) -> None
     bulk_insert(connection, outbox, [(record.shard_id, record.lane) for record in records])
 
 
-def outbox_rows(connection: Connection, limit: int) -> list[OutboxRow]:
-    """The oldest shards that are still to be published."""
-    rows = connection.execute(select(outbox).order_by(outbox.c.shard_id).limit(limit))
+def outbox_rows(connection: Connection, lanes: Sequence[str], limit: int) -> list[OutboxRow]:
+    """The oldest shards that are still to be published to these lanes."""
+    query = select(outbox).where(outbox.c.lane.in_(list(lanes))).order_by(outbox.c.shard_id)
+    rows = connection.execute(query.limit(limit))
     return [OutboxRow(row.shard_id, row.lane) for row in rows]
 
 
