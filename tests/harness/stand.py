@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -175,15 +176,19 @@ class Stand:
     # How it comes up.
 
     def _enter(self) -> None:
-        self.postgres = self._stack.enter_context(self._new_postgres())
-        self.bus: PrivateRabbit | PrivateRedis = self._stack.enter_context(
-            PrivateRabbit() if self.terms.bus == "amqp" else PrivateRedis()
-        )
+        self.postgres = self._new_postgres()
+        self.bus: PrivateRabbit | PrivateRedis = PrivateRabbit() if self.terms.bus == "amqp" else PrivateRedis()
+        self._stack.callback(self.postgres.remove)
+        self._stack.callback(self.bus.remove)
         self._write_catalog()
-        for one in self.terms.lanes:
-            self.broker(
-                "keys", "lane", "create", one.name, "--to", str(self.folder), *self._database(self.postgres.url)
-            )
+        with ThreadPoolExecutor() as at_once:
+            bus = at_once.submit(self.bus.start)
+            self.postgres.start()
+            first, *others = [one.name for one in self.terms.lanes]
+            self._make_key(first)  # alone, for it makes the broker's own key and the schema
+            for done in [at_once.submit(self._make_key, name) for name in others]:
+                done.result()
+            bus.result()
         served_url = self.postgres.url
         if self.terms.database_proxied:
             served_url = self._proxy("database", self.postgres.port).url_of(served_url)
@@ -204,6 +209,9 @@ class Stand:
         for worker in self.workers:
             worker.start()
         self.wait_for_workers()
+
+    def _make_key(self, lane_name: str) -> None:
+        self.broker("keys", "lane", "create", lane_name, "--to", str(self.folder), *self._database(self.postgres.url))
 
     def _new_postgres(self) -> PrivatePostgres:
         if not self.terms.database_disk_megabytes:
