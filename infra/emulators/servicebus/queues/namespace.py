@@ -45,6 +45,8 @@ class Namespace:
         check(description, strict=self._strict)
         entry = Entry(Queue.with_dead_letters(name, description, self.keeper), now_ms)
         self._entries[name.lower()] = entry
+        if self.keeper is not None:
+            self.keeper.created(name, description)
         return entry
 
     def update(self, now_ms: int, name: str, description: QueueDescription) -> Entry:
@@ -55,11 +57,16 @@ class Namespace:
         if entry.queue.dead is not None:
             entry.queue.dead.description = description
         entry.updated_ms = now_ms
+        if self.keeper is not None:
+            self.keeper.created(entry.queue.name, description)
         return entry
 
     def delete(self, name: str) -> Entry | None:
         """The queue that is gone now, or None."""
-        return self._entries.pop(name.lower(), None)
+        entry = self._entries.pop(name.lower(), None)
+        if entry is not None and self.keeper is not None:
+            self.keeper.deleted(entry.queue.name)
+        return entry
 
     def entry(self, name: str) -> Entry | None:
         return self._entries.get(name.lower())

@@ -41,6 +41,12 @@ class Keeper(Protocol):
     def dropped(self, entity: str, sequence: int) -> None:
         """The message isn't in the queue any more."""
 
+    def created(self, name: str, description: QueueDescription) -> None:
+        """There is such a queue, now with these settings."""
+
+    def deleted(self, name: str) -> None:
+        """The queue is gone with all it held."""
+
 
 class Counts(NamedTuple):
     """How many messages are in which state; locked ones are active too."""

@@ -1,0 +1,232 @@
+"""The emulator as one object: runs in a thread of its own, for tests and for whoever embeds it."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from infra.emulators.servicebus.admin.control import state
+from infra.emulators.servicebus.clock import Clock, ManualClock, SystemClock
+from infra.emulators.servicebus.faults import Fault
+from infra.emulators.servicebus.journal import Journal
+from infra.emulators.servicebus.queues.description import QueueDescription
+from infra.emulators.servicebus.server import Server
+from infra.emulators.servicebus.service import Service
+from infra.emulators.servicebus.tls import make_certificate, server_context
+
+__all__ = ["KEY", "KEY_NAME", "Emulator", "Options", "serve"]
+
+KEY_NAME = "RootManageSharedAccessKey"
+KEY = "SAS_KEY_VALUE"
+"""What Microsoft's own emulator uses; no secret, since whoever may connect may read it here."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run. A port of 0 is any free one, None none at all; every port but the control port speaks everything."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    tls_port: int | None = None
+    admin_port: int | None = None
+    control_port: int | None = 0
+    keys: Mapping[str, str] = field(default_factory=lambda: {KEY_NAME: KEY})
+    tls: bool = True
+    certificate: Path | None = None
+    private_key: Path | None = None
+    journal: Path | None = None
+    queues: Mapping[str, QueueDescription] = field(default_factory=dict)
+    auto_create: bool = False
+    strict: bool = False
+    manual_clock: bool = False
+    first_delivery_id: int = 1 << 20
+    idle_seconds: float = 240.0
+
+
+class Running:
+    """What `serve` has set up: the service, and where it listens."""
+
+    def __init__(self, service: Service, server: Server, ports: dict[str, int], certificate: Path | None) -> None:
+        self.service = service
+        self.server = server
+        self.ports = ports
+        self.certificate = certificate
+
+
+async def serve(options: Options, folder: Path) -> Running:
+    """Begin to listen on this event loop. `folder` takes the certificate if one must be made."""
+    clock: Clock = ManualClock() if options.manual_clock else SystemClock()
+    journal = None if options.journal is None else Journal(options.journal)
+    service = Service(
+        clock,
+        options.keys,
+        keeper=journal,
+        strict=options.strict,
+        auto_create=options.auto_create,
+        first_delivery_id=options.first_delivery_id,
+        idle_seconds=options.idle_seconds,
+    )
+    if journal is not None:
+        journal.restore(service.namespace, clock.now_ms())
+        service.resume()
+    for name, description in options.queues.items():
+        if service.namespace.entry(name) is None:
+            service.namespace.create(clock.now_ms(), name, description)
+    certificate, key = options.certificate, options.private_key
+    if options.tls and (certificate is None or key is None):
+        certificate, key = await asyncio.to_thread(make_certificate, folder)
+    context = server_context(certificate, key) if options.tls and certificate and key else None
+    server = Server(service, context)
+    wanted = {"main": options.port, "tls": options.tls_port, "admin": options.admin_port}
+    ports = {name: server.listen(options.host, port) for name, port in wanted.items() if port is not None}
+    if options.control_port is not None:
+        ports["control"] = server.listen(options.host, options.control_port, control=True)
+    return Running(service, server, ports, certificate if options.tls else None)
+
+
+class Emulator:
+    """A running emulator; a context manager. Methods may be called from any thread.
+
+    `Emulator(queues={"orders": QueueDescription()}, port=0)`, or any other field of `Options`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="servicebus-emulator-")
+        self._options = Options(**options)
+        self._started = threading.Event()
+        self._stopping: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._running: Running | None = None
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> Emulator:
+        """Return when it listens. Started again after a stop, it has the same ports and certificate."""
+        self._started.clear()
+        self._thread = threading.Thread(target=self._main, name="servicebus-emulator", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        self._options = replace(self._options, port=self.port)
+        return self
+
+    def stop(self) -> None:
+        """Cut all connections and free the ports. What no journal keeps is lost."""
+        if self._thread is not None and self._loop is not None and self._stopping is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._thread.join()
+        self._thread = None
+
+    def __enter__(self) -> Emulator:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._folder.cleanup()
+
+    def _main(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:  # noqa: BLE001 (whatever it is belongs to whoever waits in start)
+            self._error = error
+        finally:
+            self._started.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        self._running = await serve(self._options, Path(self._folder.name))
+        self._started.set()
+        await self._stopping.wait()
+        await self._running.server.close()
+
+    # Where it is.
+
+    @property
+    def _live(self) -> Running:
+        if self._running is None:
+            raise RuntimeError("the emulator isn't running")
+        return self._running
+
+    @property
+    def port(self) -> int:
+        return self._live.ports["main"]
+
+    @property
+    def control_port(self) -> int:
+        return self._live.ports["control"]
+
+    @property
+    def certificate(self) -> Path | None:
+        """What a TLS client must trust."""
+        return self._live.certificate
+
+    @property
+    def connection_string(self) -> str:
+        """For unmodified SDKs, which take `UseDevelopmentEmulator` to mean AMQP without TLS on this port."""
+        return connection_string(self._options, self.port)
+
+    # What to do to it.
+
+    def call(self, action: Callable[[Service], T]) -> T:
+        """Run it on the emulator's own thread."""
+        if self._loop is None:
+            raise RuntimeError("the emulator isn't running")
+
+        async def run() -> T:
+            return action(self._live.service)
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(30)
+
+    def create_queue(self, name: str, **settings: Any) -> None:
+        """Settings are the fields of `QueueDescription`."""
+        self.call(lambda service: service.namespace.create(service.clock.now_ms(), name, QueueDescription(**settings)))
+
+    def delete_queue(self, name: str) -> None:
+        self.call(lambda service: service.delete(name))
+
+    def add_fault(self, fault: Fault) -> None:
+        self.call(lambda service: service.faults.add(fault))
+
+    def clear_faults(self) -> None:
+        self.call(lambda service: service.faults.clear())
+
+    def drop_connections(self) -> None:
+        """Cut every connection without a word."""
+        self.call(lambda service: [peer.abort() for peer in list(service.peers)])
+
+    def close_connections(self, condition: str = "amqp:connection:forced") -> None:
+        self.call(lambda service: [peer.close(condition, "closed on order") for peer in list(service.peers)])
+
+    def detach_links(self, entity: str = "*", condition: str = "amqp:link:detach-forced") -> None:
+        self.call(lambda service: [p.detach_links(entity, condition, "detached on order") for p in service.peers])
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock on; only with `manual_clock=True`."""
+
+        def move(service: Service) -> None:
+            if not isinstance(service.clock, ManualClock):
+                raise TypeError("the clock is the system's; start with manual_clock=True")
+            service.clock.advance(seconds)
+
+        self.call(move)
+
+    def state(self) -> dict[str, Any]:
+        return self.call(state)
+
+
+def connection_string(options: Options, port: int) -> str:
+    name, key = next(iter(options.keys.items()), (KEY_NAME, KEY))
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return (
+        f"Endpoint=sb://{host}:{port};SharedAccessKeyName={name};SharedAccessKey={key};UseDevelopmentEmulator=true;"
+    )
