@@ -16,7 +16,7 @@ from tests.harness.producer import Producer
 from tests.harness.report import Report, say
 from tests.harness.stand import Stand
 
-__all__ = ["History", "Hold", "check_history", "conclude", "holds", "jobs_of_shards", "wait_for_ends"]
+__all__ = ["History", "Hold", "check_history", "conclude", "holds", "jobs_of_shards", "read_history", "wait_for_ends"]
 
 
 class Hold(msgspec.Struct):
