@@ -9,7 +9,12 @@ from alembic import op
 
 from broker.ledger.partitions import ensure_partitions
 
-__all__ = ["partition_by_month", "refuse_changes_on_postgresql", "refuse_changes_on_sqlite"]
+__all__ = [
+    "partition_by_month",
+    "refuse_changes_of_more_on_postgresql",
+    "refuse_changes_on_postgresql",
+    "refuse_changes_on_sqlite",
+]
 
 
 def refuse_changes_on_postgresql(tables: Sequence[str]) -> None:
@@ -21,6 +26,11 @@ def refuse_changes_on_postgresql(tables: Sequence[str]) -> None:
         " MESSAGE = TG_TABLE_NAME || ' is append-only: ' || TG_OP || ' is refused';"
         " END $$"
     )
+    refuse_changes_of_more_on_postgresql(tables)
+
+
+def refuse_changes_of_more_on_postgresql(tables: Sequence[str]) -> None:
+    """Likewise, in a later migration than the one that began it."""
     for table in tables:
         # By row, because PostgreSQL hands only row triggers down to partitions.
         op.execute(

@@ -13,10 +13,19 @@ from broker.domain.errors import UsageError
 
 __all__ = ["APPEND_ONLY", "OPERATIONAL", "PRIVATE", "grant_statements"]
 
-APPEND_ONLY = ("attempt", "cost_entry", "job_outcome", "ledger_batch", "ledger_stream", "price")
+APPEND_ONLY = (
+    "attempt",
+    "cost_entry",
+    "job_outcome",
+    "ledger_batch",
+    "ledger_checkpoint",
+    "ledger_seal_leaf",
+    "ledger_stream",
+    "price",
+)
 """The ledger: read and added to, never changed."""
 
-PRIVATE = ("payload", "result", "batch_refusal", "idempotency")
+PRIVATE = ("payload", "result", "batch_refusal", "idempotency", "reply")
 """What holds prompts, replies, or texts that may quote them: for the broker alone."""
 
 OPERATIONAL = (

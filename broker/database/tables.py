@@ -41,6 +41,7 @@ __all__ = [
     "payload",
     "plan",
     "ready",
+    "reply",
     "result",
     "role_beat",
     "shard",
@@ -187,6 +188,21 @@ result = Table(
     Column("message", Text),
     Column("body", LargeBinary),
     Column("object_ref", Text),
+)
+
+# What producers on the bus asked to be told, until they were: an end that a job will have, or why there is no job.
+reply = Table(
+    "reply",
+    metadata,
+    Column("message_digest", Digest, primary_key=True),  # of the envelope that asked
+    Column("place", Integer, primary_key=True, autoincrement=False),  # in its list
+    Column("tenant_id", String(64), nullable=False),
+    Column("reply_to", String(128), nullable=False),
+    Column("idempotency_key", String(256), nullable=False),
+    Column("job_id", Id),  # null where it was refused
+    Column("error_code", String(32)),
+    Column("message", Text),
+    Index("ix_reply_job", "job_id"),
 )
 
 ready = Table(

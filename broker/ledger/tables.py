@@ -10,9 +10,19 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, String, Table, Text
 
-from broker.database.types import Digest, Id, metadata
+from broker.database.types import BigCounter, Digest, Id, metadata
 
-__all__ = ["PARTITIONED", "attempt", "cost_entry", "job_outcome", "ledger_batch", "ledger_stream", "price"]
+__all__ = [
+    "PARTITIONED",
+    "attempt",
+    "cost_entry",
+    "job_outcome",
+    "ledger_batch",
+    "ledger_checkpoint",
+    "ledger_seal_leaf",
+    "ledger_stream",
+    "price",
+]
 
 
 def _proof_columns() -> tuple[Column[int] | Column[bytes], ...]:
@@ -150,6 +160,26 @@ ledger_batch = Table(
     Column("previous_hash", Digest, nullable=False),
     Column("batch_hash", Digest, nullable=False),
     Column("committed_us", BigInteger, nullable=False),
+)
+
+# The one tree over the batches of all streams, in the order in which the sealer saw them.
+ledger_seal_leaf = Table(
+    "ledger_seal_leaf",
+    metadata,
+    Column("tree_index", BigCounter, primary_key=True, autoincrement=False),
+    Column("stream_id", Id, nullable=False),
+    Column("batch_number", BigInteger, nullable=False),
+    Column("batch_hash", Digest, nullable=False),
+    Index("ix_ledger_seal_leaf_batch", "stream_id", "batch_number", unique=True),
+)
+
+ledger_checkpoint = Table(
+    "ledger_checkpoint",
+    metadata,
+    Column("tree_size", BigCounter, primary_key=True, autoincrement=False),
+    Column("root", Digest, nullable=False),
+    Column("sealed_us", BigInteger, nullable=False),
+    Column("note", Text, nullable=False),  # the signed note, as it was published
 )
 
 price = Table(
