@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -97,11 +98,12 @@ class UploadReader:
                 return True
         return False
 
-    def sweep(self) -> None:
-        """At the start: remove uploads that never became a batch, and those that are read."""
+    def sweep(self, kept_seconds: float) -> None:
+        """Remove uploads that never became a batch, and those that are read, once nobody wrote to them for so long."""
         wanted = {record.source_name for record in self._database.read(batches.unfinished) if record.read_us is None}
+        before = time.time() - kept_seconds
         for path in self._folder.glob("*"):
-            if UPLOAD_PREFIX + path.name not in wanted:
+            if UPLOAD_PREFIX + path.name not in wanted and path.stat().st_mtime <= before:
                 path.unlink(missing_ok=True)
 
     def _give_up(self, record: BatchRecord, error: OSError) -> None:

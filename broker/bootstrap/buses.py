@@ -12,7 +12,7 @@ from broker.bus.publisher import Publisher
 from broker.domain.errors import UsageError
 from broker.domain.lane import Lane
 
-__all__ = ["Buses", "bus_url_of"]
+__all__ = ["Buses", "bus_url_of", "shared_bus_url_of"]
 
 _PLACE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -29,13 +29,20 @@ def bus_url_of(lane: Lane, environment: Mapping[str, str] = os.environ) -> str:
     return _PLACE.sub(value, lane.bus_url)
 
 
+def shared_bus_url_of(lane: Lane) -> str:
+    """Likewise. Raises UsageError for a bus that lives in one process alone."""
+    if lane.bus_url.startswith("lanemem:"):
+        raise UsageError(f"lane {lane.name}: its bus_url must name a bus that processes share, such as amqp://…")
+    return bus_url_of(lane)
+
+
 class Buses:
     """One publisher for each bus, however many lanes are on it."""
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self._lanes_by_bus: dict[str, list[Lane]] = defaultdict(list)
         for lane in lanes:
-            self._lanes_by_bus[bus_url_of(lane)].append(lane)
+            self._lanes_by_bus[shared_bus_url_of(lane)].append(lane)
         self.publishers: dict[str, Publisher] = {}
         for url, on_it in self._lanes_by_bus.items():
             publisher = Publisher(url)

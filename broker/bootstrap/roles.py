@@ -50,6 +50,7 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
 
     `publishers` has one for each lane's bus; `inboxes` opens, for each bus, the events queues on it, given how
     many messages to prefetch; `door_heard_us` says when the lease door last answered, where it is elsewhere;
+    `upload_kept_seconds` is how old an upload without a batch must be to be thrown away;
     `take_slot` gives a role the name of a stream that no other process writes.
     """
 
@@ -64,6 +65,7 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     leads: Callable[[Role], Callable[[], bool]]
     take_slot: Callable[[Role], str]
     keep: Callable[[], object]
+    upload_kept_seconds: float = 0.0
     door_heard_us: Callable[[Connection], int | None] | None = None
 
 
@@ -124,8 +126,16 @@ class Roles:
     def _start_intake(self) -> None:
         front, stopping = self._front, self._wiring.stages.stopping
         reader = UploadReader(front.database, front.uploads, front.intake.read_batch, stopping.is_set)
-        reader.sweep()
-        self._loop(Role.INTAKE, reader.step, Topic.READER)
+        swept = False
+
+        def step() -> bool:
+            nonlocal swept
+            if not swept:  # only now: who stands by leaves the others' files alone
+                reader.sweep(self._wiring.upload_kept_seconds)
+                swept = True
+            return reader.step()
+
+        self._loop(Role.INTAKE, step, Topic.READER)
 
     def _start_sending(self, role: Role) -> None:
         front, wiring = self._front, self._wiring

@@ -21,6 +21,7 @@ from broker.database import workers
 from broker.database.connection import Connection
 from broker.database.known_lanes import remember_lanes
 from broker.database.leadership import Leadership, Slot, take_slot
+from broker.database.marks import forget_old_marks
 from broker.database.notifying import Notifier
 from broker.database.postgres import open_postgres
 from broker.domain.errors import BrokerError
@@ -38,6 +39,7 @@ _CLOCK_SECONDS = 5.0
 _KEYS_SECONDS = 10.0
 _BEAT_SECONDS = 2.0
 _KEEPER_SECONDS = 3_600.0
+_UPLOAD_KEPT_SECONDS = 3_600.0  # one that another process writes grows by the second
 _GONE_US = 24 * 3_600 * 1_000_000
 
 _log = structlog.get_logger(__name__)
@@ -122,6 +124,7 @@ class Served:
                 leads=self._leads,
                 take_slot=self._take_slot,
                 keep=self._keep,
+                upload_kept_seconds=_UPLOAD_KEPT_SECONDS,
                 door_heard_us=lambda connection: workers.beat_us(connection, Role.API),
             )
         )
@@ -184,11 +187,17 @@ class Served:
         self.database.write(work, durable=False, idempotent=True)
 
     def _keep(self) -> None:
-        """The keeper's hourly round: next months' partitions, and no trace of workers that are long gone."""
+        """The keeper's hourly round: next months' partitions, and no trace of processes that are long gone."""
 
-        def work(connection: Connection) -> None:
-            ensure_partitions(connection, self.clock())
+        def tidy(connection: Connection) -> None:
             workers.forget_long_gone(connection, self.clock() - _GONE_US)
+            forget_old_marks(connection, self.clock())
 
-        self.database.write(work)
+        self.database.write(tidy)
+        try:
+            made = self.database.write(lambda connection: ensure_partitions(connection, self.clock()))
+        except Exception as error:  # noqa: BLE001 (DEFAULT catches what no month takes; only their owner can make them)
+            _log.warning("partitions_not_made", error=type(error).__name__, reason=str(error).partition("\n")[0][:200])
+        else:
+            _log.info("partitions_kept", made=made)
         self._stages.stopping.wait(_KEEPER_SECONDS)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from broker.bootstrap.buses import bus_url_of
+from broker.bootstrap.buses import shared_bus_url_of
 from broker.bootstrap.lane_worker import LaneWorker, WorkerTerms
 from broker.catalog.lanes import load_lanes
 from broker.cli.options import CatalogOption, LogLevelOption, read_settings
@@ -47,7 +47,7 @@ def worker(
         raise UsageError("name the broker's door with --url, or BROKER_URL: a worker claims its shards there")
     terms = WorkerTerms(
         url=broker_url,
-        bus_url=bus_url_of(chosen),
+        bus_url=shared_bus_url_of(chosen),
         key=key or settings.lane_key or Path(f"lane-{chosen.name}.key"),
         trusted=trusted or settings.trusted or Path("broker.pub"),
         drain_seconds=drain_seconds,
