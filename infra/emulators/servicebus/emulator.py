@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from infra.emulators.servicebus.admin.control import state
 from infra.emulators.servicebus.clock import Clock, ManualClock, SystemClock
@@ -16,7 +16,7 @@ from infra.emulators.servicebus.faults import Fault
 from infra.emulators.servicebus.journal import Journal
 from infra.emulators.servicebus.queues.description import QueueDescription
 from infra.emulators.servicebus.server import Server
-from infra.emulators.servicebus.service import Service
+from infra.emulators.servicebus.service import Peer, Service
 from infra.emulators.servicebus.tls import make_certificate, server_context
 
 __all__ = ["KEY", "KEY_NAME", "Emulator", "Options", "serve"]
@@ -92,14 +92,11 @@ async def serve(options: Options, folder: Path) -> Running:
 
 
 class Emulator:
-    """A running emulator; a context manager. Methods may be called from any thread.
+    """A running emulator; a context manager. Methods may be called from any thread."""
 
-    `Emulator(queues={"orders": QueueDescription()}, port=0)`, or any other field of `Options`.
-    """
-
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, options: Options | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="servicebus-emulator-")
-        self._options = Options(**options)
+        self._options = options or Options()
         self._started = threading.Event()
         self._stopping: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -107,7 +104,7 @@ class Emulator:
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
 
-    def start(self) -> Emulator:
+    def start(self) -> Self:
         """Return when it listens. Started again after a stop, it has the same ports and certificate."""
         self._started.clear()
         self._thread = threading.Thread(target=self._main, name="servicebus-emulator", daemon=True)
@@ -126,7 +123,7 @@ class Emulator:
             self._thread.join()
         self._thread = None
 
-    def __enter__(self) -> Emulator:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
@@ -187,9 +184,9 @@ class Emulator:
 
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result(30)
 
-    def create_queue(self, name: str, **settings: Any) -> None:
-        """Settings are the fields of `QueueDescription`."""
-        self.call(lambda service: service.namespace.create(service.clock.now_ms(), name, QueueDescription(**settings)))
+    def create_queue(self, name: str, description: QueueDescription | None = None) -> None:
+        wanted = description or QueueDescription()
+        self.call(lambda service: service.namespace.create(service.clock.now_ms(), name, wanted))
 
     def delete_queue(self, name: str) -> None:
         self.call(lambda service: service.delete(name))
@@ -202,13 +199,20 @@ class Emulator:
 
     def drop_connections(self) -> None:
         """Cut every connection without a word."""
-        self.call(lambda service: [peer.abort() for peer in list(service.peers)])
+        self._each(lambda peer: peer.abort())
 
     def close_connections(self, condition: str = "amqp:connection:forced") -> None:
-        self.call(lambda service: [peer.close(condition, "closed on order") for peer in list(service.peers)])
+        self._each(lambda peer: peer.close(condition, "closed on order"))
 
     def detach_links(self, entity: str = "*", condition: str = "amqp:link:detach-forced") -> None:
-        self.call(lambda service: [p.detach_links(entity, condition, "detached on order") for p in service.peers])
+        self._each(lambda peer: peer.detach_links(entity, condition, "detached on order"))
+
+    def _each(self, action: Callable[[Peer], object]) -> None:
+        def act(service: Service) -> None:
+            for peer in list(service.peers):
+                action(peer)
+
+        self.call(act)
 
     def advance(self, seconds: float) -> None:
         """Move the clock on; only with `manual_clock=True`."""
@@ -227,6 +231,4 @@ class Emulator:
 def connection_string(options: Options, port: int) -> str:
     name, key = next(iter(options.keys.items()), (KEY_NAME, KEY))
     host = f"[{options.host}]" if ":" in options.host else options.host
-    return (
-        f"Endpoint=sb://{host}:{port};SharedAccessKeyName={name};SharedAccessKey={key};UseDevelopmentEmulator=true;"
-    )
+    return f"Endpoint=sb://{host}:{port};SharedAccessKeyName={name};SharedAccessKey={key};UseDevelopmentEmulator=true;"

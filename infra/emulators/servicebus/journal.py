@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,7 @@ class Journal:
             self.created(entry.queue.name, entry.queue.description, entry.queue.sequence)
         for (entity, _), message in messages.items():
             self.kept(entity, message)
-        os.replace(fresh, self._path)
+        fresh.replace(self._path)
 
     def _read(self) -> tuple[dict[str, tuple[QueueDescription, int]], dict[tuple[str, int], Stored]]:
         queues: dict[str, tuple[QueueDescription, int]] = {}

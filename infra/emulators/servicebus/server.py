@@ -60,7 +60,7 @@ class _Entrance(asyncio.Protocol):
         if self._speaker is not None:
             self._speaker.drained()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio gives it)
         if self._speaker is not None:
             self._speaker.lost()
 
@@ -130,8 +130,8 @@ class Server:
 
     async def _first_byte(self, taken: socket.socket) -> int | None:
         """Look at the first byte and leave it there; None at the end of the stream."""
-        readable = self._loop.create_future()
-        self._loop.add_reader(taken.fileno(), lambda: readable.done() or readable.set_result(None))
+        readable: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(taken.fileno(), _mark, readable)
         try:
             await readable
         finally:
@@ -167,3 +167,8 @@ class Server:
                 respond(None)
             case _:
                 respond(answer_admin(self.service, request))
+
+
+def _mark(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -99,7 +99,7 @@ class Service:
     def resume(self) -> None:
         """Look at every queue, for instance after they were restored."""
         for entry in self.namespace.entries():
-            self.touch(entry.queue)
+            self._look_at(entry.queue)
 
     # Who waits.
 
@@ -112,7 +112,12 @@ class Service:
             waiting.remove(consumer)
 
     def touch(self, queue: Queue) -> None:
-        """Something changed there: hand out what can be, once the work at hand is done."""
+        """A client did something there: hand out what can be, once the work at hand is done."""
+        if (entry := self.namespace.entry(queue.name.partition("/$")[0])) is not None:
+            entry.accessed_ms = self.clock.now_ms()
+        self._look_at(queue)
+
+    def _look_at(self, queue: Queue) -> None:
         if not self._touched:
             self._loop.call_soon(self._hand_out)
         self._touched[queue.name] = queue
@@ -160,6 +165,6 @@ class Service:
         for entry in self.namespace.entries():
             due = entry.queue.next_due_ms()
             if due is not None and due <= now_ms:
-                self.touch(entry.queue)
+                self._look_at(entry.queue)
         if not self._touched:
             self._set_alarm()

@@ -25,7 +25,18 @@ def make_certificate(folder: Path, names: tuple[str, ...] = ("localhost",)) -> t
     folder.mkdir(parents=True, exist_ok=True)
     alternatives = ",".join([*(f"DNS:{name}" for name in names), "IP:127.0.0.1", "IP:0:0:0:0:0:0:0:1"])
     command = [
-        *(program, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30"),
+        *(
+            program,
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "30",
+        ),
         *("-subj", f"/CN={names[0]}", "-addext", f"subjectAltName={alternatives}"),
         *("-addext", "keyUsage=critical,digitalSignature,keyCertSign", "-addext", "extendedKeyUsage=serverAuth"),
         *("-keyout", str(key), "-out", str(certificate)),

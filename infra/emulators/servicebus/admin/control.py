@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from infra.emulators.servicebus.admin.http import HttpRequest, HttpResponse
 from infra.emulators.servicebus.clock import ManualClock
@@ -14,6 +14,8 @@ from infra.emulators.servicebus.queues.description import QueueDescription, Queu
 from infra.emulators.servicebus.service import Service
 
 __all__ = ["answer_control", "state"]
+
+Json: TypeAlias = Any
 
 FORCED = "amqp:connection:forced"
 DETACHED = "amqp:link:detach-forced"
@@ -35,7 +37,7 @@ def answer_control(service: Service, request: HttpRequest) -> HttpResponse:
         return _json({"error": f"{type(error).__name__}: {error}"}, 400)
 
 
-def _json(value: Any, status: int = 200) -> HttpResponse:
+def _json(value: Json, status: int = 200) -> HttpResponse:
     return HttpResponse(status, json.dumps(value).encode(), "application/json")
 
 
@@ -59,46 +61,46 @@ def _create(service: Service, name: str, body: dict[str, Any]) -> dict[str, Any]
     return {**described, "status": entry.queue.description.status.value}
 
 
-def _add_fault(service: Service, body: dict[str, Any]) -> Any:
+def _add_fault(service: Service, body: dict[str, Any]) -> Json:
     return {"number": service.faults.add(Fault.of(body))}
 
 
-def _faults(service: Service, _: dict[str, Any]) -> Any:
+def _faults(service: Service, _: dict[str, Any]) -> Json:
     return [fault.plain() for fault in service.faults.listed()]
 
 
-def _clear(service: Service, _: dict[str, Any]) -> Any:
+def _clear(service: Service, _: dict[str, Any]) -> Json:
     service.faults.clear()
     return {}
 
 
-def _drop(service: Service, _: dict[str, Any]) -> Any:
+def _drop(service: Service, _: dict[str, Any]) -> Json:
     peers = list(service.peers)
     for peer in peers:
         peer.abort()
     return {"count": len(peers)}
 
 
-def _close(service: Service, body: dict[str, Any]) -> Any:
+def _close(service: Service, body: dict[str, Any]) -> Json:
     peers = list(service.peers)
     for peer in peers:
         peer.close(body.get("condition", FORCED), body.get("description", "The connection was closed on order."))
     return {"count": len(peers)}
 
 
-def _detach(service: Service, body: dict[str, Any]) -> Any:
+def _detach(service: Service, body: dict[str, Any]) -> Json:
     condition, text = body.get("condition", DETACHED), body.get("description", "The link was detached on order.")
     return {"count": sum(peer.detach_links(body.get("entity", "*"), condition, text) for peer in list(service.peers))}
 
 
-def _advance(service: Service, body: dict[str, Any]) -> Any:
+def _advance(service: Service, body: dict[str, Any]) -> Json:
     if not isinstance(service.clock, ManualClock):
-        raise ValueError("the clock is the system's; start with --manual-clock")
+        raise TypeError("the clock is the system's; start with --manual-clock")
     service.clock.advance(float(body["seconds"]))
     return {"now_ms": service.clock.now_ms()}
 
 
-_COMMANDS: dict[tuple[str, str], Callable[[Service, dict[str, Any]], Any]] = {
+_COMMANDS: dict[tuple[str, str], Callable[[Service, dict[str, Any]], Json]] = {
     ("GET", "state"): lambda service, _: state(service),
     ("GET", "faults"): _faults,
     ("POST", "faults"): _add_fault,

@@ -79,7 +79,7 @@ def _moment(milliseconds: int) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%f") + "Z"
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else escape(str(value))
 
 
@@ -113,7 +113,10 @@ def queue(entry: Entry, counts: Counts, base: str) -> bytes:
         ("TransferDeadLetterMessageCount", 0),
     ]
     rest = [
-        *(("AutoDeleteOnIdle", duration(asked.auto_delete_on_idle_ms)), ("EnablePartitioning", asked.enable_partitioning)),
+        *(
+            ("AutoDeleteOnIdle", duration(asked.auto_delete_on_idle_ms)),
+            ("EnablePartitioning", asked.enable_partitioning),
+        ),
         *(("EntityAvailabilityStatus", "Available"), ("EnableExpress", asked.enable_express)),
         ("MaxMessageSizeInKilobytes", asked.max_message_kilobytes),
     ]
@@ -139,13 +142,13 @@ def _entry(title: str, address: str, created_ms: int, updated_ms: int, content: 
     return (
         f'<entry xmlns="{ATOM}"><id>{escape(address)}</id><title type="text">{escape(title)}</title>'
         f"<published>{_moment(created_ms)}</published><updated>{_moment(updated_ms)}</updated>"
-        f"<author><name>servicebus-emulator</name></author><link rel=\"self\" href={quoteattr(address)}/>"
+        f'<author><name>servicebus-emulator</name></author><link rel="self" href={quoteattr(address)}/>'
         f'<content type="application/xml">{content}</content></entry>'
     ).encode()
 
 
 def feed(title: str, base: str, path: str, found: Sequence[bytes], more: str | None = None) -> bytes:
-    links = f"<link rel=\"self\" href={quoteattr(f'{base}/{path}')}/>"
+    links = f'<link rel="self" href={quoteattr(f"{base}/{path}")}/>'
     if more is not None:
         links += f'<link rel="next" href={quoteattr(more)}/>'
     head = (

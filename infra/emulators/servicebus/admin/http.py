@@ -101,7 +101,9 @@ class HttpConnection:
             raise _Malformed("no request line") from error
         if not version.startswith("HTTP/1."):
             raise _Malformed(f"no {version} is spoken here")
-        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+        headers = {
+            name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])
+        }
         if headers.get("expect", "").lower() == "100-continue" and not self._invited:
             self._invited = True
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from infra.emulators.servicebus.faults import Fault, Point
 from infra.emulators.servicebus.peer.cbs import Cbs
@@ -17,7 +17,7 @@ from infra.emulators.servicebus.queues.queue import Queue
 from infra.emulators.servicebus.queues.refusals import EntityDisabled, NotAllowed, Refusal
 from infra.emulators.servicebus.tokens import path_of
 from infra.emulators.servicebus.wire import frames
-from infra.emulators.servicebus.wire.values import Described, Symbol, UByte, UInt, ULong
+from infra.emulators.servicebus.wire.values import Described, Symbol, UByte, UInt, ULong, Value
 
 if TYPE_CHECKING:
     from infra.emulators.servicebus.peer.session import Session
@@ -47,7 +47,7 @@ def attach(session: Session, asked: frames.Attach) -> None:
         raise Violation("amqp:session:errant-link", "the handle is higher than the session's handle-max")
     address = _address(asked.source if asked.role else asked.target)
 
-    def answer(outcome: Any) -> None:
+    def answer(outcome: Value) -> None:
         if isinstance(outcome, Refusal):
             _refuse(session, asked, outcome)
         else:
@@ -63,15 +63,13 @@ def attach(session: Session, asked: frames.Attach) -> None:
     session.connection.perform(Point.ATTACH, entity, lambda: _link(session, asked, address), answer, detach)
 
 
-def _address(terminus: Any) -> str:
+def _address(terminus: Value) -> str:
     """The path that a source or target names."""
     fields = terminus.value if isinstance(terminus, Described) and isinstance(terminus.value, list) else []
     return path_of(fields[0]) if fields and isinstance(fields[0], str) else ""
 
 
 def _link(session: Session, asked: frames.Attach, address: str) -> Incoming | Outgoing:
-    from infra.emulators.servicebus.peer.sending import QueueSender
-
     if address.endswith(MANAGEMENT):
         return _node_link(session, asked, address)
     queue = _queue(session, address)
@@ -90,8 +88,6 @@ def _link(session: Session, asked: frames.Attach, address: str) -> Incoming | Ou
 
 
 def _node_link(session: Session, asked: frames.Attach, address: str) -> Incoming | Outgoing:
-    from infra.emulators.servicebus.peer.management import Management
-
     node: Node
     if address.startswith("$cbs"):
         node = Cbs(session.connection)
@@ -114,7 +110,7 @@ def _queue(session: Session, entity: str) -> Queue:
     return queue
 
 
-def _filters(source: Any) -> bool:
+def _filters(source: Value) -> bool:
     """Whether the client asks for a session."""
     fields = source.value if isinstance(source, Described) and isinstance(source.value, list) else []
     wanted = fields[7] if len(fields) > 7 else None
@@ -136,7 +132,7 @@ def _refuse(session: Session, asked: frames.Attach, refusal: Refusal) -> None:
     session.refuse(int(asked.handle), refusal.condition, str(refusal))
 
 
-def _reply(session: Session, asked: frames.Attach, source: Any, target: Any, limit: ULong | None) -> None:
+def _reply(session: Session, asked: frames.Attach, source: Value, target: Value, limit: ULong | None) -> None:
     properties = None
     if limit and not asked.role:
         properties = {Symbol("com.microsoft:max-message-batch-size"): UInt(limit)}

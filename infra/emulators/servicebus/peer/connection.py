@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from infra.emulators.servicebus.faults import Action, Fault, Point
 from infra.emulators.servicebus.peer.session import Session
@@ -15,7 +15,7 @@ from infra.emulators.servicebus.service import Service
 from infra.emulators.servicebus.tokens import Grant
 from infra.emulators.servicebus.wire import frames
 from infra.emulators.servicebus.wire.frames import FrameBuffer
-from infra.emulators.servicebus.wire.values import Array, DecodeError, Symbol, UByte, UInt, UShort
+from infra.emulators.servicebus.wire.values import Array, DecodeError, Symbol, UByte, UInt, UShort, Value
 
 __all__ = ["Connection"]
 
@@ -30,8 +30,8 @@ MECHANISMS = ("MSSBCBS", "PLAIN", "ANONYMOUS", "EXTERNAL")
 class _Reply(NamedTuple):
     """What `Connection.perform` came to: a value or a refusal."""
 
-    send: Callable[[Any], None]
-    outcome: Any
+    send: Callable[[Value], None]
+    outcome: Value
 
 
 class Connection:
@@ -80,7 +80,7 @@ class Connection:
             session.drop()
         self._sessions.clear()
 
-    def send(self, performative: Any, channel: int = 0, payload: bytes = b"") -> None:
+    def send(self, performative: Value, channel: int = 0, payload: bytes = b"") -> None:
         self._out.append(frames.encode_frame(performative, channel, payload))
 
     def flush(self) -> None:
@@ -163,7 +163,7 @@ class Connection:
         self._stage = self._read_header
         return True
 
-    def _check_sasl(self, mechanism: str, response: Any) -> bool:
+    def _check_sasl(self, mechanism: str, response: Value) -> bool:
         if mechanism != "PLAIN":
             return mechanism in MECHANISMS
         parts = bytes(response or b"").split(b"\0")
@@ -211,7 +211,7 @@ class Connection:
             self._in_session(frame.channel, performative, frame.payload)
         return True
 
-    def _in_session(self, channel: int, performative: Any, payload: bytes) -> None:
+    def _in_session(self, channel: int, performative: Value, payload: bytes) -> None:
         session = self._sessions.get(channel)
         if session is None:
             raise Violation("amqp:connection:framing-error", f"channel {channel} has no session")
@@ -268,8 +268,8 @@ class Connection:
         self,
         point: Point,
         entity: str,
-        action: Callable[[], Any],
-        answer: Callable[[Any], None],
+        action: Callable[[], Value],
+        answer: Callable[[Value], None],
         detach: Callable[[Fault], None],
     ) -> None:
         """Do it and answer with what it returned or the Refusal it raised, unless a fault stands in the way."""
@@ -277,7 +277,7 @@ class Connection:
         if fault is not None and fault.action is Action.DROP_BEFORE:
             self.abort()
             return
-        outcome: Any
+        outcome: Value
         try:
             if fault is not None and fault.action is Action.REFUSE:
                 raise fault.refusal()

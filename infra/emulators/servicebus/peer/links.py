@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from infra.emulators.servicebus.peer.violation import Violation
 from infra.emulators.servicebus.wire import frames
-from infra.emulators.servicebus.wire.values import UInt
+from infra.emulators.servicebus.wire.values import UInt, Value
 
 if TYPE_CHECKING:
     from infra.emulators.servicebus.peer.session import Session
@@ -39,7 +39,7 @@ class Incoming:
         self._credit = CREDIT
         self.session.send_flow(self)
 
-    def flow_fields(self) -> tuple[Any, ...]:
+    def flow_fields(self) -> tuple[Value, ...]:
         return (UInt(self.handle), UInt(self._delivery_count), UInt(self._credit))
 
     def dropped(self) -> None:
@@ -85,7 +85,7 @@ class Outgoing:
         self.draining = False
         self._delivery_count = 0
 
-    def flow_fields(self) -> tuple[Any, ...]:
+    def flow_fields(self) -> tuple[Value, ...]:
         return (
             *(UInt(self.handle), UInt(self._delivery_count), UInt(self.credit)),
             *(UInt(0), self.draining),
@@ -116,7 +116,7 @@ class Outgoing:
     def resume(self) -> None:
         """There may be room now for what waits."""
 
-    def settle(self, delivery_id: int, token: Any, state: Any, *, settled: bool) -> None:
+    def settle(self, delivery_id: int, _token: Value, state: Value, *, settled: bool) -> None:
         """The client says what became of a delivery."""
         if not settled:
             self.session.confirm(delivery_id, state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 from uuid import UUID
 
 from infra.emulators.servicebus.faults import Point
@@ -13,7 +12,7 @@ from infra.emulators.servicebus.queues.queue import Queue
 from infra.emulators.servicebus.queues.refusals import ArgumentError, NotAllowed, Refusal
 from infra.emulators.servicebus.service import Service
 from infra.emulators.servicebus.wire.encode import ARRAY_LONG, ARRAY_TIMESTAMP
-from infra.emulators.servicebus.wire.values import Array, DecodeError, Int, Symbol, Timestamp
+from infra.emulators.servicebus.wire.values import Array, DecodeError, Int, Symbol, Timestamp, Value
 
 __all__ = ["Management"]
 
@@ -34,7 +33,7 @@ class Management(Node):
         self.entity = queue.name.lower()
         self._service = service
         self._queue = queue
-        self._operations: dict[str, Callable[[Any], Answer]] = {
+        self._operations: dict[str, Callable[[Value], Answer]] = {
             "com.microsoft:renew-lock": self._renew,
             "com.microsoft:peek-message": self._peek,
             "com.microsoft:schedule-message": self._schedule,
@@ -64,16 +63,16 @@ class Management(Node):
     def _now(self) -> int:
         return self._service.clock.now_ms()
 
-    def _renew(self, body: Any) -> Answer:
+    def _renew(self, body: Value) -> Answer:
         ends = self._queue.renew(self._now(), _tokens(body))
         return _done({"expirations": Array(ARRAY_TIMESTAMP, tuple(map(Timestamp, ends)))})
 
-    def _peek(self, body: Any) -> Answer:
+    def _peek(self, body: Value) -> Answer:
         count = _number(argument(body, "message-count"), "message-count")
         first = _number(argument(body, "from-sequence-number"), "from-sequence-number")
         if count < 1:
             raise ArgumentError(f"message-count is {count}; it must be at least 1")
-        found: list[Any] = []
+        found: list[Value] = []
         size = 0
         for message in self._queue.peek(self._now(), first, min(count, 1_000)):
             data = message.encoded(with_lock=False)
@@ -85,27 +84,27 @@ class Management(Node):
             return Answer({"statusCode": Int(204), "statusDescription": "NoContent"}, None)
         return _done({"messages": found})
 
-    def _schedule(self, body: Any) -> Answer:
+    def _schedule(self, body: Value) -> Answer:
         contents = [_content(entry) for entry in _listed(argument(body, "messages"))]
         numbers = self._queue.send(self._now(), contents)
         return _done({"sequence-numbers": _longs(numbers)})
 
-    def _cancel(self, body: Any) -> Answer:
+    def _cancel(self, body: Value) -> Answer:
         self._queue.cancel_scheduled(self._now(), _numbers(body))
         return _done(None)
 
-    def _receive(self, body: Any) -> Answer:
+    def _receive(self, body: Value) -> Answer:
         mode = body.get("receiver-settle-mode", 1)
         taken = self._queue.take_deferred(self._now(), _numbers(body), lock=int(mode) == 1)
-        messages: list[Any] = []
+        messages: list[Value] = []
         for each in taken:
-            entry: dict[str, Any] = {"message": each.data}
+            entry: dict[str, Value] = {"message": each.data}
             if each.token is not None:
                 entry["lock-token"] = each.token
             messages.append(entry)
         return _done({"messages": messages})
 
-    def _settle(self, body: Any) -> Answer:
+    def _settle(self, body: Value) -> Answer:
         status = str(argument(body, "disposition-status"))
         tokens, now_ms, queue = _tokens(body), self._now(), self._queue
         changes = body.get("properties-to-modify") or {}
@@ -126,11 +125,11 @@ class Management(Node):
         return _done(None)
 
 
-def _done(body: Any) -> Answer:
+def _done(body: Value) -> Answer:
     return Answer({"statusCode": Int(200), "statusDescription": "OK"}, {} if body is None else body)
 
 
-def _content(entry: Any) -> Content:
+def _content(entry: Value) -> Content:
     data = argument(entry, "message")
     if not isinstance(data, bytes):
         raise ArgumentError("a message to be scheduled must be binary")
@@ -143,7 +142,7 @@ def _content(entry: Any) -> Content:
     return content
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: Value) -> list[Value]:
     if isinstance(value, Array):
         return list(value.items)
     if not isinstance(value, list):
@@ -151,17 +150,17 @@ def _listed(value: Any) -> list[Any]:
     return value
 
 
-def _number(value: Any, name: str) -> int:
+def _number(value: Value, name: str) -> int:
     if not isinstance(value, int):
         raise ArgumentError(f"'{name}' must be a number")
     return int(value)
 
 
-def _numbers(body: Any) -> list[int]:
+def _numbers(body: Value) -> list[int]:
     return [_number(each, "sequence-numbers") for each in _listed(argument(body, "sequence-numbers"))]
 
 
-def _tokens(body: Any) -> list[UUID]:
+def _tokens(body: Value) -> list[UUID]:
     tokens = _listed(argument(body, "lock-tokens"))
     if not all(isinstance(token, UUID) for token in tokens):
         raise ArgumentError("lock tokens must be uuids")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from infra.emulators.servicebus.faults import Fault, Point
@@ -13,7 +13,7 @@ from infra.emulators.servicebus.queues.queue import DESCRIPTION, REASON, Queue
 from infra.emulators.servicebus.queues.refusals import ArgumentError, LockLost, Refusal
 from infra.emulators.servicebus.queues.stored import Delivery
 from infra.emulators.servicebus.wire import frames
-from infra.emulators.servicebus.wire.values import Described, ULong
+from infra.emulators.servicebus.wire.values import Described, ULong, Value
 
 if TYPE_CHECKING:
     from infra.emulators.servicebus.peer.session import Session
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["QueueReceiver"]
 
 _NAMES = {
-    **{"amqp:accepted:list": frames.ACCEPTED, "amqp:rejected:list": frames.REJECTED},
-    **{"amqp:released:list": frames.RELEASED, "amqp:modified:list": frames.MODIFIED},
+    "amqp:accepted:list": frames.ACCEPTED,
+    "amqp:rejected:list": frames.REJECTED,
+    "amqp:released:list": frames.RELEASED,
+    "amqp:modified:list": frames.MODIFIED,
 }
 
 
@@ -63,8 +65,8 @@ class QueueReceiver(Outgoing):
     def detach(self, condition: str, description: str) -> None:
         self.session.detach(self, condition, description)
 
-    def settle(self, delivery_id: int, token: Any, state: Any, *, settled: bool) -> None:
-        def answer(outcome: Any) -> None:
+    def settle(self, delivery_id: int, token: Value, state: Value, *, settled: bool) -> None:
+        def answer(outcome: Value) -> None:
             if settled:
                 return
             if isinstance(outcome, Refusal):
@@ -76,7 +78,7 @@ class QueueReceiver(Outgoing):
 
         self.session.connection.perform(Point.SETTLE, self.entity, lambda: self._settle(token, state), answer, detach)
 
-    def _settle(self, token: UUID, state: Any) -> Described:
+    def _settle(self, token: UUID, state: Value) -> Described:
         """Carry the client's outcome out; the outcome to answer with."""
         now_ms = self._service.clock.now_ms()
         if state is None:
@@ -107,7 +109,7 @@ class QueueReceiver(Outgoing):
         self._service.touch(self._queue)
         return Described(ULong(code), []) if state is None else state
 
-    def _dead_letter(self, now_ms: int, token: UUID, error: Any) -> None:
+    def _dead_letter(self, now_ms: int, token: UUID, error: Value) -> None:
         fields = error.value if isinstance(error, Described) and isinstance(error.value, list) else []
         fields = [*fields, None, None, None]
         info = dict(_plain(fields[2]))
@@ -117,10 +119,10 @@ class QueueReceiver(Outgoing):
         self._service.touch(self._queue)
 
 
-def _plain(pairs: Any) -> Mapping[str, Any]:
+def _plain(pairs: Value) -> Mapping[str, Value]:
     """Properties to change, by plain names; AMQP has symbols for the keys of annotations."""
     return {str(key): value for key, value in pairs.items()} if isinstance(pairs, dict) else {}
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Value) -> str | None:
     return None if value is None else str(value)

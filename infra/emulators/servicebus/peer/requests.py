@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import uuid4
 
 from infra.emulators.servicebus.faults import Fault, Point
@@ -11,7 +11,7 @@ from infra.emulators.servicebus.peer.links import Incoming, Outgoing
 from infra.emulators.servicebus.queues.message import APPLICATION, PROPERTIES, VALUE, decode_sections
 from infra.emulators.servicebus.queues.refusals import ArgumentError, Refusal
 from infra.emulators.servicebus.wire.encode import encode, encode_fields
-from infra.emulators.servicebus.wire.values import DecodeError
+from infra.emulators.servicebus.wire.values import DecodeError, Value
 
 if TYPE_CHECKING:
     from infra.emulators.servicebus.peer.session import Session
@@ -25,17 +25,17 @@ class Request(NamedTuple):
     """What was asked: properties by name, and the body."""
 
     operation: str
-    properties: dict[str, Any]
-    body: Any
-    message_id: Any
+    properties: dict[str, Value]
+    body: Value
+    message_id: Value
     reply_to: str | None
 
 
 class Answer(NamedTuple):
     """What is answered; `fields` become application properties, with the names that the node's clients expect."""
 
-    fields: dict[str, Any]
-    body: Any
+    fields: dict[str, Value]
+    body: Value
 
 
 class Node:
@@ -88,7 +88,7 @@ class RequestLink(Incoming):
         except DecodeError:
             return  # without a message id there is nothing that an answer could refer to
 
-        def reply(outcome: Any) -> None:
+        def reply(outcome: Value) -> None:
             answer = self._node.refused(outcome) if isinstance(outcome, Refusal) else outcome
             if (link := self._response_link(request.reply_to)) is not None:
                 link.put(_reply(request, answer))
@@ -128,7 +128,7 @@ def _reply(request: Request, answer: Answer) -> bytes:
     )
 
 
-def argument(body: Any, name: str) -> Any:
+def argument(body: Value, name: str) -> Value:
     """A field of a request's body. Raises ArgumentError where it is missing."""
     if not isinstance(body, dict) or body.get(name) is None:
         raise ArgumentError(f"the request lacks '{name}'")

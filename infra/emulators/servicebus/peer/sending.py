@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from infra.emulators.servicebus.faults import Fault, Point
 from infra.emulators.servicebus.peer.links import Incoming
@@ -10,7 +10,7 @@ from infra.emulators.servicebus.queues.message import BATCH_FORMAT, batch_of, co
 from infra.emulators.servicebus.queues.queue import Queue
 from infra.emulators.servicebus.queues.refusals import ArgumentError, MessageTooLarge, Refusal
 from infra.emulators.servicebus.wire import frames
-from infra.emulators.servicebus.wire.values import DecodeError, Described, ULong
+from infra.emulators.servicebus.wire.values import DecodeError, Described, ULong, Value
 
 if TYPE_CHECKING:
     from infra.emulators.servicebus.peer.session import Session
@@ -28,7 +28,7 @@ class QueueSender(Incoming):
         self.on_delivery = self._take
 
     def _take(self, delivery_id: int, message_format: int, data: bytes | None, size: int, settled: bool) -> None:
-        def answer(outcome: Any) -> None:
+        def answer(outcome: Value) -> None:
             if settled:
                 return
             if isinstance(outcome, Refusal):

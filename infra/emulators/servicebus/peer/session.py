@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from infra.emulators.servicebus.peer.attaching import attach
 from infra.emulators.servicebus.peer.links import Incoming, Outgoing
 from infra.emulators.servicebus.peer.violation import Violation
 from infra.emulators.servicebus.wire import frames
-from infra.emulators.servicebus.wire.values import Described, UInt, ULong, UShort
+from infra.emulators.servicebus.wire.values import Described, UInt, ULong, UShort, Value
 
 if TYPE_CHECKING:
     from infra.emulators.servicebus.peer.connection import Connection
@@ -25,7 +25,7 @@ class _Sent(NamedTuple):
     """A delivery that the client hasn't settled."""
 
     link: Outgoing
-    token: Any
+    token: Value
 
 
 class Session:
@@ -52,7 +52,7 @@ class Session:
         )
         connection.send(mine, channel)
 
-    def handle(self, performative: Any, payload: bytes) -> None:
+    def handle(self, performative: Value, payload: bytes) -> None:
         match performative:
             case frames.Transfer():
                 self._on_transfer(performative, payload)
@@ -67,7 +67,7 @@ class Session:
             case _:
                 raise Violation("amqp:not-implemented", f"no {type(performative).__name__} is expected here")
 
-    def send(self, performative: Any) -> None:
+    def send(self, performative: Value) -> None:
         self.connection.send(performative, self.channel)
 
     def end(self, condition: str, description: str) -> None:
@@ -83,7 +83,7 @@ class Session:
         self.unsettled.clear()
         self._blocked.clear()
 
-    def _link(self, handle: Any) -> Incoming | Outgoing:
+    def _link(self, handle: Value) -> Incoming | Outgoing:
         link = self.links.get(handle)
         if link is None:
             raise Violation("amqp:session:unattached-handle", f"no link has the handle {handle}")
@@ -161,7 +161,7 @@ class Session:
 
     # What we send.
 
-    def transfer(self, link: Outgoing, tag: bytes, data: bytes, token: Any, *, settled: bool) -> None:
+    def transfer(self, link: Outgoing, tag: bytes, data: bytes, token: Value, *, settled: bool) -> None:
         """Send a message in as many frames as it takes; those beyond the client's window wait."""
         delivery_id = self._next_delivery_id
         self._next_delivery_id = (delivery_id + 1) & 0xFFFFFFFF
@@ -170,8 +170,10 @@ class Session:
         room = self.connection.peer_max_frame_bytes - 64  # more than a transfer's own fields take
         for at in range(0, max(len(data), 1), room):
             more = at + room < len(data)
-            head = (UInt(delivery_id), tag, UInt(0), settled) if at == 0 else (None, None, None, None)
-            self._blocked.append((frames.Transfer(UInt(link.handle), *head, more), data[at : at + room]))
+            head = frames.Transfer(UInt(link.handle), more=more)
+            if at == 0:
+                head = frames.Transfer(UInt(link.handle), UInt(delivery_id), tag, UInt(0), settled, more)
+            self._blocked.append((head, data[at : at + room]))
         self._send_blocked()
 
     def _send_blocked(self) -> None:
@@ -203,7 +205,7 @@ class Session:
                 del self.unsettled[delivery_id]
                 sent.link.settle(delivery_id, sent.token, disposition.state, settled=bool(disposition.settled))
 
-    def confirm(self, delivery_id: int, state: Any) -> None:
+    def confirm(self, delivery_id: int, state: Value) -> None:
         """Our half of a settlement that the client began."""
         self.send(frames.Disposition(False, UInt(delivery_id), UInt(delivery_id), True, state))
 

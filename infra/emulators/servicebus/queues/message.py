@@ -70,10 +70,15 @@ def _sections(data: bytes) -> list[tuple[int, int, int, int]]:
 
 
 _SECTION_NAMES = {
-    **{"amqp:header:list": HEADER, "amqp:delivery-annotations:map": DELIVERY_ANNOTATIONS},
-    **{"amqp:message-annotations:map": ANNOTATIONS, "amqp:properties:list": PROPERTIES},
-    **{"amqp:application-properties:map": APPLICATION, "amqp:data:binary": DATA},
-    **{"amqp:amqp-sequence:list": SEQUENCE, "amqp:amqp-value:*": VALUE, "amqp:footer:map": FOOTER},
+    "amqp:header:list": HEADER,
+    "amqp:delivery-annotations:map": DELIVERY_ANNOTATIONS,
+    "amqp:message-annotations:map": ANNOTATIONS,
+    "amqp:properties:list": PROPERTIES,
+    "amqp:application-properties:map": APPLICATION,
+    "amqp:data:binary": DATA,
+    "amqp:amqp-sequence:list": SEQUENCE,
+    "amqp:amqp-value:*": VALUE,
+    "amqp:footer:map": FOOTER,
 }
 
 
@@ -152,7 +157,9 @@ def batch_of(data: bytes) -> list[Content]:
     return messages
 
 
-def render(content: Content, delivery_count: int, annotations: Mapping[str, Any], application: Mapping[str, Any]) -> bytes:
+def render(
+    content: Content, delivery_count: int, annotations: Mapping[str, Any], application: Mapping[str, Any]
+) -> bytes:
     """The message as a receiver gets it, with our annotations first and our application properties last."""
     ttl = None if content.ttl_ms is None else UInt(min(content.ttl_ms, 0xFFFFFFFF))
     priority = None if content.priority is None else UByte(content.priority)

@@ -361,4 +361,5 @@ class Queue:
             by_state[message.state] += 1
         dead = 0 if self.dead is None else len(self.dead._messages)  # noqa: SLF001 (one of our own)
         size = self.size_bytes + (0 if self.dead is None else self.dead.size_bytes)
-        return Counts(*(by_state[state] for state in State), len(self._locks), dead, size)
+        active, deferred, scheduled = by_state.values()
+        return Counts(active, deferred, scheduled, len(self._locks), dead, size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any
 from uuid import UUID
 
 from infra.emulators.servicebus.wire.values import (
@@ -24,33 +23,34 @@ from infra.emulators.servicebus.wire.values import (
     UInt,
     ULong,
     UShort,
+    Value,
 )
 
 __all__ = ["decode", "decode_all", "map_spans", "skip"]
 
 DEPTH_MAX = 32
 EMPTY_ELEMENTS_MAX = 65_536
-Reader = Callable[[bytes, int, int], tuple[Any, int]]
+Reader = Callable[[bytes, int, int], tuple[Value, int]]
 
 _be32 = struct.Struct(">I").unpack_from
 
 
-def _fixed(kind: Callable[[Any], Any], layout: str) -> Reader:
+def _fixed(kind: Callable[[Value], Value], layout: str) -> Reader:
     form = struct.Struct(f">{layout}")
     size, unpack = form.size, form.unpack_from
 
-    def read(data: bytes, at: int, _: int) -> tuple[Any, int]:
+    def read(data: bytes, at: int, _: int) -> tuple[Value, int]:
         return kind(unpack(data, at)[0]), at + size
 
     return read
 
 
-def _constant(value: Any) -> Reader:
+def _constant(value: Value) -> Reader:
     return lambda _data, at, _depth: (value, at)
 
 
-def _raw(size: int, kind: Callable[[bytes], Any]) -> Reader:
-    def read(data: bytes, at: int, _: int) -> tuple[Any, int]:
+def _raw(size: int, kind: Callable[[bytes], Value]) -> Reader:
+    def read(data: bytes, at: int, _: int) -> tuple[Value, int]:
         end = at + size
         return kind(_slice(data, at, end)), end
 
@@ -63,8 +63,8 @@ def _slice(data: bytes, at: int, end: int) -> bytes:
     return data[at:end]
 
 
-def _variable(width: int, kind: Callable[[bytes], Any]) -> Reader:
-    def read(data: bytes, at: int, _: int) -> tuple[Any, int]:
+def _variable(width: int, kind: Callable[[bytes], Value]) -> Reader:
+    def read(data: bytes, at: int, _: int) -> tuple[Value, int]:
         size = data[at] if width == 1 else _be32(data, at)[0]
         end = at + width + size
         return kind(_slice(data, at + width, end)), end
@@ -84,7 +84,7 @@ def _header(data: bytes, at: int, width: int) -> tuple[int, int, int]:
     return at + 2 * width, end, count
 
 
-def _elements(data: bytes, at: int, end: int, count: int, depth: int) -> list[Any]:
+def _elements(data: bytes, at: int, end: int, count: int, depth: int) -> list[Value]:
     if count > end - at:
         raise DecodeError("a compound value counts more elements than it has bytes")
     values = []
@@ -97,7 +97,7 @@ def _elements(data: bytes, at: int, end: int, count: int, depth: int) -> list[An
 
 
 def _list(width: int) -> Reader:
-    def read(data: bytes, at: int, depth: int) -> tuple[Any, int]:
+    def read(data: bytes, at: int, depth: int) -> tuple[Value, int]:
         begin, end, count = _header(data, at, width)
         return _elements(data, begin, end, count, depth), end
 
@@ -105,7 +105,7 @@ def _list(width: int) -> Reader:
 
 
 def _map(width: int) -> Reader:
-    def read(data: bytes, at: int, depth: int) -> tuple[Any, int]:
+    def read(data: bytes, at: int, depth: int) -> tuple[Value, int]:
         begin, end, count = _header(data, at, width)
         if count % 2:
             raise DecodeError("a map with a key that has no value")
@@ -119,7 +119,7 @@ def _map(width: int) -> Reader:
 
 
 def _array(width: int) -> Reader:
-    def read(data: bytes, at: int, depth: int) -> tuple[Any, int]:
+    def read(data: bytes, at: int, depth: int) -> tuple[Value, int]:
         at, end, count = _header(data, at, width)
         descriptor = None
         if data[at] == 0:
@@ -143,7 +143,7 @@ def _array(width: int) -> Reader:
     return read
 
 
-def _described(data: bytes, at: int, depth: int) -> tuple[Any, int]:
+def _described(data: bytes, at: int, depth: int) -> tuple[Value, int]:
     descriptor, at = _value(data, at, depth + 1)
     value, at = _value(data, at, depth + 1)
     return Described(descriptor, value), at
@@ -199,20 +199,33 @@ _READERS: dict[int, Reader] = {
 }
 _EMPTY = frozenset(range(0x40, 0x46))
 _WIDE = {
-    **{0x41: 0x56, 0x42: 0x56, 0x43: 0x70, 0x44: 0x80, 0x45: 0xD0, 0x52: 0x70, 0x53: 0x80, 0x54: 0x71, 0x55: 0x81},
-    **{0xA0: 0xB0, 0xA1: 0xB1, 0xA3: 0xB3, 0xC0: 0xD0, 0xC1: 0xD1, 0xE0: 0xF0},
+    0x41: 0x56,
+    0x42: 0x56,
+    0x43: 0x70,
+    0x44: 0x80,
+    0x45: 0xD0,
+    0x52: 0x70,
+    0x53: 0x80,
+    0x54: 0x71,
+    0x55: 0x81,
+    0xA0: 0xB0,
+    0xA1: 0xB1,
+    0xA3: 0xB3,
+    0xC0: 0xD0,
+    0xC1: 0xD1,
+    0xE0: 0xF0,
 }
 _FIXED_SIZES = {4: 0, 5: 1, 6: 2, 7: 4, 8: 8, 9: 16}
 
 
-def _value(data: bytes, at: int, depth: int) -> tuple[Any, int]:
+def _value(data: bytes, at: int, depth: int) -> tuple[Value, int]:
     reader = _READERS.get(data[at])
     if reader is None or depth > DEPTH_MAX:
         raise DecodeError(f"no type has the format code 0x{data[at]:02x}" if reader is None else "nested too deep")
     return reader(data, at + 1, depth)
 
 
-def decode(data: bytes, at: int = 0) -> tuple[Any, int]:
+def decode(data: bytes, at: int = 0) -> tuple[Value, int]:
     """The value that begins there, and where it ends."""
     try:
         return _value(data, at, 0)
@@ -220,7 +233,7 @@ def decode(data: bytes, at: int = 0) -> tuple[Any, int]:
         raise DecodeError(f"a malformed value at byte {at}: {error}") from error
 
 
-def decode_all(data: bytes) -> Any:
+def decode_all(data: bytes) -> Value:
     """The one value that fills the buffer."""
     value, end = decode(data)
     if end != len(data):

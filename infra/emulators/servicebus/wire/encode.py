@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 from uuid import UUID
 
 from infra.emulators.servicebus.wire.values import (
@@ -23,6 +22,7 @@ from infra.emulators.servicebus.wire.values import (
     UInt,
     ULong,
     UShort,
+    Value,
 )
 
 __all__ = ["ARRAY_LONG", "ARRAY_SYMBOL", "ARRAY_TIMESTAMP", "encode", "encode_fields", "encode_map", "encode_plain_map"]
@@ -69,7 +69,7 @@ def _compound(short: bytes, wide: bytes, count: int, data: bytes) -> bytes:
     return wide + _sizes32(size + 4, count) + data
 
 
-def _list(value: Sequence[Any]) -> bytes:
+def _list(value: Sequence[Value]) -> bytes:
     if not value:
         return b"\x45"
     return _compound(b"\xc0", b"\xd0", len(value), b"".join(map(encode, value)))
@@ -83,12 +83,12 @@ def _array(value: Array) -> bytes:
     return _compound(b"\xe0", b"\xf0", len(value.items), body)
 
 
-def _wide_list(value: Sequence[Any]) -> bytes:
+def _wide_list(value: Sequence[Value]) -> bytes:
     data = b"".join(map(encode, value))
     return _sizes32(len(data) + 4, len(value)) + data
 
 
-def _wide_map(value: dict[Any, Any]) -> bytes:
+def _wide_map(value: dict[Value, Value]) -> bytes:
     data = b"".join(encode(each) for pair in value.items() for each in pair)
     return _sizes32(len(data) + 4, 2 * len(value)) + data
 
@@ -98,7 +98,7 @@ def _wide_array(value: Array) -> bytes:
     return _sizes32(len(data) + 4, len(value.items)) + data
 
 
-WIDEST: dict[int, Callable[[Any], bytes]] = {
+WIDEST: dict[int, Callable[[Value], bytes]] = {
     0x40: lambda _: b"",
     0x50: _one,
     0x60: _two,
@@ -126,7 +126,7 @@ WIDEST: dict[int, Callable[[Any], bytes]] = {
 }
 """How an element of an array is written, by the format code that the array names once for all."""
 
-_ENCODERS: dict[type, Callable[[Any], bytes]] = {
+_ENCODERS: dict[type, Callable[[Value], bytes]] = {
     type(None): lambda _: b"\x40",
     bool: lambda value: b"\x41" if value else b"\x42",
     UByte: lambda value: b"\x50" + _one(value),
@@ -153,7 +153,7 @@ _ENCODERS: dict[type, Callable[[Any], bytes]] = {
 }
 
 
-def encode(value: Any) -> bytes:
+def encode(value: Value) -> bytes:
     """The value's bytes with its constructor. Raises TypeError for what has no AMQP type, such as a bare `int`."""
     encoder = _ENCODERS.get(type(value))
     if encoder is None:
@@ -161,7 +161,7 @@ def encode(value: Any) -> bytes:
     return encoder(value)
 
 
-def encode_map(pairs: Iterable[tuple[Any, Any]]) -> bytes:
+def encode_map(pairs: Iterable[tuple[Value, Value]]) -> bytes:
     return encode_plain_map([(encode(key), encode(value)) for key, value in pairs])
 
 
@@ -170,7 +170,7 @@ def encode_plain_map(pairs: Sequence[tuple[bytes, bytes]]) -> bytes:
     return _compound(b"\xc1", b"\xd1", 2 * len(pairs), b"".join(key + value for key, value in pairs))
 
 
-def encode_fields(code: int, fields: Sequence[Any]) -> bytes:
+def encode_fields(code: int, fields: Sequence[Value]) -> bytes:
     """A performative, section or outcome: a described list without its trailing nulls."""
     count = len(fields)
     while count and fields[count - 1] is None:

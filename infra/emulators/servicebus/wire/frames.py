@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from infra.emulators.servicebus.wire.decode import decode
 from infra.emulators.servicebus.wire.encode import encode_fields
-from infra.emulators.servicebus.wire.values import DecodeError, Described, Symbol, ULong
+from infra.emulators.servicebus.wire.values import DecodeError, Described, Symbol, ULong, Value
 
 __all__ = [
     "ACCEPTED",
@@ -49,124 +49,137 @@ _head = struct.Struct(">IBBH")
 
 
 class Open(NamedTuple):
-    container_id: Any = None
-    hostname: Any = None
-    max_frame_size: Any = None
-    channel_max: Any = None
-    idle_time_out: Any = None
-    outgoing_locales: Any = None
-    incoming_locales: Any = None
-    offered_capabilities: Any = None
-    desired_capabilities: Any = None
-    properties: Any = None
+    container_id: Value = None
+    hostname: Value = None
+    max_frame_size: Value = None
+    channel_max: Value = None
+    idle_time_out: Value = None
+    outgoing_locales: Value = None
+    incoming_locales: Value = None
+    offered_capabilities: Value = None
+    desired_capabilities: Value = None
+    properties: Value = None
 
 
 class Begin(NamedTuple):
-    remote_channel: Any = None
-    next_outgoing_id: Any = None
-    incoming_window: Any = None
-    outgoing_window: Any = None
-    handle_max: Any = None
-    offered_capabilities: Any = None
-    desired_capabilities: Any = None
-    properties: Any = None
+    remote_channel: Value = None
+    next_outgoing_id: Value = None
+    incoming_window: Value = None
+    outgoing_window: Value = None
+    handle_max: Value = None
+    offered_capabilities: Value = None
+    desired_capabilities: Value = None
+    properties: Value = None
 
 
 class Attach(NamedTuple):
-    name: Any = None
-    handle: Any = None
-    role: Any = None
-    snd_settle_mode: Any = None
-    rcv_settle_mode: Any = None
-    source: Any = None
-    target: Any = None
-    unsettled: Any = None
-    incomplete_unsettled: Any = None
-    initial_delivery_count: Any = None
-    max_message_size: Any = None
-    offered_capabilities: Any = None
-    desired_capabilities: Any = None
-    properties: Any = None
+    name: Value = None
+    handle: Value = None
+    role: Value = None
+    snd_settle_mode: Value = None
+    rcv_settle_mode: Value = None
+    source: Value = None
+    target: Value = None
+    unsettled: Value = None
+    incomplete_unsettled: Value = None
+    initial_delivery_count: Value = None
+    max_message_size: Value = None
+    offered_capabilities: Value = None
+    desired_capabilities: Value = None
+    properties: Value = None
 
 
 class Flow(NamedTuple):
-    next_incoming_id: Any = None
-    incoming_window: Any = None
-    next_outgoing_id: Any = None
-    outgoing_window: Any = None
-    handle: Any = None
-    delivery_count: Any = None
-    link_credit: Any = None
-    available: Any = None
-    drain: Any = None
-    echo: Any = None
-    properties: Any = None
+    next_incoming_id: Value = None
+    incoming_window: Value = None
+    next_outgoing_id: Value = None
+    outgoing_window: Value = None
+    handle: Value = None
+    delivery_count: Value = None
+    link_credit: Value = None
+    available: Value = None
+    drain: Value = None
+    echo: Value = None
+    properties: Value = None
 
 
 class Transfer(NamedTuple):
-    handle: Any = None
-    delivery_id: Any = None
-    delivery_tag: Any = None
-    message_format: Any = None
-    settled: Any = None
-    more: Any = None
-    rcv_settle_mode: Any = None
-    state: Any = None
-    resume: Any = None
-    aborted: Any = None
-    batchable: Any = None
+    handle: Value = None
+    delivery_id: Value = None
+    delivery_tag: Value = None
+    message_format: Value = None
+    settled: Value = None
+    more: Value = None
+    rcv_settle_mode: Value = None
+    state: Value = None
+    resume: Value = None
+    aborted: Value = None
+    batchable: Value = None
 
 
 class Disposition(NamedTuple):
-    role: Any = None
-    first: Any = None
-    last: Any = None
-    settled: Any = None
-    state: Any = None
-    batchable: Any = None
+    role: Value = None
+    first: Value = None
+    last: Value = None
+    settled: Value = None
+    state: Value = None
+    batchable: Value = None
 
 
 class Detach(NamedTuple):
-    handle: Any = None
-    closed: Any = None
-    error: Any = None
+    handle: Value = None
+    closed: Value = None
+    error: Value = None
 
 
 class End(NamedTuple):
-    error: Any = None
+    error: Value = None
 
 
 class Close(NamedTuple):
-    error: Any = None
+    error: Value = None
 
 
 class SaslMechanisms(NamedTuple):
-    mechanisms: Any = None
+    mechanisms: Value = None
 
 
 class SaslInit(NamedTuple):
-    mechanism: Any = None
-    initial_response: Any = None
-    hostname: Any = None
+    mechanism: Value = None
+    initial_response: Value = None
+    hostname: Value = None
 
 
 class SaslResponse(NamedTuple):
-    response: Any = None
+    response: Value = None
 
 
 class SaslOutcome(NamedTuple):
-    code: Any = None
-    additional_data: Any = None
+    code: Value = None
+    additional_data: Value = None
 
 
-_KINDS: dict[int, type[Any]] = {
-    **{0x10: Open, 0x11: Begin, 0x12: Attach, 0x13: Flow, 0x14: Transfer, 0x15: Disposition, 0x16: Detach},
-    **{0x17: End, 0x18: Close, 0x40: SaslMechanisms, 0x41: SaslInit, 0x43: SaslResponse, 0x44: SaslOutcome},
+_KINDS: dict[int, type[Value]] = {
+    0x10: Open,
+    0x11: Begin,
+    0x12: Attach,
+    0x13: Flow,
+    0x14: Transfer,
+    0x15: Disposition,
+    0x16: Detach,
+    0x17: End,
+    0x18: Close,
+    0x40: SaslMechanisms,
+    0x41: SaslInit,
+    0x43: SaslResponse,
+    0x44: SaslOutcome,
 }
 _CODES = {kind: code for code, kind in _KINDS.items()}
 _NAMES = {
     **{f"amqp:{kind.__name__.lower()}:list": code for code, kind in _KINDS.items() if code < 0x40},
-    **{"amqp:sasl-mechanisms:list": 0x40, "amqp:sasl-init:list": 0x41, "amqp:sasl-response:list": 0x43},
+    "amqp:sasl-mechanisms:list": 0x40,
+    "amqp:sasl-init:list": 0x41,
+    "amqp:sasl-response:list": 0x43,
 }
 
 
@@ -175,11 +188,11 @@ class Frame(NamedTuple):
 
     kind: int
     channel: int
-    performative: Any
+    performative: Value
     payload: bytes
 
 
-def encode_frame(performative: Any, channel: int = 0, payload: bytes = b"", kind: int = AMQP_FRAME) -> bytes:
+def encode_frame(performative: Value, channel: int = 0, payload: bytes = b"", kind: int = AMQP_FRAME) -> bytes:
     body = encode_fields(_CODES[type(performative)], performative)
     return _head.pack(8 + len(body) + len(payload), 2, kind, channel) + body + payload
 
@@ -212,7 +225,7 @@ class FrameBuffer:
         if len(self._data) < 8:
             return None
         size, offset, kind, channel = _head.unpack_from(self._data)
-        if size > self._max_frame_bytes or size < 8 or not 2 <= offset or offset * 4 > size:
+        if size > self._max_frame_bytes or size < 8 or not offset >= 2 or offset * 4 > size:
             raise DecodeError(f"a frame of {size} bytes with its body at {offset * 4}; at most {self._max_frame_bytes}")
         if len(self._data) < size:
             return None

@@ -6,7 +6,7 @@ can't be encoded. `str` is string, `bytes` binary, `float` double, `UUID` uuid, 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 __all__ = [
     "Array",
@@ -25,7 +25,11 @@ __all__ = [
     "UInt",
     "ULong",
     "UShort",
+    "Value",
 ]
+
+Value: TypeAlias = Any
+"""Any of the types below, or None, bool, float, str, bytes, UUID, list or dict."""
 
 
 class DecodeError(Exception):
