@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,7 +15,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from broker.bus.envelope import KeyRing, KeyRole, PublicKey, Signer
 from broker.domain.errors import BrokerError
 
-__all__ = ["load_or_create_signer", "public_bytes", "public_key", "read_signer", "read_trusted", "trust_text"]
+__all__ = [
+    "load_or_create_signer",
+    "public_bytes",
+    "public_key",
+    "read_signer",
+    "read_trusted",
+    "trust_text",
+    "write_secret_once",
+]
 
 
 def load_or_create_signer(folder: Path, name: str) -> tuple[Signer, Ed25519PrivateKey]:
@@ -21,7 +31,8 @@ def load_or_create_signer(folder: Path, name: str) -> tuple[Signer, Ed25519Priva
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / f"{name}.key"
     if not path.exists():
-        _write_private(path, Ed25519PrivateKey.generate())
+        raw = Ed25519PrivateKey.generate().private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+        write_secret_once(path, raw.hex() + "\n")
     return read_signer(path)
 
 
@@ -66,12 +77,15 @@ def public_bytes(private: Ed25519PrivateKey) -> bytes:
     return private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
-def _write_private(path: Path, private: Ed25519PrivateKey) -> None:
-    raw = private.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
-    temporary = path.with_suffix(".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(raw.hex() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def write_secret_once(path: Path, text: str) -> None:
+    """Make this file, whole and on disk, for its owner alone; where another process was faster, its file stays."""
+    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            path.hardlink_to(draft)
+    finally:
+        Path(draft).unlink()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import socket
 import threading
@@ -14,6 +13,7 @@ import uvicorn
 
 from broker.api.gate import Gate
 from broker.domain.errors import BrokerError
+from broker.keys import write_secret_once
 
 __all__ = ["Door", "listen", "load_or_create_token"]
 
@@ -43,23 +43,14 @@ def load_or_create_token(data: Path) -> str:
     """The bearer token of this data folder, made on first use, readable by its owner alone."""
     path = data / "token"
     try:
+        if not path.exists():
+            write_secret_once(path, f"ib_{secrets.token_urlsafe(32)}\n")
         kept = path.read_text().strip()
-        if len(kept) < _TOKEN_CHARS_MIN:
-            raise BrokerError(f"the token in {path} is shorter than {_TOKEN_CHARS_MIN} characters: remove the file")
-        return kept
-    except FileNotFoundError:
-        token = f"ib_{secrets.token_urlsafe(32)}"
-        draft = path.with_suffix(".new")
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(token + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        return token
     except OSError as error:
         raise BrokerError(f"can't read the token {path}: {error.strerror}") from None
+    if len(kept) < _TOKEN_CHARS_MIN:
+        raise BrokerError(f"the token in {path} is shorter than {_TOKEN_CHARS_MIN} characters: remove the file")
+    return kept
 
 
 class Door:
