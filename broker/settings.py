@@ -18,7 +18,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     `batch_lines_max`: the most lines that a batch file may have; None for no limit. `log_level`: of the log
     file in the data folder. `url` and `token`: of the broker that commands speak to, where not the data folder's.
     `database_url`: of the PostgreSQL database that `broker serve` works on. `lane_key` and `trusted`: a worker's
-    signing key, and the file of the broker's public keys that it takes orders from.
+    signing key, and the file of the broker's public keys that it takes orders from. `jobs_bus_url`: of the bus that
+    producers publish their jobs on.
     """
 
     data: Path = Path("broker-data")
@@ -30,6 +31,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     database_url: str | None = None
     lane_key: Path | None = None
     trusted: Path | None = None
+    jobs_bus_url: str | None = None
 
 
 _LEVELS = ("debug", "info", "warning", "error")
@@ -53,6 +55,7 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
         database_url=environment.get("BROKER_DATABASE_URL") or None,
         lane_key=_path(environment.get("BROKER_LANE_KEY")),
         trusted=_path(environment.get("BROKER_TRUSTED")),
+        jobs_bus_url=environment.get("BROKER_JOBS_BUS_URL") or None,
     )
 
 

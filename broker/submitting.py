@@ -53,6 +53,7 @@ class _Offer(msgspec.Struct):
     jobs: Sequence[Admitted]
     bytes_count: int
     answer: Callable[[Answer], None]
+    also: Callable[[Connection, list[Submitted]], None] | None
 
 
 class Submitting:
@@ -70,8 +71,16 @@ class Submitting:
         self._closed = False
         database.write(lambda connection: submissions.ensure_tenant(connection, tenant_id, clock()))
 
-    def offer(self, jobs: Sequence[Admitted], answer: Callable[[Answer], None]) -> None:
-        """Store the jobs, all or none, then call `answer` from another thread. DoorFull when there is no room."""
+    def offer(
+        self,
+        jobs: Sequence[Admitted],
+        answer: Callable[[Answer], None],
+        also: Callable[[Connection, list[Submitted]], None] | None = None,
+    ) -> None:
+        """Store the jobs, all or none, then call `answer` from another thread. DoorFull when there is no room.
+
+        `also` writes what is to be kept with them, in the same transaction.
+        """
         size = sum(len(one.job.body) for one in jobs)
         with self._condition:
             if self._closed:
@@ -79,7 +88,7 @@ class Submitting:
             full = self._jobs_waiting + len(jobs) > _JOBS_WAITING_MAX or self._bytes_waiting + size > _BYTES_WAITING_MAX
             if full and self._offers:
                 raise DoorFull(f"{self._jobs_waiting:,} jobs wait to be stored: send this again in a second")
-            self._offers.append(_Offer(jobs, size, answer))
+            self._offers.append(_Offer(jobs, size, answer, also))
             self._jobs_waiting += len(jobs)
             self._bytes_waiting += size
             self._condition.notify()
@@ -137,10 +146,13 @@ class Submitting:
         made = {key: Known(id_of[id(one)], one.fingerprint) for key, one in new_keys.items()}
         submissions.remember_keys(connection, self._tenant_id, made, now_us)
         known |= made
-        return [
-            [_submitted(one, id_of, known) for one in offer.jobs] if place is None else KeyTaken(place)
-            for offer, place in zip(offers, taken, strict=True)
-        ]
+        answers: list[Answer] = []
+        for offer, place in zip(offers, taken, strict=True):
+            submitted = [] if place is not None else [_submitted(one, id_of, known) for one in offer.jobs]
+            if place is None and offer.also:
+                offer.also(connection, submitted)
+            answers.append(submitted if place is None else KeyTaken(place))
+        return answers
 
 
 def _place_of_conflict(jobs: Sequence[Admitted], known: dict[str, Known], new_keys: dict[str, Admitted]) -> int | None:

@@ -19,6 +19,7 @@ class Topic(StrEnum):
     ASSEMBLER = "assembler"
     CLOSER = "closer"
     READER = "reader"
+    NOTIFIER = "notifier"
 
 
 class Carrier(Protocol):
@@ -68,6 +69,11 @@ class Endings:
         self.carrier: Carrier | None = None
         self._lock = threading.Lock()
         self._watchers: dict[bytes, list[Callable[[], None]]] = {}
+        self._listeners: list[Callable[[Sequence[bytes]], None]] = []
+
+    def listen(self, told: Callable[[Sequence[bytes]], None]) -> None:
+        """Call `told` with all jobs that end from now on; with none where some may have been missed."""
+        self._listeners.append(told)
 
     def watch(self, job_id: bytes, told: Callable[[], None]) -> None:
         """Call `told` once the job has ended, on the thread that knows. Look whether it had ended after this."""
@@ -91,6 +97,8 @@ class Endings:
 
     def tell(self, job_ids: Sequence[bytes]) -> None:
         """Tell those who wait in this process."""
+        for listener in self._listeners if job_ids else ():
+            listener(job_ids)
         if not self._watchers:
             return
         with self._lock:
@@ -104,6 +112,9 @@ class Endings:
 
     def tell_all(self) -> None:
         """Have everyone who waits in this process look again: something may have been missed."""
+        for listener in self._listeners:
+            listener(())
         with self._lock:
-            job_ids = list(self._watchers)
-        self.tell(job_ids)
+            watchers, self._watchers = self._watchers, {}
+        for told in [one for waiting in watchers.values() for one in waiting]:
+            told()

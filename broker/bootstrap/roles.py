@@ -9,7 +9,8 @@ from typing import assert_never
 import msgspec
 
 from broker.assembler import Assembler
-from broker.bootstrap.front import Front
+from broker.bootstrap.front import TENANT, Front
+from broker.bootstrap.jobs_bus import JobsBus
 from broker.bootstrap.stages import POLL_SECONDS, Stages
 from broker.bus.envelope import KeyRing, Signer
 from broker.bus.inbox import Inbox
@@ -18,7 +19,9 @@ from broker.database.connection import Connection
 from broker.dispatcher import SHARDS_PER_STEP, Capacity, Dispatcher
 from broker.domain.lane import Lane
 from broker.leasing import LEASE_SECONDS
+from broker.notifier import Notifier
 from broker.planner import Planner
+from broker.receiving import Receiving
 from broker.recorder import Recorder
 from broker.relay import ROWS_PER_STEP, Relay, ShardPublisher
 from broker.rescuer import Rescuer
@@ -42,6 +45,7 @@ class Role(StrEnum):
     RESCUER = "rescuer"
     CLOSER = "closer"
     ASSEMBLER = "assembler"
+    NOTIFIER = "notifier"
     KEEPER = "keeper"
 
 
@@ -51,6 +55,7 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     `publishers` has one for each lane's bus; `inboxes` opens, for each bus, the events queues on it, given how
     many messages to prefetch; `door_heard_us` says when the lease door last answered, where it is elsewhere;
     `upload_kept_seconds` is how old an upload without a batch must be to be thrown away;
+    without a `jobs_bus` no jobs come over a bus, and the notifier has nobody to tell;
     `take_slot` gives a role the name of a stream that no other process writes.
     """
 
@@ -67,6 +72,7 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     keep: Callable[[], object]
     upload_kept_seconds: float = 0.0
     door_heard_us: Callable[[Connection], int | None] | None = None
+    jobs_bus: JobsBus | None = None
 
 
 class Roles:
@@ -75,15 +81,17 @@ class Roles:
     def __init__(self, wiring: Wiring) -> None:
         self._wiring = wiring
         self._front = wiring.front
+        self._submits = False
 
     def start(self, role: Role) -> None:
         """Have this process be it, from now until its stages are stopped."""
         front = self._front
         match role:
             case Role.API:
-                self._wiring.stages.spawn("submitting", front.submitting.run)
+                self._submit()
             case Role.INTAKE:
                 self._start_intake()
+                self._start_receiving()
             case Role.PLANNER:
                 planner = Planner(front.database, front.lanes, front.clock, front.wakeups)
                 self._loop(role, planner.step, Topic.PLANNER)
@@ -100,6 +108,8 @@ class Roles:
                 self._start_recorders()
             case Role.DISPATCHER | Role.RELAY:
                 self._start_sending(role)
+            case Role.NOTIFIER:
+                self._start_notifier()
             case Role.RESCUER | Role.ASSEMBLER | Role.KEEPER:
                 self._start_tidying(role)
             case _:
@@ -136,6 +146,43 @@ class Roles:
             return reader.step()
 
         self._loop(Role.INTAKE, step, Topic.READER)
+
+    def _start_receiving(self) -> None:
+        front, wiring = self._front, self._wiring
+        if wiring.jobs_bus is None:
+            return
+        self._submit()
+        receiving = Receiving(
+            inbox=wiring.jobs_bus.inbox,
+            database=front.database,
+            submitting=front.submitting,
+            lanes=front.lanes,
+            ring=wiring.ring,
+            clock=front.clock,
+            wakeups=front.wakeups,
+            tenant_id=TENANT,
+        )
+        # Not the leader alone: the bus gives each message to one of those that are there.
+        wiring.stages.loop("receiving", receiving.step, wiring.stages.pause)
+
+    def _submit(self) -> None:
+        """Have what is offered stored, by whichever of this process's doors it came."""
+        if not self._submits:
+            self._submits = True
+            self._wiring.stages.spawn("submitting", self._front.submitting.run)
+
+    def _start_notifier(self) -> None:
+        front, wiring = self._front, self._wiring
+        if wiring.jobs_bus is None:
+            return
+        notifier = Notifier(
+            database=front.database,
+            publisher=wiring.jobs_bus.publisher,
+            signer=wiring.signer,
+            clock=front.clock,
+            wakeups=front.wakeups,
+        )
+        self._loop(Role.NOTIFIER, notifier.step, Topic.NOTIFIER)
 
     def _start_sending(self, role: Role) -> None:
         front, wiring = self._front, self._wiring

@@ -11,6 +11,7 @@ import structlog
 
 from broker.bootstrap.buses import Buses
 from broker.bootstrap.front import Front
+from broker.bootstrap.jobs_bus import JobsBus
 from broker.bootstrap.roles import Role, Roles, Wiring
 from broker.bootstrap.shared_health import SharedLaneHealth
 from broker.bootstrap.stages import Stages
@@ -48,7 +49,8 @@ _log = structlog.get_logger(__name__)
 class ServedTerms(msgspec.Struct, frozen=True, kw_only=True):
     """`data` holds keys, uploads and batches' files: one folder for all processes whose roles need it.
 
-    `drain_seconds`: how long the stages may take to end what they are at.
+    `drain_seconds`: how long the stages may take to end what they are at. `jobs_bus_url`: of the bus that producers
+    publish their jobs on, where there is one.
     """
 
     database_url: str
@@ -56,6 +58,7 @@ class ServedTerms(msgspec.Struct, frozen=True, kw_only=True):
     roles: Collection[Role]
     pool_size: int = 8
     drain_seconds: float = 10.0
+    jobs_bus_url: str | None = None
 
 
 class Served:
@@ -87,6 +90,7 @@ class Served:
         self.door = LeaseDoor(self.database, self.clock)
         self._stages = Stages("the database's disk is full; nothing is lost: make room, and work goes on")
         self._buses = Buses(lanes)
+        self._jobs_bus = JobsBus(terms.jobs_bus_url) if terms.jobs_bus_url else None
         self._held: list[Leadership | Slot] = []
 
     def __enter__(self) -> Self:
@@ -126,6 +130,7 @@ class Served:
                 keep=self._keep,
                 upload_kept_seconds=_UPLOAD_KEPT_SECONDS,
                 door_heard_us=lambda connection: workers.beat_us(connection, Role.API),
+                jobs_bus=self._jobs_bus,
             )
         )
         for role in Role:
@@ -151,6 +156,8 @@ class Served:
                 held.close()
             self._notifier.stop()
             self._buses.close()
+            if self._jobs_bus:
+                self._jobs_bus.close()
             self.database.close()
 
     def _load_signer(self) -> Signer:

@@ -17,7 +17,9 @@ from typing import Generic, NamedTuple, TypeVar
 import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from broker.domain.bus_jobs import JobReply, SubmitJobs
 from broker.domain.events import WorkerEvent
 from broker.domain.presence import WorkerPresence
 from broker.domain.shard import ClaimShards, RenewLease, RunShard
@@ -32,7 +34,9 @@ __all__ = [
     "PublicKey",
     "Signer",
     "open_event",
+    "open_jobs",
     "open_lease_question",
+    "open_reply",
     "open_shard",
 ]
 
@@ -54,6 +58,7 @@ class KeyRole(StrEnum):
 
     BROKER = "broker"
     LANE = "lane"
+    PRODUCER = "producer"
 
 
 class Kind(StrEnum):
@@ -62,9 +67,17 @@ class Kind(StrEnum):
     SHARD = "shard"  # broker -> lane
     EVENT = "event"  # lane -> broker
     LEASE = "lease"  # likewise, at the lease door
+    JOBS = "jobs"  # producer -> broker
+    REPLY = "reply"  # broker -> producer
 
 
-_SIGNED_BY = {Kind.SHARD: KeyRole.BROKER, Kind.EVENT: KeyRole.LANE, Kind.LEASE: KeyRole.LANE}
+_SIGNED_BY = {
+    Kind.SHARD: KeyRole.BROKER,
+    Kind.EVENT: KeyRole.LANE,
+    Kind.LEASE: KeyRole.LANE,
+    Kind.JOBS: KeyRole.PRODUCER,
+    Kind.REPLY: KeyRole.BROKER,
+}
 """The role whose key must have signed it."""
 
 
@@ -84,7 +97,7 @@ class _Content(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Opened(msgspec.Struct, Generic[T], frozen=True):
-    """A verified envelope. `owner` is whom the key belongs to: a lane's name, or `broker`."""
+    """A verified envelope. `owner` is whom the key belongs to: a lane's name, a producer's tenant, or `broker`."""
 
     owner: str
     audience: str
@@ -99,6 +112,8 @@ _content_decoder = msgspec.msgpack.Decoder(_Content)
 _shard_decoder = msgspec.msgpack.Decoder(RunShard)
 _lease_decoder: msgspec.msgpack.Decoder[LeaseQuestion] = msgspec.msgpack.Decoder(LeaseQuestion)
 _event_decoder: msgspec.msgpack.Decoder[WorkerEvent] = msgspec.msgpack.Decoder(WorkerEvent)
+_jobs_decoder = msgspec.msgpack.Decoder(SubmitJobs)
+_reply_decoder = msgspec.msgpack.Decoder(JobReply)
 
 
 class Signer:
@@ -112,7 +127,7 @@ class Signer:
         self,
         kind: Kind,
         audience: str,
-        body: RunShard | WorkerEvent | LeaseQuestion,
+        body: RunShard | WorkerEvent | LeaseQuestion | SubmitJobs | JobReply,
         *,
         now_us: int,
         valid_us: int,
@@ -124,9 +139,20 @@ class Signer:
         )
         return _encode((content, self._private_key.sign(_signed(content))))
 
+    @property
+    def public_bytes(self) -> bytes:
+        """The 32 bytes that others verify with."""
+        return self._private_key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+    def sign_note(self, text: bytes) -> bytes:
+        """The signature of a checkpoint's text as it stands, which no envelope's prefix can begin."""
+        if text.startswith(_PREFIX):
+            raise ValueError("a note can't begin as an envelope's signed bytes do")
+        return self._private_key.sign(text)
+
 
 class PublicKey(NamedTuple):
-    """A key to verify with. `owner`: a lane's name, or `broker`."""
+    """A key to verify with. `owner`: a lane's name, a producer's tenant, or `broker`."""
 
     role: KeyRole
     owner: str
@@ -205,3 +231,21 @@ def open_lease_question(ring: KeyRing, envelope: bytes, now_us: int) -> Opened[L
         return Opened(owner, content.audience, content.trace, content.expires_us, _lease_decoder.decode(content.body))
     except _UNREADABLE:
         raise EnvelopeError("the body is no question at the lease door") from None
+
+
+def open_jobs(ring: KeyRing, envelope: bytes, now_us: int) -> Opened[SubmitJobs]:
+    """A producer's jobs, verified. Raises EnvelopeError."""
+    content, owner = ring.verify(envelope, Kind.JOBS, now_us)
+    try:
+        return Opened(owner, content.audience, content.trace, content.expires_us, _jobs_decoder.decode(content.body))
+    except _UNREADABLE:
+        raise EnvelopeError("the body is no list of jobs") from None
+
+
+def open_reply(ring: KeyRing, envelope: bytes, now_us: int) -> Opened[JobReply]:
+    """What a producer is told, verified; `audience` is its tenant. Raises EnvelopeError."""
+    content, owner = ring.verify(envelope, Kind.REPLY, now_us)
+    try:
+        return Opened(owner, content.audience, content.trace, content.expires_us, _reply_decoder.decode(content.body))
+    except _UNREADABLE:
+        raise EnvelopeError("the body is no reply") from None

@@ -102,6 +102,14 @@ class Inbox:
         if refused:
             log.info("acknowledgements_refused", count=refused, of=len(deliveries))
 
+    def reject(self, deliveries: Sequence[Delivery]) -> None:
+        """Move them aside, into the dead letters where the bus has them: nobody can ever do anything with them."""
+        channel = None if self._consumer is None else self._consumer.channel
+        for delivery in deliveries:
+            if delivery.message.channel is channel:  # one from before a reconnect comes again, and is rejected then
+                with suppress(Exception):  # settled before, or the connection is gone: likewise
+                    delivery.message.reject(requeue=False)
+
     def close(self) -> None:
         """Disconnect; the unacknowledged go back to their queues."""
         self._closed = True

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from broker.bootstrap.front import TENANT
 from broker.bootstrap.stored_keys import remember_signer
 from broker.bus.envelope import KeyRole
 from broker.catalog.lanes import load_lanes
@@ -24,12 +25,15 @@ from broker.database.keys import all_keys, revoke
 from broker.database.postgres import open_postgres
 from broker.domain.errors import UsageError
 from broker.keys import load_or_create_signer, trust_text
+from broker.settings import Settings
 
 __all__ = ["app"]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Signing keys of lanes.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Signing keys of lanes and producers.")
 lane_app = typer.Typer(no_args_is_help=True, help="What a lane's workers sign with.")
 app.add_typer(lane_app, name="lane")
+producer_app = typer.Typer(no_args_is_help=True, help="What producers sign the jobs with that they send over the bus.")
+app.add_typer(producer_app, name="producer")
 
 
 @lane_app.command("create")
@@ -45,21 +49,41 @@ def create_lane_key(
     names = sorted(str(one.name) for one in load_lanes(settings.catalog))
     if lane not in names:
         raise UsageError(f"{lane!r} is no lane of the catalog; it has {', '.join(names)}")
+    _create(settings, database_url, to, f"lane-{lane}", KeyRole.LANE, lane)
+
+
+@producer_app.command("create")
+def create_producer_key(
+    tenant: Annotated[str, typer.Argument(help="Whose jobs it signs.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder for producer-TENANT.key and broker.pub.")] = Path(),
+    database_url: DatabaseOption = None,
+    data: DataOption = None,
+) -> None:
+    """Make a producer's signing key, and write it with the broker's public keys, which replies are verified with."""
+    if tenant != TENANT:
+        raise UsageError(f"{tenant!r} is no tenant; until there are others, producers' keys are of {TENANT!r}")
+    _create(read_settings(data), database_url, to, f"producer-{tenant}", KeyRole.PRODUCER, tenant)
+
+
+def _create(settings: Settings, database_url: str | None, to: Path, name: str, role: KeyRole, owner: str) -> None:
+    """The key file and `broker.pub`, the public halves known to the broker."""
     database = open_postgres(needed_database_url(database_url, settings), name="broker keys", upgrade_schema=True)
+    path = to / f"{name}.key"
     try:
         brokers = settings.data / "keys"
         load_or_create_signer(brokers, "broker")
         remember_signer(database, brokers / "broker.key", KeyRole.BROKER, "broker", utc_now_us)
-        load_or_create_signer(to, f"lane-{lane}")
-        signer = remember_signer(database, to / f"lane-{lane}.key", KeyRole.LANE, lane, utc_now_us)
+        load_or_create_signer(to, name)
+        signer = remember_signer(database, path, role, owner, utc_now_us)
         known = database.read(all_keys)
     finally:
         database.close()
     if any(key.key_id == signer.key_id and key.revoked_us is not None for key in known):
-        raise UsageError(f"{to / f'lane-{lane}.key'} holds the revoked key {signer.key_id}: move it away for a new one")
+        raise UsageError(f"{path} holds the revoked key {signer.key_id}: move it away for a new one")
     trusted = [(key.key_id, key.public_key) for key in known if key.role == KeyRole.BROKER and key.revoked_us is None]
     (to / "broker.pub").write_text(trust_text(trusted))
-    say(f"{to / f'lane-{lane}.key'}   key {signer.key_id} of lane {lane}: keep it secret, for its workers alone")
+    whose = "workers" if role is KeyRole.LANE else "producers"
+    say(f"{path}   key {signer.key_id} of {role} {owner}: keep it secret, for its {whose} alone")
     say(f"{to / 'broker.pub'}   the broker's public keys, {len(trusted)} of them")
 
 

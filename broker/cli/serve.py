@@ -61,6 +61,7 @@ def serve(
         data=settings.data,
         roles=chosen,
         drain_seconds=drain_seconds,
+        jobs_bus_url=settings.jobs_bus_url,
     )
     lanes = load_lanes(settings.catalog)
     log_to_stderr(settings.log_level)

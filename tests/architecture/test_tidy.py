@@ -22,6 +22,7 @@ ENTRANCES = {
     "broker.bootstrap": "its modules are imported one by one",
     "broker.cli": "the console script",
     "broker.client": "imported by producers",
+    "broker.producing": "imported by producers",
     "workers.__main__": "python -m workers",
 }
 

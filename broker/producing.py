@@ -1,0 +1,109 @@
+"""A producer's side of the bus: jobs out, signed and confirmed; what became of them in.
+
+`JobsPublisher(bus_url, signer).publish([{"body": {...}}], reply_to="replies.mine")` gives the jobs' keys, by which
+`Replies(bus_url, "replies.mine", ring)` brings their ends.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+import structlog
+
+from broker.bus.driver import BusUnavailable
+from broker.bus.envelope import EnvelopeError, KeyRing, Kind, Signer, open_reply
+from broker.bus.inbox import Delivery, Inbox
+from broker.bus.publisher import Publisher
+from broker.clock import Clock, utc_now_us
+from broker.domain.bus_jobs import JOBS_QUEUE, REPLY_QUEUES, JobReply, SubmitJobs, derived_key
+
+__all__ = ["JobsPublisher", "Replies"]
+
+_AGAIN_SECONDS = 0.5
+_NONCE_BYTES = 16
+
+_log = structlog.get_logger(__name__)
+
+
+class JobsPublisher:
+    """Publishes for one producer, whose signing key `broker.keys.read_signer` reads; for any number of threads."""
+
+    def __init__(
+        self, bus_url: str, signer: Signer, *, clock: Clock = utc_now_us, patience_seconds: float = 30
+    ) -> None:
+        self._publisher = Publisher(bus_url)
+        self._signer = signer
+        self._clock = clock
+        self._patience_seconds = patience_seconds
+
+    def publish(
+        self, jobs: Sequence[Mapping[str, Any]], *, reply_to: str = "", valid_seconds: int = 86_400
+    ) -> list[str]:
+        """The jobs' keys, in their order, once the bus has the message; jobs as `POST /v1/jobs` takes them.
+
+        While the bus can't be reached it tries again, with the same message, so that nothing runs twice. Raises
+        BusUnavailable when patience is at its end: whether the bus has the message is then unknown, and only jobs with
+        idempotency keys of their own may be published again without running twice.
+        """
+        if reply_to and not reply_to.startswith(REPLY_QUEUES):
+            raise ValueError(f"reply_to is {reply_to!r}; it must begin with {REPLY_QUEUES}")
+        body = SubmitJobs(os.urandom(_NONCE_BYTES), msgspec.json.encode(jobs), reply_to)
+        sealed = self._signer.seal(Kind.JOBS, "broker", body, now_us=self._clock(), valid_us=valid_seconds * 1_000_000)
+        self._send(sealed)
+        digest = sha256(sealed).digest()
+        return [job.get("idempotency_key") or derived_key(digest, place) for place, job in enumerate(jobs)]
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._publisher.close()
+
+    def _send(self, sealed: bytes) -> None:
+        deadline = time.monotonic() + self._patience_seconds
+        while True:
+            try:
+                self._publisher.publish_events(JOBS_QUEUE, [sealed])
+            except BusUnavailable:
+                if time.monotonic() + _AGAIN_SECONDS > deadline:
+                    raise
+                time.sleep(_AGAIN_SECONDS)
+            else:
+                return
+
+
+class Replies:
+    """What the broker tells a producer, in one queue of its own; for one thread. `ring` has the broker's keys."""
+
+    def __init__(
+        self, bus_url: str, queue: str, ring: KeyRing, *, clock: Clock = utc_now_us, prefetch: int = 100
+    ) -> None:
+        self._inbox = Inbox(bus_url, [queue], prefetch)
+        self._ring = ring
+        self._clock = clock
+        self._limit = prefetch
+        self._unacknowledged: list[Delivery] = []
+
+    def receive(self, wait_seconds: float) -> list[JobReply]:
+        """Replies, once there are any; some may come twice. What `receive` gave before counts as acknowledged."""
+        self._inbox.acknowledge(self._unacknowledged)
+        self._unacknowledged = []
+        found = []
+        for delivery in self._inbox.receive(self._limit, wait_seconds):
+            try:
+                found.append(open_reply(self._ring, delivery.envelope, self._clock()).body)
+            except EnvelopeError as error:
+                _log.warning("reply_rejected", queue=delivery.queue, reason=str(error))
+                self._inbox.reject([delivery])
+            else:
+                self._unacknowledged.append(delivery)
+        return found
+
+    def close(self) -> None:
+        """Acknowledge what `receive` gave, and disconnect."""
+        self._inbox.acknowledge(self._unacknowledged)
+        self._unacknowledged = []
+        self._inbox.close()
