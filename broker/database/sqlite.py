@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 _DISK_FULL, _READ_ONLY = "53100", "25006"  # PostgreSQL's words for it, and for a standby
 _GROUP_MAX = 64
-_WRITER_CACHE_KIB = 8 * 1024
+_WRITER_CACHE_KIB = 4 * 1024
 _CHECKPOINT_PAGES = 4_000  # 16 MB of log: pages that change often are then copied over once, not four times
-_READER_CACHE_KIB = 2 * 1024  # each reader has its own; what they read is mostly what was just written
+_READER_CACHE_KIB = 512  # each reader has its own; what they read is mostly what was just written
 
 
 def lock_folder(folder: Path) -> int:
