@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from uuid import uuid4
 
 import pytest
@@ -94,7 +95,7 @@ def test_a_batch_holds_whole_messages():
         section(0x79, "x"),  # no such section
         b"\x40",  # no section at all
         encode_fields(0x73, ["id"] * 14),  # too many fields
-        section(0x74, [1 == 1]),  # not a map
+        section(0x74, [True]),  # not a map
     ],
 )
 def test_what_is_no_message_is_refused(data):
@@ -111,7 +112,5 @@ def test_what_is_no_batch_is_refused(data):
 @patient
 @given(st.binary(max_size=120))
 def test_any_bytes_are_a_message_or_refused(data):
-    try:
+    with contextlib.suppress(DecodeError):
         content_of(data)
-    except DecodeError:
-        pass

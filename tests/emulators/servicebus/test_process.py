@@ -36,14 +36,24 @@ def program(*arguments):
         process.communicate()
 
 
+@contextlib.contextmanager
+def links(said, queue, to=None):
+    """A sender to the queue, and a receiver from it or from its dead letters."""
+    with (
+        ServiceBusClient.from_connection_string(said["Connection string"], retry_total=0) as client,
+        client.get_queue_sender(queue) as sender,
+        client.get_queue_receiver(to or queue) as receiver,
+    ):
+        yield sender, receiver
+
+
 def test_it_says_where_it_is_and_stops_when_told():
     arguments = ("--no-tls", "--queue", "orders,LockDuration=PT5S,MaxDeliveryCount=3", "--control-port", "0")
     with program(*arguments) as (process, said):
         assert said["Queues"] == "orders"
         assert "control" in said["Ports"]
-        with ServiceBusClient.from_connection_string(said["Connection string"]) as client:
-            with client.get_queue_sender("orders") as sender:
-                sender.send_messages(ServiceBusMessage("x"))
+        with links(said, "orders") as (sender, _):
+            sender.send_messages(ServiceBusMessage("x"))
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
 
@@ -77,26 +87,23 @@ def test_a_command_line_that_makes_no_sense(arguments, word):
 def test_kill_9(tmp_path, kept):
     journal = ("--journal", tmp_path / "journal") if kept else ()
     arguments = ("--no-tls", "--queue", "q,MaxDeliveryCount=2", *journal)
-    with program(*arguments) as (process, said):
-        with ServiceBusClient.from_connection_string(said["Connection string"], retry_total=0) as client:
-            with client.get_queue_sender("q") as sender, client.get_queue_receiver("q") as receiver:
-                sender.send_messages([ServiceBusMessage(f"{n}", application_properties={"n": n}) for n in range(6)])
-                done, dead, later, again, _ = receiver.receive_messages(5, max_wait_time=5)
-                receiver.complete_message(done)
-                receiver.dead_letter_message(dead, reason="why")
-                receiver.defer_message(later)
-                receiver.abandon_message(again)
-                process.send_signal(signal.SIGKILL)
-                process.wait()
+    with program(*arguments) as (process, said), links(said, "q") as (sender, receiver):
+        sender.send_messages([ServiceBusMessage(f"{n}", application_properties={"n": n}) for n in range(6)])
+        done, dead, later, again, _ = receiver.receive_messages(5, max_wait_time=5)
+        receiver.complete_message(done)
+        receiver.dead_letter_message(dead, reason="why")
+        receiver.defer_message(later)
+        receiver.abandon_message(again)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     if kept:
         (tmp_path / "journal").open("ab").write(b'["put","q",7,')  # a line that was cut off
     for _ in range(2):  # what was restored is kept again
         with program(*arguments) as (_, said):
-            with ServiceBusClient.from_connection_string(said["Connection string"], retry_total=0) as client:
-                with client.get_queue_receiver("q") as receiver:
-                    found = {str(each): (each.delivery_count, each.state.name) for each in receiver.peek_messages(10)}
-                with client.get_queue_receiver("q/$DeadLetterQueue") as receiver:
-                    letters = [each.dead_letter_reason for each in receiver.peek_messages(10)]
+            with links(said, "q") as (_, receiver):
+                found = {str(each): (each.delivery_count, each.state.name) for each in receiver.peek_messages(10)}
+            with links(said, "q", "q/$DeadLetterQueue") as (_, receiver):
+                letters = [each.dead_letter_reason for each in receiver.peek_messages(10)]
         if not kept:
             assert found == {}
             return
