@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import assert_never
 
 import msgspec
@@ -19,12 +20,14 @@ from broker.database.connection import Connection
 from broker.dispatcher import SHARDS_PER_STEP, Capacity, Dispatcher
 from broker.domain.lane import Lane
 from broker.leasing import LEASE_SECONDS
+from broker.ledger.checkpoints import CheckpointPlace
 from broker.notifier import Notifier
 from broker.planner import Planner
 from broker.receiving import Receiving
 from broker.recorder import Recorder
 from broker.relay import ROWS_PER_STEP, Relay, ShardPublisher
 from broker.rescuer import Rescuer
+from broker.sealer import SEAL_SECONDS, Sealer
 from broker.uploads import UploadReader
 from broker.wakeups import Topic
 
@@ -46,6 +49,7 @@ class Role(StrEnum):
     CLOSER = "closer"
     ASSEMBLER = "assembler"
     NOTIFIER = "notifier"
+    SEALER = "sealer"
     KEEPER = "keeper"
 
 
@@ -55,7 +59,8 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     `publishers` has one for each lane's bus; `inboxes` opens, for each bus, the events queues on it, given how
     many messages to prefetch; `door_heard_us` says when the lease door last answered, where it is elsewhere;
     `upload_kept_seconds` is how old an upload without a batch must be to be thrown away;
-    without a `jobs_bus` no jobs come over a bus, and the notifier has nobody to tell;
+    without a `jobs_bus` no jobs come over a bus, and the notifier has nobody to tell; `checkpoint_places` are where
+    the sealer publishes, and without any it seals nothing;
     `take_slot` gives a role the name of a stream that no other process writes.
     """
 
@@ -73,6 +78,7 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     upload_kept_seconds: float = 0.0
     door_heard_us: Callable[[Connection], int | None] | None = None
     jobs_bus: JobsBus | None = None
+    checkpoint_places: Sequence[CheckpointPlace] = ()
 
 
 class Roles:
@@ -110,6 +116,8 @@ class Roles:
                 self._start_sending(role)
             case Role.NOTIFIER:
                 self._start_notifier()
+            case Role.SEALER:
+                self._start_sealer()
             case Role.RESCUER | Role.ASSEMBLER | Role.KEEPER:
                 self._start_tidying(role)
             case _:
@@ -183,6 +191,15 @@ class Roles:
             wakeups=front.wakeups,
         )
         self._loop(Role.NOTIFIER, notifier.step, Topic.NOTIFIER)
+
+    def _start_sealer(self) -> None:
+        front, wiring = self._front, self._wiring
+        if wiring.checkpoint_places:
+            sealer = Sealer(
+                database=front.database, places=wiring.checkpoint_places, signer=wiring.signer, clock=front.clock
+            )
+            rest = partial(wiring.stages.stopping.wait, SEAL_SECONDS)
+            wiring.stages.loop(Role.SEALER, sealer.step, rest, wiring.leads(Role.SEALER))
 
     def _start_sending(self, role: Role) -> None:
         front, wiring = self._front, self._wiring

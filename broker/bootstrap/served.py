@@ -30,6 +30,7 @@ from broker.domain.lane import Lane
 from broker.domain.presence import PRESENCE_SECONDS
 from broker.keys import load_or_create_signer
 from broker.leasing import LeaseDoor
+from broker.ledger.checkpoints import CHECKPOINTS, CheckpointFile
 from broker.ledger.partitions import ensure_partitions
 from broker.ledger.prices import import_prices
 from broker.wakeups import Topic, Wakeups
@@ -131,6 +132,7 @@ class Served:
                 upload_kept_seconds=_UPLOAD_KEPT_SECONDS,
                 door_heard_us=lambda connection: workers.beat_us(connection, Role.API),
                 jobs_bus=self._jobs_bus,
+                checkpoint_places=[CheckpointFile(self._terms.data / CHECKPOINTS)],
             )
         )
         for role in Role:

@@ -1,15 +1,17 @@
-"""Recompute the ledger's proof from its rows: leaves, Merkle roots and each stream's chain."""
+"""Recompute the ledger's proof from its rows: leaves, Merkle roots, each stream's chain, and the seals over all."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from operator import attrgetter
 
 import msgspec
-from sqlalchemy import Boolean, Connection, Integer, Table, select, type_coerce
+from sqlalchemy import Connection, Table, select
 
 from broker.ledger.canonical import FIRST_PREVIOUS_HASH, batch_hash, row_leaf
+from broker.ledger.row_values import RowValues
+from broker.ledger.seals import Seals, verify_seals
 from broker.ledger.tables import attempt, cost_entry, job_outcome, ledger_batch, ledger_stream
 from broker.rules.merkle import merkle_root
 
@@ -27,6 +29,7 @@ class Verification(msgspec.Struct, kw_only=True):
     batches: int = 0
     rows: int = 0
     cost_nano_usd: int = 0
+    seals: Seals = Seals()
     faults: list[str] = []
 
 
@@ -52,16 +55,22 @@ class _Batch(msgspec.Struct, frozen=True):
     batch_hash: bytes
 
 
-def verify(connection: Connection) -> Verification:
-    """Check every row against its leaf, every batch against its rows, every stream against its chain.
+def verify(
+    connection: Connection, published: Iterable[str] = (), keys: Collection[bytes] | None = None
+) -> Verification:
+    """Check every row against its leaf, every batch against its rows, every stream against its chain and its seals.
 
-    It finds any row edited, added or removed, and any batch removed but the last ones of a stream; those
-    need a checkpoint kept outside the database.
+    It finds any row edited, added or removed, and any batch removed but the last ones of a stream; those are found
+    where they were sealed. `published` are the notes of checkpoints that were kept outside the database: with them
+    it is found as well where the seals themselves were cut off or made anew. `keys` are the public keys that may have
+    signed checkpoints; all that the database knows as the broker's where none are given.
     """
     found = Verification()
     for stream in connection.execute(select(ledger_stream).order_by(ledger_stream.c.slot)):
         found.streams += 1
         _verify_stream(connection, stream.stream_id, stream.slot, found)
+    found.seals, faults = verify_seals(connection, published, keys)
+    found.faults += faults
     return found
 
 
@@ -128,17 +137,10 @@ def _rows(connection: Connection, table: Table, stream_id: bytes) -> Iterator[_R
     names = list(table.c.keys())
     cost_place = names.index("cost_nano_usd") if "cost_nano_usd" in names else None
     seq_place = names.index("seq")
-    flags = [place for place, column in enumerate(table.c) if isinstance(column.type, Boolean)]
-    # SQLite keeps flags as integers, and its driver takes any but 0 for true; the ledger does not.
-    kept = connection.dialect.name == "sqlite"
-    columns = [
-        type_coerce(column, Integer) if kept and place in flags else column for place, column in enumerate(table.c)
-    ]
-    query = select(*columns).where(table.c.stream_id == stream_id).order_by(table.c.seq)
+    reader = RowValues(connection, table)
+    query = select(*reader.columns).where(table.c.stream_id == stream_id).order_by(table.c.seq)
     for row in connection.execute(query.execution_options(yield_per=_ROWS_TOGETHER)):
-        values = list(row)
-        for place in flags if kept else ():
-            values[place] = {0: False, 1: True}.get(values[place], values[place])
+        values = reader.of(row)
         leaf = row_leaf(str(table.name), values[:-1])
         cost = values[cost_place] if cost_place is not None else 0
         yield _Row(values[seq_place], str(table.name), leaf, leaf == values[-1], cost)
