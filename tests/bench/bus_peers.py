@@ -58,11 +58,11 @@ def run_celery(name: str, body: str) -> None:
 
 
 def main(peer: str, count: int) -> None:
-    """Publish so many jobs, one after another."""
+    """Publish so many jobs, one after another, and stay."""
     send = run_dramatiq.send if peer == "dramatiq" else run_celery.delay
     for number in range(count):
         send(f"job-{number}", request_body(number).decode())
-    dramatiq_broker.close()  # else what lies in its buffer goes with the process
+    threading.Event().wait()  # until it is stopped: what lies in its buffers would go with it
 
 
 if __name__ == "__main__":

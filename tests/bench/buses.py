@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,7 +30,7 @@ from tests.services.process import PrivateServer, free_port
 __all__ = ["measure"]
 
 _JOBS = 200_000
-_PEER_JOBS = 20_000
+_PEER_JOBS = 10_000
 _IDLE_JOBS = 300
 _IDLE_WARM_UP = 30
 _RUN_SECONDS = 600.0
@@ -103,8 +104,10 @@ def measure(build: Path) -> dict[str, float]:
             with _stand(folder / name, bus, bus.url + query) as stand:
                 idle[name] = _measure_idle(stand.client)
                 figures[name] = _measure_batch(stand, source, jobs_count)
+                _say(name, figures[name])
         for peer in ("dramatiq", "celery"):
             figures[peer] = _measure_peer(folder, peer, rabbit)
+            _say(peer, figures[peer])
     _print(figures, idle, jobs_count)
     best = max(figures["dramatiq"].jobs_per_s, figures["celery"].jobs_per_s)
     return {
@@ -239,6 +242,10 @@ def _count(database_url: str, table: str) -> int:
     with psycopg.connect(database_url) as connection:
         found = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
     return found[0] if found else 0
+
+
+def _say(name: str, found: Figures) -> None:
+    sys.stderr.write(f"{name}: {found.jobs_per_s:,.0f} jobs/s\n")
 
 
 def _pid(server: PrivateServer) -> int:
