@@ -21,9 +21,12 @@ __all__ = [
     "public_key",
     "read_signer",
     "read_trusted",
+    "read_trusted_bytes",
     "trust_text",
     "write_secret_once",
 ]
+
+_KEY_BYTES = 32
 
 
 def load_or_create_signer(folder: Path, name: str) -> tuple[Signer, Ed25519PrivateKey]:
@@ -55,16 +58,24 @@ def trust_text(keys: Iterable[tuple[str, bytes]]) -> str:
 
 def read_trusted(path: Path) -> KeyRing:
     """The broker's public keys in this file, which a worker takes orders from. Raises BrokerError."""
+    keys = read_trusted_bytes(path)
+    return KeyRing({key_id: public_key(KeyRole.BROKER, "broker", raw) for key_id, raw in keys.items()})
+
+
+def read_trusted_bytes(path: Path) -> dict[str, bytes]:
+    """The same keys as their 32 bytes each, by id. Raises BrokerError."""
     try:
         pairs = [line.split() for line in path.read_text().splitlines() if line.strip()]
-        keys = {key_id: public_key(KeyRole.BROKER, "broker", bytes.fromhex(raw)) for key_id, raw in pairs}
+        keys = {key_id: bytes.fromhex(raw) for key_id, raw in pairs}
+        if any(len(raw) != _KEY_BYTES for raw in keys.values()):
+            raise ValueError("a key of another length")
     except OSError as error:
         raise BrokerError(f"can't read the broker's public keys {path}: {error.strerror}") from None
     except ValueError:
         raise BrokerError(f"{path} holds no public keys: each line is a key's id and 64 hexadecimal digits") from None
     if not keys:
         raise BrokerError(f"{path} is empty: `broker keys lane create` writes it")
-    return KeyRing(keys)
+    return keys
 
 
 def public_key(role: KeyRole, owner: str, raw: bytes) -> PublicKey:

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, TypeVar
 
 import typer
 
 from broker.batch_run import TENANT
-from broker.cli.options import DataOption, FormatOption, read_settings
-from broker.cli.printing import OutputFormat, dollars, print_rows, say
+from broker.bootstrap.embedded import DATABASE_FILE, open_database
+from broker.bootstrap.roles import Role
+from broker.bootstrap.stored_keys import remember_signer
+from broker.bus.envelope import KeyRole
+from broker.cli.options import DatabaseOption, DataOption, FormatOption, read_settings
+from broker.cli.printing import OutputFormat, dollars, print_json, print_rows, say
+from broker.clock import utc_now_us
+from broker.database.connection import Connection
+from broker.database.leadership import Leadership
+from broker.database.postgres import open_postgres
+from broker.database.sqlite import lock_folder
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.ids import parse_id
+from broker.keys import load_or_create_signer, read_trusted_bytes
+from broker.ledger.checkpoints import CHECKPOINTS, CheckpointFile
+from broker.ledger.proving import prove_job
 from broker.ledger.questions import GROUP_KEYS, Filters, summary
-from broker.ledger.verifying import verify
+from broker.ledger.verifying import Verification, verify
+from broker.logs import log_to_stderr
 from broker.reading import open_reader
+from broker.sealer import SEAL_SECONDS, Sealer
+from broker.settings import Settings
 
 __all__ = ["app"]
+
+T = TypeVar("T")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="What it cost, how long it took, where it ran.")
 
@@ -48,17 +69,96 @@ def show_summary(
 
 
 @app.command("verify")
-def show_verification(data: DataOption = None) -> None:
-    """Recompute every row's hash and every stream's chain; exit code 1 if anything is not as it was written."""
-    with open_reader(read_settings(data).data) as connection:
-        found = verify(connection)
+def show_verification(
+    data: DataOption = None,
+    database_url: DatabaseOption = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option("--checkpoints", help="Published checkpoints [the data folder's checkpoints.jsonl].")
+    ] = None,
+    trusted: Annotated[
+        Path | None, typer.Option("--trusted", help="The broker's public keys, instead of those the database names.")
+    ] = None,
+) -> None:
+    """Recompute every row's hash, each stream's chain and all seals; exit code 1 if one is not as it was written."""
+    settings = read_settings(data)
+    if checkpoints and not checkpoints.exists():
+        raise UsageError(f"there is no file {checkpoints}")
+    file = CheckpointFile(checkpoints or settings.data / CHECKPOINTS)
+    notes = list(file.notes())  # before the database is read, which had each of them earlier than the file
+    keys = list(read_trusted_bytes(trusted).values()) if trusted else None
+    found = _read(settings, database_url, lambda connection: verify(connection, notes, keys))
     size = f"{found.rows:,} rows in {found.batches:,} batches of {found.streams} streams"
     say(f"{size}, {dollars(found.cost_nano_usd)} in all.")
+    _say_seals(found)
     for fault in found.faults:
         say(f"FAULT  {fault}")
     if found.faults:
         raise BrokerError(f"the ledger is not as it was written: {len(found.faults)} faults")
     say("Every row is as it was written.")
+
+
+@app.command("prove")
+def prove(
+    job: Annotated[str, typer.Option("--job", help="A job that has ended.")],
+    data: DataOption = None,
+    database_url: DatabaseOption = None,
+) -> None:
+    """Print one job's proof as JSON: its rows, and the way from each to a signed checkpoint."""
+    try:
+        job_id = parse_id("job", job)
+    except ValueError as error:
+        raise UsageError(f"--job: {error}") from None
+    print_json(_read(read_settings(data), database_url, lambda connection: prove_job(connection, job_id)))
+
+
+@app.command("seal")
+def seal(data: DataOption = None, database_url: DatabaseOption = None) -> None:
+    """Seal what the ledger holds now, where no broker is at work that does."""
+    settings = read_settings(data)
+    log_to_stderr("warning")
+    url = database_url or settings.database_url
+    if not url and not (settings.data / DATABASE_FILE).exists():
+        raise BrokerError(f"{settings.data} holds no ledger yet: run a batch first, or name its folder with --data")
+    with ExitStack() as stack:
+        if url:
+            leadership = Leadership(url, Role.SEALER)
+            stack.callback(leadership.close)
+            if not leadership.is_leader():
+                raise BrokerError(f"a sealer is at work on this database: it seals every {SEAL_SECONDS:g} seconds")
+        else:
+            stack.callback(os.close, lock_folder(settings.data))
+        database = open_postgres(url, name="broker ledger") if url else open_database(settings.data)
+        stack.callback(database.close)
+        keys = settings.data / "keys"
+        load_or_create_signer(keys, "broker")
+        signer = remember_signer(database, keys / "broker.key", KeyRole.BROKER, "broker", utc_now_us)
+        file = CheckpointFile(settings.data / CHECKPOINTS)
+        sealer = Sealer(database=database, places=[file], signer=signer, clock=utc_now_us)
+        while sealer.step():
+            pass
+        last = file.last()
+    say(f"{last.tree_size:,} batches are sealed." if last else "There is nothing to seal yet.")
+
+
+def _say_seals(found: Verification) -> None:
+    if found.seals.sealed_us is None:
+        return
+    last = datetime.fromtimestamp(found.seals.sealed_us // 1_000_000, UTC)
+    size = f"{found.seals.batches:,} of these batches are sealed, by {found.seals.checkpoints:,} checkpoints"
+    say(f"{size}, the last of {last:%Y-%m-%d %H:%M:%S}Z; {found.seals.published:,} of them published.")
+
+
+def _read(settings: Settings, database_url: str | None, work: Callable[[Connection], T]) -> T:
+    """What `work` finds in PostgreSQL where its URL is given, else in the data folder."""
+    url = database_url or settings.database_url
+    if not url:
+        with open_reader(settings.data) as connection:
+            return work(connection)
+    database = open_postgres(url, name="broker ledger")
+    try:
+        return database.read(work)
+    finally:
+        database.close()
 
 
 def _batch_id(text: str | None) -> bytes | None:
