@@ -23,7 +23,7 @@ demo: $(VENV)/.demo ## Run the main job on a small real language model, here, an
 	$(DEMO)
 
 test: $(VENV)/.dev ## Run the unit, architecture, database and flow tests (under 3 minutes)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(wildcard tests/unit tests/architecture tests/migration tests/postgres tests/emulators tests/flow)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(wildcard tests/unit tests/architecture tests/migration tests/postgres tests/flow)
 
 unit: $(VENV)/.dev ## Run the unit tests alone (about ten seconds)
 	$(BIN)/python -m pytest -n 2 tests/unit
@@ -31,8 +31,8 @@ unit: $(VENV)/.dev ## Run the unit tests alone (about ten seconds)
 simulation: $(VENV)/.dev ## Replay placement on real-shaped workloads beside its bound (minutes)
 	$(BIN)/python -m pytest -n 2 tests/simulation
 
-contract: $(VENV)/.dev ## Run each port's contract on all its drivers, against real services
-	$(BIN)/python -m pytest tests/contract
+contract: $(VENV)/.dev ## Run each port's contract on all its drivers, and the emulators' tests, against real services
+	$(BIN)/python -m pytest tests/contract tests/emulators
 
 faults: $(VENV)/.dev $(VENV)/.demo ## Kill it, fill its disk, set its clock, break its engines: nothing may be lost (minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/faults

@@ -66,7 +66,7 @@ def test_an_upload_is_found_wherever_its_folder_is_named_from(make_world, tmp_pa
     _uploaded(world, tmp_path / "uploads", a_line() + b"\n")
     (tmp_path / "uploads").rename(tmp_path / "moved")
     reader = UploadReader(world.database, tmp_path / "moved", world.intake.read_batch, lambda: False)
-    reader.sweep()
+    reader.sweep(0)
     assert reader.step()
     assert [span.jobs_count for span in world.waiting()] == [1]
 
