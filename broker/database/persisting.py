@@ -24,7 +24,7 @@ _RETRYABLE_CLASSES = ("08", "57P")  # connection exceptions; shutdowns, restarts
 _UNIQUE_VIOLATION, _CHECK_VIOLATION = "23505", "23514"
 _FIRST_PAUSE_SECONDS, _PAUSE_SECONDS_MAX = 0.01, 1.0
 
-_DECIDED_ELSEWHERE = ("job_outcome", "idempotency", "ledger_batch", "attempt", "cost_entry", "work_group")
+_DECIDED_ELSEWHERE = ("job_outcome", "idempotency", "ledger_batch", "attempt", "cost_entry", "work_group", "reply")
 """Where a row of this key means that someone else was faster: the work, run again, sees it."""
 
 

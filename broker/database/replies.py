@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 from sqlalchemy import Connection, delete, select, tuple_
-from sqlalchemy.dialects import postgresql, sqlite
 
+from broker.database.connection import bulk_insert
 from broker.database.tables import reply
 
 __all__ = ["AskedReply", "any_waiting", "ask", "forget"]
@@ -16,7 +16,7 @@ _ROWS_TOGETHER = 500
 
 
 class AskedReply(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of `reply`; `job_id` is None where there is no job, and `error_code` and `message` say why."""
+    """A row of `reply`, in its order. `job_id` is None where there is no job; `error_code` and `message` say why."""
 
     message_digest: bytes
     place: int
@@ -29,11 +29,12 @@ class AskedReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def ask(connection: Connection, asked: Sequence[AskedReply]) -> None:
-    """Keep what is to be told; what is kept already stays."""
-    if not asked:
-        return
-    kind = postgresql if connection.dialect.name == "postgresql" else sqlite
-    connection.execute(kind.insert(reply).on_conflict_do_nothing(), [msgspec.structs.asdict(one) for one in asked])
+    """Keep what is to be told; what is kept already stays. Of two at once, the later runs again."""
+    digests = {one.message_digest for one in asked}
+    rows = connection.execute(select(reply.c.message_digest, reply.c.place).where(reply.c.message_digest.in_(digests)))
+    known = {(bytes(row.message_digest), row.place) for row in rows}
+    astuple = msgspec.structs.astuple
+    bulk_insert(connection, reply, [astuple(one) for one in asked if (one.message_digest, one.place) not in known])
 
 
 def forget(connection: Connection, told: Sequence[AskedReply]) -> None:

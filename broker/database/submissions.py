@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, select
+from sqlalchemy import ARRAY, Connection, Select, Text, cast, func, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 
 from broker.database import jobs
@@ -19,6 +20,7 @@ from broker.rules.grouping import bucket_deadline_us
 __all__ = ["Known", "Original", "ensure_tenant", "insert", "known_keys", "original", "remember_keys"]
 
 _DEADLINES_TOGETHER_US = 100_000
+_KEYS_TOGETHER = 500
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -83,14 +85,23 @@ def insert(connection: Connection, tenant_id: str, singles: Sequence[SingleJob],
 def known_keys(connection: Connection, tenant_id: str, keys: Sequence[str]) -> dict[str, Known]:
     """What these keys stand for, of those that were used before."""
     found: dict[str, Known] = {}
-    for start in range(0, len(keys), 500):
-        rows = connection.execute(
-            select(idempotency).where(
-                idempotency.c.tenant_id == tenant_id, idempotency.c.idempotency_key.in_(keys[start : start + 500])
-            )
-        )
+    for start in range(0, len(keys), _KEYS_TOGETHER):
+        lookup = _lookup_each if connection.dialect.name == "postgresql" else _lookup
+        rows = connection.execute(lookup(tenant_id, keys[start : start + _KEYS_TOGETHER]))
         found |= {row.idempotency_key: Known(row.job_id, row.fingerprint) for row in rows}
     return found
+
+
+def _lookup(tenant_id: str, keys: Sequence[str]) -> Select[Any]:
+    return select(idempotency).where(idempotency.c.tenant_id == tenant_id, idempotency.c.idempotency_key.in_(keys))
+
+
+def _lookup_each(tenant_id: str, keys: Sequence[str]) -> Select[Any]:
+    """One look into the index for each key: a planner without fresh statistics would read all of the tenant's."""
+    asked = func.unnest(cast(list(keys), ARRAY(Text))).table_valued("key").render_derived(name="asked")
+    of_key = (idempotency.c.tenant_id == tenant_id, idempotency.c.idempotency_key == asked.c.key)
+    found = select(idempotency).where(*of_key).limit(1).lateral("found")
+    return select(found).select_from(asked).join(found, true())
 
 
 def remember_keys(connection: Connection, tenant_id: str, keys: dict[str, Known], now_us: int) -> None:
