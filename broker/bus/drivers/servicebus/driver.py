@@ -1,0 +1,291 @@
+"""The driver: one queue's sender, receiver and held messages at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+
+from azure.core.exceptions import ResourceExistsError
+from azure.servicebus import ServiceBusReceivedMessage, ServiceBusReceiveMode, ServiceBusReceiver, ServiceBusSender
+from azure.servicebus.amqp import AmqpMessageBodyType
+from azure.servicebus.exceptions import MessageAlreadySettled, MessageLockLostError
+
+from broker.bus.driver import BusUnavailable, Lease, MessageRefused, MessageTooLarge, PublishError, QueueMissing
+from broker.bus.drivers.servicebus.sdk import ServiceBusOptions, batches, open_clients, translated
+from broker.bus.drivers.servicebus.turns import Turns
+
+__all__ = ["ServiceBusDriver"]
+
+SLICE_SECONDS = 0.2  # how long a receive keeps the settlements of its queue waiting
+POLL_SECONDS = 0.02
+MAX_DELIVERY_COUNT = 2_000
+
+
+class _Station:
+    """What one queue needs: a sender and a receiver, each with its turns, and the messages held."""
+
+    def __init__(self) -> None:
+        self.sending = Turns()
+        self.receiving = Turns()
+        self.sender: ServiceBusSender | None = None
+        self.receiver: ServiceBusReceiver | None = None
+        self.held: dict[Hashable, ServiceBusReceivedMessage] = {}
+        self.plenty = False  # the last receive was filled, so that the next may ask for many
+
+
+class ServiceBusDriver:
+    """One connection per queue and direction, which is how the SDK works; keeps every promise of `LaneDriver`.
+
+    The SDK's links aren't thread-safe, so calls at one queue take turns, but two queues don't wait for each other.
+    A delay of a release isn't known to the service: the message comes again when its lock ends.
+    """
+
+    max_receive = 200
+    max_publish = 1_000
+    threadsafe = True
+    native_dead_letter = True
+    settles_locally = False
+
+    def __init__(self, host: str, key: tuple[str, str] | None, options: ServiceBusOptions) -> None:
+        self.lease_seconds = options.lease_seconds
+        self.max_message_bytes = options.max_message_bytes
+        self._options = options
+        self._client, self._admin = open_clients(host, key, options)
+        self._lock = threading.Lock()
+        self._stations: dict[str, _Station] = {}
+        self._known: set[str] = set()
+        self._wakes = 0
+        self._closed = False
+
+    # Queues.
+
+    def ensure(self, queue: str) -> None:
+        if queue in self._known:
+            return
+        with translated(queue):
+            if self._options.create:
+                self._create(queue)
+            else:
+                station = self._station(queue)
+                with station.receiving.take(urgent=True):
+                    self._receiver(queue, station)
+        self._known.add(queue)
+
+    def _create(self, queue: str) -> None:
+        with suppress(ResourceExistsError):
+            self._admin.create_queue(
+                queue, lock_duration=timedelta(seconds=self.lease_seconds), max_delivery_count=MAX_DELIVERY_COUNT
+            )
+
+    def size(self, queue: str) -> int | None:
+        try:
+            with translated(queue):
+                counts = self._admin.get_queue_runtime_properties(queue)
+        except PermissionError:
+            return None  # counting needs the right to manage the namespace
+        # The service counts locked messages as active; of others' locks nobody tells us.
+        return max((counts.active_message_count or 0) - len(self._station(queue).held), 0)
+
+    def purge(self, queue: str) -> int:
+        count = 0
+        mode = ServiceBusReceiveMode.RECEIVE_AND_DELETE
+        with translated(queue), self._client.get_queue_receiver(queue, receive_mode=mode) as receiver:
+            while dropped := receiver.receive_messages(self.max_receive, max_wait_time=0.5):
+                count += len(dropped)
+        return count
+
+    def delete(self, queue: str) -> None:
+        self._known.discard(queue)
+        with suppress(QueueMissing), translated(queue):
+            self._admin.delete_queue(queue)
+
+    # Publishing.
+
+    def publish(self, queue: str, items: Sequence[bytes]) -> None:
+        station = self._station(queue)
+        errors: dict[int, Exception] = {}
+        with station.sending.take(urgent=True):
+            try:
+                with translated(queue):
+                    if station.sender is None:
+                        station.sender = self._client.get_queue_sender(queue)
+                    sender = station.sender
+                    parcels = list(batches(sender, items))
+            except BusUnavailable:
+                self._drop_sender(queue, station)
+                raise
+            lost: Exception | None = None
+            for indices, batch in parcels:
+                try:
+                    if lost is None:
+                        with translated(queue):
+                            sender.send_messages(batch, timeout=self._options.confirm_seconds)
+                        continue
+                except BusUnavailable as error:
+                    lost = error
+                    self._drop_sender(queue, station)
+                except (MessageRefused, MessageTooLarge) as error:
+                    errors.update(dict.fromkeys(indices, error))
+                    continue
+                errors.update(dict.fromkeys(indices, lost))
+        if lost is not None and len(errors) == len(items):
+            raise lost
+        if errors:
+            raise PublishError(errors)
+
+    def _drop_sender(self, queue: str, station: _Station) -> None:
+        self._known.discard(queue)
+        sender, station.sender = station.sender, None
+        if sender is not None:
+            with suppress(Exception):  # it is broken; there is nothing left to do about it
+                sender.close()
+
+    # Receiving.
+
+    def receive(self, queue: str, count: int, wait_seconds: float) -> list[Lease]:
+        station = self._station(queue)
+        deadline = time.monotonic() + wait_seconds
+        wakes = self._wakes
+        while True:
+            left = max(deadline - time.monotonic(), POLL_SECONDS)
+            with station.receiving.take(urgent=False):
+                leases = self._receive_some(queue, station, count, min(left, SLICE_SECONDS))
+            if leases or time.monotonic() >= deadline or self._wakes != wakes or self._closed:
+                return leases
+
+    def _receive_some(self, queue: str, station: _Station, count: int, wait_seconds: float) -> list[Lease]:
+        """One message as soon as it is there; many only where the last call found plenty.
+
+        The SDK waits a fifth of a second for more whenever it was asked for more than came.
+        """
+        asked = count if station.plenty else 1
+        wait_seconds = POLL_SECONDS if station.plenty else wait_seconds
+        try:
+            with translated(queue):
+                receiver = self._receiver(queue, station)
+                messages = receiver.receive_messages(asked, max_wait_time=wait_seconds)
+        except BusUnavailable as error:
+            self._known.discard(queue)
+            station.plenty = False
+            if isinstance(error, QueueMissing) or isinstance(error.__cause__, ValueError):
+                self._drop_receiver(station)  # the SDK brings back the rest by itself, locks and all
+            raise
+        station.plenty = len(messages) == asked
+        return [self._hold(queue, station, message) for message in messages]
+
+    def _hold(self, queue: str, station: _Station, message: ServiceBusReceivedMessage) -> Lease:
+        handle = str(message.lock_token)
+        station.held[handle] = message
+        raw = message.body_type is AmqpMessageBodyType.DATA
+        data = b"".join(message.body) if raw else str(message.body).encode()
+        return Lease(queue, handle, data, (message.delivery_count or 0) + 1)
+
+    def _receiver(self, queue: str, station: _Station) -> ServiceBusReceiver:
+        if self._closed:
+            raise BusUnavailable("this connection to Service Bus is closed")
+        if station.receiver is None:
+            receiver = self._client.get_queue_receiver(queue)
+            receiver.__enter__()  # opens the link, so that a missing queue shows here
+            station.receiver = receiver
+        return station.receiver
+
+    def _drop_receiver(self, station: _Station) -> None:
+        receiver, station.receiver = station.receiver, None
+        if receiver is not None:
+            with suppress(Exception):  # it is broken or no longer wanted
+                receiver.close()
+
+    # Settling.
+
+    def ack(self, queue: str, handles: Sequence[Hashable]) -> dict[Hashable, Exception]:
+        return self._settle(queue, handles, lambda receiver, message: receiver.complete_message(message))
+
+    def release(self, queue: str, handles: Sequence[Hashable], delay_seconds: float) -> None:
+        if delay_seconds > 0:
+            for handle in handles:
+                self._station(queue).held.pop(handle, None)
+            return
+        self._settle(queue, handles, lambda receiver, message: receiver.abandon_message(message))
+
+    def dead_letter(self, queue: str, leases: Sequence[Lease], reason: str) -> None:
+        def bury(receiver: ServiceBusReceiver, message: ServiceBusReceivedMessage) -> None:
+            receiver.dead_letter_message(message, reason=reason, error_description=reason)
+
+        self._settle(queue, [lease.handle for lease in leases], bury)
+
+    def _settle(
+        self,
+        queue: str,
+        handles: Sequence[Hashable],
+        act: Callable[[ServiceBusReceiver, ServiceBusReceivedMessage], object],
+    ) -> dict[Hashable, Exception]:
+        """Settle each; those lost are answered. What the bus didn't hear of stays held, for another try."""
+        station = self._station(queue)
+        lost: dict[Hashable, Exception] = {}
+        with station.receiving.take(urgent=True):
+            for handle in handles:
+                message = station.held.get(handle)
+                if message is None:
+                    continue  # settled before
+                try:
+                    with translated(queue):
+                        act(self._receiver(queue, station), message)
+                except (MessageLockLostError, MessageAlreadySettled) as error:
+                    lost[handle] = error
+                except QueueMissing as error:
+                    lost[handle] = error
+                del station.held[handle]
+        return lost
+
+    def extend(self, queue: str, handles: Sequence[Hashable], seconds: float) -> dict[Hashable, Exception]:
+        station = self._station(queue)
+        lost: dict[Hashable, Exception] = {}
+        for handle in handles:
+            with station.receiving.take(urgent=True):
+                message = station.held.get(handle)
+                if message is None:
+                    continue  # settled meanwhile
+                try:
+                    with translated(queue):
+                        self._receiver(queue, station).renew_message_lock(message)
+                except (MessageLockLostError, MessageAlreadySettled, QueueMissing) as error:
+                    lost[handle] = error
+        return lost
+
+    # The end.
+
+    def wake(self) -> None:
+        self._wakes += 1
+
+    def close(self) -> None:
+        with self._lock:
+            closed, self._closed = self._closed, True
+            stations = list(self._stations.items())
+        if closed:
+            return
+        closing = [threading.Thread(target=self._close_station, args=each, daemon=True) for each in stations]
+        for thread in closing:
+            thread.start()  # each takes the SDK up to a second
+        for thread in closing:
+            thread.join()
+        self._client.close()
+        self._admin.close()
+
+    def _close_station(self, queue: str, station: _Station) -> None:
+        with station.receiving.take(urgent=True), station.sending.take(urgent=True):
+            for message in station.held.values():
+                with suppress(Exception):  # its lock ends by itself
+                    if station.receiver is not None:
+                        station.receiver.abandon_message(message)
+            station.held.clear()
+            self._drop_receiver(station)
+            self._drop_sender(queue, station)
+
+    def _station(self, queue: str) -> _Station:
+        with self._lock:
+            if self._closed:
+                raise BusUnavailable("this connection to Service Bus is closed")
+            return self._stations.setdefault(queue, _Station())
