@@ -23,7 +23,10 @@ __all__ = [
     "transport_options_for",
 ]
 
-LANE_TRANSPORTS = {"lanemem": "broker.bus.drivers.memory:MemoryLaneTransport"}
+LANE_TRANSPORTS = {
+    "laneasb": "broker.bus.drivers.servicebus:ServiceBusLaneTransport",
+    "lanemem": "broker.bus.drivers.memory:MemoryLaneTransport",
+}
 """Our own URL schemes; kombu imports the module only when the scheme is used, and with it the cloud's SDK."""
 
 _OVER_STOCK = {
