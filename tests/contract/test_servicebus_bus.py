@@ -90,7 +90,7 @@ def server():
 
 
 class PatientBus(Bus):
-    """The SDK takes half a second to open a link, which some cases don't grant: here a tap is there when its link is."""
+    """The SDK takes half a second to open a link, more than some cases grant: a tap waits for it."""
 
     def tap(self, queue, *arguments, **options):
         tap = super().tap(queue, *arguments, **options)
@@ -222,6 +222,7 @@ def test_a_settlement_whose_answer_is_lost_is_carried_out_once(driver, server, q
 
 
 def test_locks_outlive_the_connection(driver, server, queue):
+    server.call(lambda service: service.namespace.update(0, queue, QueueDescription(lock_duration_ms=10_000)))
     driver.publish(queue, [b"1", b"2"])
     leases = driver.receive(queue, 1, 5) + driver.receive(queue, 1, 5)
     server.drop_connections()

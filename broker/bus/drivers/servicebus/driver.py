@@ -21,6 +21,7 @@ __all__ = ["ServiceBusDriver"]
 
 SLICE_SECONDS = 0.2  # how long a receive keeps the settlements of its queue waiting
 POLL_SECONDS = 0.02
+READ_SECONDS = 0.05  # how long the SDK waits for more once it has read what was there
 MAX_DELIVERY_COUNT = 2_000
 
 
@@ -159,7 +160,7 @@ class ServiceBusDriver:
     def _receive_some(self, queue: str, station: _Station, count: int, wait_seconds: float) -> list[Lease]:
         """One message as soon as it is there; many only where the last call found plenty.
 
-        The SDK waits a fifth of a second for more whenever it was asked for more than came.
+        The SDK waits for more whenever it was asked for more than came.
         """
         asked = count if station.plenty else 1
         wait_seconds = POLL_SECONDS if station.plenty else wait_seconds
@@ -187,7 +188,7 @@ class ServiceBusDriver:
         if self._closed:
             raise BusUnavailable("this connection to Service Bus is closed")
         if station.receiver is None:
-            receiver = self._client.get_queue_receiver(queue)
+            receiver = self._client.get_queue_receiver(queue, socket_timeout=READ_SECONDS)
             receiver.__enter__()  # opens the link, so that a missing queue shows here
             station.receiver = receiver
         return station.receiver

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError, ResourceNotFoundError
 from azure.core.pipeline.transport import RequestsTransport
-from azure.servicebus import ServiceBusClient, ServiceBusMessage, ServiceBusSender
+from azure.servicebus import ServiceBusClient, ServiceBusMessage, ServiceBusSender, TransportType
 from azure.servicebus.exceptions import (
     MessageAlreadySettled,
     MessageLockLostError,
@@ -105,7 +105,8 @@ def open_clients(
     if options.ca_file is not None:
         quick["connection_verify"] = admin["connection_verify"] = options.ca_file
     if options.endpoint is not None:
-        quick["custom_endpoint_address"] = options.endpoint
+        # With an endpoint the SDK would choose WebSockets.
+        quick.update(custom_endpoint_address=options.endpoint, transport_type=TransportType.Amqp)
     if options.emulator:
         admin["transport"] = _PlainHttp()
     if key is None:
