@@ -125,6 +125,10 @@ def test_a_job_that_was_taken_in_stays_so_when_its_message_comes_again_too_late(
     assert next(row.message for row in _asked(bus) if row.reply_to == "replies.late").startswith("deadline is ")
 
 
+def _with_another_last_byte(sealed):
+    return sealed[:-1] + bytes([sealed[-1] ^ 1])
+
+
 def _foreign(bus):
     reply = JobReply("k", None, "refused")
     good = [a_request()]
@@ -137,7 +141,7 @@ def _foreign(bus):
         "no jobs inside": bus.producer.seal(Kind.JOBS, "broker", reply, now_us=NOW_US, valid_us=SECOND_US),
         "for somebody else": bus.sealed(good, audience="lane-a"),
         "expired": bus.sealed(good, valid_seconds=-1),
-        "changed": bus.sealed(good)[:-1] + b"\0",
+        "changed": _with_another_last_byte(bus.sealed(good)),
         "a queue of others": bus.sealed(good, reply_to="lane.lane-a.shards"),
         "a strange queue": bus.sealed(good, reply_to="replies.a b"),
         "no queue": bus.sealed(good, reply_to="replies."),
