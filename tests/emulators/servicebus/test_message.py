@@ -109,6 +109,25 @@ def test_what_is_no_batch_is_refused(data):
         batch_of(data)
 
 
+odd = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.text(max_size=4),
+    st.binary(max_size=4),
+    st.integers(0, (1 << 32) - 1).map(UInt),
+    st.just([]),
+    st.just({}),
+)
+
+
+@patient
+@given(st.lists(odd, max_size=6), st.lists(odd, max_size=13), st.dictionaries(st.text(max_size=3), odd, max_size=3))
+def test_fields_of_any_type_are_taken_or_refused(header, properties, application):
+    data = encode_fields(0x70, header) + encode_fields(0x73, properties) + section(0x74, application)
+    with contextlib.suppress(DecodeError):
+        render(content_of(data + section(0x75, b"x")), 0, {}, {})
+
+
 @patient
 @given(st.binary(max_size=120))
 def test_any_bytes_are_a_message_or_refused(data):

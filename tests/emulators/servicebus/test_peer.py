@@ -245,6 +245,7 @@ def test_mistakes_end_the_session_and_not_the_connection(open_door, mistake, con
         (b"\x00\x10\x00\x00\x02\x00\x00\x00", "amqp:decode-error"),
         (b"\x00\x00\x00\x0a\x02\x00\x00\x00\x00\x3f", "amqp:decode-error"),
         (encode_frame(Begin(None, UInt(0), UInt(1), UInt(1)), 5_000), "amqp:connection:framing-error"),
+        (encode_frame(Attach("x", "no handle", True)), "amqp:internal-error"),
     ],
 )
 def test_worse_mistakes_end_the_connection(open_door, data, condition):

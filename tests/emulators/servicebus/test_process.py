@@ -1,11 +1,9 @@
-"""The emulator as a program: its command line, `kill -9` with and without a journal, and Microsoft's Node client."""
+"""The emulator as a program: its command line, and `kill -9` with and without a journal."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +13,6 @@ import pytest
 from azure.servicebus import ServiceBusClient, ServiceBusMessage
 
 ROOT = Path(__file__).parents[3]
-NODE_MODULES = os.environ.get("BROKER_TEST_NODE_MODULES", "")
 
 
 @contextlib.contextmanager
@@ -109,19 +106,3 @@ def test_kill_9(tmp_path, kept):
             return
         assert letters == ["why"]
         assert found == {"2": (0, "DEFERRED"), "3": (1, "ACTIVE"), "4": (0, "ACTIVE"), "5": (0, "ACTIVE")}
-
-
-def test_microsofts_node_client(tmp_path):
-    """Set BROKER_TEST_NODE_MODULES to a node_modules folder that holds @azure/service-bus."""
-    node = shutil.which("node")
-    if node is None or not (Path(NODE_MODULES) / "@azure" / "service-bus").is_dir():
-        pytest.skip("no node, or no @azure/service-bus in BROKER_TEST_NODE_MODULES")
-    with program("--tls-folder", tmp_path) as (_, said):
-        script = tmp_path / "story.js"
-        script.write_text((Path(__file__).parent / "node_story.js").read_text())
-        (tmp_path / "node_modules").symlink_to(NODE_MODULES)
-        trust = {**os.environ, "NODE_EXTRA_CA_CERTS": str(tmp_path / "cert.pem")}
-        command = [node, str(script), said["Connection string"]]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=trust, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == ["administration", "send", "settle", "schedule", "dead", "large", "subscribe"]
