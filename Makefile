@@ -13,7 +13,7 @@ PACKAGE := $(PIP_INSTALL) --no-deps --no-index --no-build-isolation --editable .
 DEMO = $(BIN)/broker batch run examples/prompts.jsonl --data demo/data --output demo/output.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit simulation contract faults bench lint lock clean
+.PHONY: help demo clouds test unit simulation contract faults bench lint lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ help: ## Show this list
 demo: $(VENV)/.demo ## Run the main job on a small real language model, here, and show what it cost
 	@mkdir -p demo
 	$(DEMO)
+
+clouds: $(VENV)/.dev $(VENV)/.demo ## Run one batch over Pub/Sub, Service Bus and OCI Queue at once, on their emulators, here
+	$(BIN)/python -m infra.clouds
 
 test: $(VENV)/.dev ## Run the unit, architecture, database and flow tests (under 3 minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(wildcard tests/unit tests/architecture tests/migration tests/postgres tests/flow)
@@ -53,7 +56,7 @@ COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-ha
 
 lock: ## Rewrite the lock files from pyproject.toml (needs uv)
 	@command -v uv > /dev/null || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
-	$(COMPILE) pyproject.toml --extra dev --group build --output-file requirements-dev.lock
+	$(COMPILE) pyproject.toml --extra dev --extra oci --extra azure --group build --output-file requirements-dev.lock
 	$(COMPILE) pyproject.toml --constraints requirements-dev.lock --output-file requirements.lock
 	$(COMPILE) --group build --constraints requirements-dev.lock --output-file requirements-build.lock
 	$(COMPILE) --group demo --no-deps --output-file requirements-demo.lock

@@ -26,7 +26,9 @@ from broker.rules.output import error_line, output_line, refusal_line
 
 __all__ = ["Assembler"]
 
-_LINES_PER_PAGE = 500
+_LINES_PER_PAGE = 500  # of the first page
+_LINES_PER_PAGE_MAX = 2_000
+_PAGE_BYTES = 4_000_000
 
 T = TypeVar("T", EndedLine, RefusedLine)
 
@@ -102,10 +104,13 @@ class Assembler:
             yield from refused
 
     def _pages(self, batch_id: bytes, read: Callable[[Connection, bytes, int, int], list[T]]) -> Iterator[T]:
-        after = 0
-        while page := self._database.read(lambda connection: read(connection, batch_id, after, _LINES_PER_PAGE)):  # noqa: B023 (called at once)
+        """Page after page, each as long as the replies of the one before let it be."""
+        after, limit = 0, _LINES_PER_PAGE
+        while page := self._database.read(lambda connection: read(connection, batch_id, after, limit)):  # noqa: B023 (called at once)
             yield from page
             after = page[-1].line_number
+            mean_bytes = 1 + sum(len(line.body) for line in page if isinstance(line, EndedLine)) // len(page)
+            limit = max(1, min(_LINES_PER_PAGE_MAX, _PAGE_BYTES // mean_bytes))
 
 
 def _complete_batches(connection: Connection) -> list[BatchRecord]:

@@ -191,6 +191,7 @@ class BatchRun:
         output = str(self._options.output.absolute())
         if output == known.output_path:
             return known
+        _check_writable(self._options.output)
         errors = str(error_path_of(self._options.output).absolute())
 
         def work(connection: Connection) -> BatchRecord:
@@ -238,6 +239,8 @@ def _check_writable(output: Path) -> None:
             raise UsageError(f"can't write {path}: {error.strerror}") from None
         if path.is_dir():
             raise UsageError(f"can't write {path}: it is a folder")
+        if not os.access(path.parent, os.W_OK):
+            raise UsageError(f"can't write {path}: its folder is read-only")
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise UsageError(f"can't write {path}: permission denied")
 

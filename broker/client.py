@@ -25,6 +25,7 @@ __all__ = [
     "InputError",
     "JobState",
     "LaneView",
+    "PricesTaken",
     "Submitted",
     "remember_url",
 ]
@@ -89,6 +90,7 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     batch_id: str | None
     redrive_of: str | None
     tags: dict[str, str]
+    expected_late_at: str | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -117,6 +119,7 @@ class BatchState(msgspec.Struct, frozen=True, kw_only=True):
     expired: int
     cost_usd: str
     wasted_usd: str
+    expected_late_at: str | None = None
 
     @property
     def ended(self) -> int:
@@ -143,6 +146,18 @@ class LaneView(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     shards: int
     price: str
+    ready: int
+    desired: int
+    trouble: str | None
+    job_seconds: dict[str, float]
+    is_slower: bool
+
+
+class PricesTaken(msgspec.Struct, frozen=True):
+    """The book that a file of prices became, and of how many lanes it has the price."""
+
+    book: str
+    prices: int
 
 
 class Client:
@@ -224,8 +239,8 @@ class Client:
 
     # Batches.
 
-    def create_batch(self, file: Path, **terms: str | None) -> BatchState:
-        """Upload a file, as a stream. `terms`: window, max_cost, lanes, name."""
+    def create_batch(self, file: Path, **terms: str | list[str] | None) -> BatchState:
+        """Upload a file, as a stream. `terms`: window, max_cost, lanes, require, name."""
         asked = {name: value for name, value in terms.items() if value is not None}
         try:
             with file.open("rb") as source:
@@ -274,6 +289,14 @@ class Client:
     def steer_lane(self, name: str, deed: str) -> LaneView:
         """`pause`, `drain` or `resume` a lane."""
         return self._ask("POST", f"/v1/lanes/{name}/{deed}", LaneView)
+
+    def import_prices(self, name: str, content: bytes) -> PricesTaken:
+        """Have a price book hold."""
+        return self._ask("POST", "/v1/prices", PricesTaken, content=content, params={"name": name})
+
+    def desired(self, lane: str) -> int:
+        """How many instances the planner wants of a lane."""
+        return self._ask("GET", f"/v1/lanes/{lane}/desired", dict[str, int])["desired"]
 
     def _ask(self, method: str, path: str, kind: type[T], **request: Any) -> T:  # noqa: ANN401 (httpx's own keywords)
         answer = self._send(method, path, **request)

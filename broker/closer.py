@@ -6,23 +6,19 @@ lane are not touched: their end is the worker's to report.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 import structlog
 
 from broker.clock import Clock
-from broker.database import batches, cancelling, jobs, ready, shards
+from broker.database import batches, cancelling, jobs, plans, ready, shards
 from broker.database.batches import BatchRecord, Counts
 from broker.database.connection import Connection, Database
 from broker.database.fencing import alone
 from broker.domain.errors import ErrorCode
 from broker.domain.ids import id_at, id_offset, ids_of_span
 from broker.domain.job import WaitingSpan
-from broker.domain.lane import Lane
 from broker.domain.outcome import Outcome
 from broker.ledger.writing import Flush, OutcomeRow, append, ended_jobs, open_stream
-from broker.rules.planning import plan_group
 from broker.rules.pricing import affordable_jobs
 from broker.wakeups import Topic, Wakeups
 
@@ -48,13 +44,11 @@ class Closer:
         self,
         *,
         database: Database,
-        lanes: Sequence[Lane],
         clock: Clock,
         wakeups: Wakeups,
         slot: str = "closer-0",
     ) -> None:
         self._database = database
-        self._lanes = lanes
         self._clock = clock
         self._wakeups = wakeups
         self._slot = slot
@@ -116,11 +110,15 @@ class Closer:
         if record.max_cost_nano_usd is None or not spans or shards.any_open(connection, record.batch_id):
             return False
         left = record.max_cost_nano_usd - batches.progress(connection, record.batch_id).cost_nano_usd
-        groups = jobs.load_groups(connection, sorted({span.group_id for span in spans}))
+        # What the dispatcher goes by; a group that isn't planned yet may still turn out to be affordable.
+        groups = {span.group_id for span in spans}
+        assigned = plans.newest(connection, groups)
+        if assigned.keys() != groups:
+            return False
         costs = [
             candidate.expected_job_cost_nano_usd
-            for group in groups
-            for candidate in plan_group(group.key, self._lanes).candidates
+            for assignment in assigned.values()
+            for candidate in assignment.plan.candidates
         ]
         return bool(costs) and affordable_jobs(left, min(costs)) == 0
 

@@ -1,4 +1,4 @@
-"""Dispatcher: earliest deadline first, cut a shard from the group and give it to the cheapest allowed lane with room.
+"""Dispatcher: cut shards from the groups whose turn it is, for the lanes that dealing chose for them.
 
 Late binding: work waits in the database until a lane has room, and a lane holds at most one shard per slot
 beyond those running, so that no slot waits on the broker and little is bound early.
@@ -6,32 +6,28 @@ beyond those running, so that no slot waits on the broker and little is bound ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import structlog
 
 from broker.clock import Clock
-from broker.database import batches, jobs, lane_states, plans, ready, shards
-from broker.database.batches import OpenTerms
+from broker.database import jobs, ready, shards
 from broker.database.connection import Connection, Database
 from broker.database.fencing import alone
-from broker.database.plans import Assignment
+from broker.dealing import Capacity, Choice, Dealing, Room
 from broker.domain.ids import id_at, id_offset, ids_of_span, new_id
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane
 from broker.domain.shard import ShardSpan
 from broker.health import Health
 from broker.ledger.writing import ended_jobs
-from broker.rules.planning import Candidate, pick_lane
+from broker.rules.placement.turns import Hand
 from broker.rules.pricing import affordable_jobs
-from broker.rules.sharding import fits_message, jobs_per_shard
+from broker.rules.sharding import jobs_per_shard
 from broker.wakeups import Topic, Wakeups
 
 __all__ = ["CLAIM_SECONDS", "SHARDS_PER_STEP", "Capacity", "Dispatcher"]
-
-Capacity = Callable[[Connection], Mapping[str, int]]
-"""How many shards may run at once on each lane, by its live workers; a lane that isn't named has none."""
 
 CLAIM_SECONDS = 15.0
 """How long a shard may lie unclaimed, beyond the work expected ahead of it. What a bus has lost waits that long; what
@@ -117,15 +113,6 @@ class _Line:
         return bool(self._waiting)
 
 
-class _Room(msgspec.Struct):
-    """What one step may still do. `budgets`: what batches that have one may still spend, in nano-USD."""
-
-    free: dict[str, int]
-    budgets: dict[bytes, int]
-    held_batches: set[bytes]
-    shards_left: int = SHARDS_PER_STEP
-
-
 class Dispatcher:
     """Turns waiting spans into shards."""
 
@@ -139,13 +126,9 @@ class Dispatcher:
         capacity: Capacity,
     ) -> None:
         self._database = database
-        self._health = health
-        self._capacity = capacity
-        self._lanes = {str(lane.name): lane for lane in lanes}
+        self._dealing = Dealing(lanes, health, capacity)
         self._clock = clock
         self._wakeups = wakeups
-        self._plan_id = b""
-        self._assignments: dict[bytes, Assignment] = {}
 
     def step(self) -> int:
         """Dispatch what there is room for; the number of shards written, at most SHARDS_PER_STEP."""
@@ -168,119 +151,78 @@ class Dispatcher:
         if ready.is_empty(connection):
             return 0, False
         alone(connection, ready.KEEPERS)
-        self._follow_plan(connection)
-        room = self._room(connection)
-        unplanned = False
+        room = self._dealing.room(connection, SHARDS_PER_STEP)
         records: list[shards.ShardRecord] = []
-        now_us = self._clock()
-        for group in ready.waiting_groups(connection, now_us) if any(room.free.values()) else ():
-            assignment = self._assignments.get(group.group_id)
-            if assignment is None:
-                unplanned = True
-                continue
-            line = _Line(connection, group.group_id, now_us, room.held_batches)
-            while room.shards_left and (choice := self._pick(line, assignment, room)):
-                record = self._cut(line, assignment, choice, room, now_us)
-                if record is None:
-                    break
-                records.append(record)
-            line.write_back()
+        unplanned = False
+        if any(room.free.values()):
+            now_us = self._clock()
+            hand, unplanned = self._dealing.hand(connection, now_us)
+            records = self._deal(connection, hand, room, now_us)
         shards.write_shards(connection, records)
         for record in records:
             _log.info("shard_dispatched", shard=record.shard_id.hex(), lane=record.lane, jobs=record.jobs_count)
         return len(records), unplanned
 
-    def _follow_plan(self, connection: Connection) -> None:
-        generation, plan_id = plans.current_plan(connection)
-        if plan_id != self._plan_id:
-            self._assignments = plans.load_generation(connection, generation)
-            self._plan_id = plan_id
+    def _deal(self, connection: Connection, hand: Hand, room: Room, now_us: int) -> list[shards.ShardRecord]:
+        """One shard after another, each of the group whose turn it is, while there is room."""
+        lines: dict[bytes, _Line] = {}
+        records = []
+        while room.shards_left and (waiting := hand.first()) is not None:
+            record = None
+            if self._dealing.has_room(waiting, room):
+                line = lines.get(waiting.group_id)
+                if line is None:
+                    line = lines[waiting.group_id] = _Line(connection, waiting.group_id, now_us, room.held_batches)
+                first = line.first()
+                choice = self._dealing.choose(waiting, first, room) if first else None
+                record = self._cut(line, choice, room, now_us) if choice else None
+            if record is None:
+                hand.pass_over(waiting)
+            else:
+                records.append(record)
+                hand.served(waiting, record.jobs_count / room.lanes[record.lane].jobs_per_second)
+        for line in lines.values():
+            line.write_back()
+        return records
 
-    def _room(self, connection: Connection) -> _Room:
-        taken = shards.open_shards(connection)
-        closed = lane_states.held_lanes(connection) | self._health.resting().keys()
-        slots = self._capacity(connection)
-        free = {name: max(0, 2 * slots.get(name, 0) - taken.get(name, 0)) for name in self._lanes if name not in closed}
-        terms = batches.open_terms(connection)
-        # What is to be cancelled and waits is the closer's.
-        held = {one.batch_id for one in terms if one.cancel_requested}
-        return _Room(free, budgets=_budgets_left(connection, terms), held_batches=held)
-
-    def _pick(self, line: _Line, assignment: Assignment, room: _Room) -> tuple[Candidate, str] | None:
-        """The cheapest allowed lane with room whose messages can carry the group's next jobs."""
-        first = line.first()
-        if first is None:
-            return None
-        free = {
-            name: slots for name, slots in room.free.items() if fits_message(self._lanes[name], first.body_bytes_max)
-        }
-        return pick_lane(assignment.plan, free)
-
-    def _cut(
-        self,
-        line: _Line,
-        assignment: Assignment,
-        choice: tuple[Candidate, str],
-        room: _Room,
-        now_us: int,
-    ) -> shards.ShardRecord | None:
+    def _cut(self, line: _Line, choice: Choice, room: Room, now_us: int) -> shards.ShardRecord | None:
         """One shard of the group for the chosen lane; None when nothing of the group is left to give."""
-        candidate, reason = choice
-        lane = self._lanes[candidate.lane]
+        lane, cost = choice.lane, choice.candidate.expected_job_cost_nano_usd
         while (first := line.first()) is not None:
             jobs_max = lane.shard_jobs_max
             if first.batch_id in room.budgets:
-                left = room.budgets[first.batch_id]
-                jobs_max = min(jobs_max, affordable_jobs(left, candidate.expected_job_cost_nano_usd))
+                jobs_max = min(jobs_max, affordable_jobs(room.budgets[first.batch_id], cost))
                 if jobs_max == 0:
                     room.held_batches.add(first.batch_id)
                     continue
             if spans := line.take(lane, jobs_max):
-                room.free[candidate.lane] -= 1
+                room.free[choice.candidate.lane] -= 1
                 room.shards_left -= 1
-                record = self._record(assignment, candidate, reason, first, spans, now_us)
+                record = _record(choice, first, spans, now_us)
                 if first.batch_id in room.budgets:
                     room.budgets[first.batch_id] -= record.hold_nano_usd
                 return record
         return None
 
-    def _record(
-        self,
-        assignment: Assignment,
-        candidate: Candidate,
-        reason: str,
-        first: WaitingSpan,
-        spans: list[ShardSpan],
-        now_us: int,
-    ) -> shards.ShardRecord:
-        lane = self._lanes[candidate.lane]
-        jobs_count = sum(span.jobs_count for span in spans)
-        ahead_seconds = jobs_count / lane.jobs_per_second + 2 * lane.shard_seconds
-        return shards.ShardRecord(
-            shard_id=new_id(),
-            tenant_id=assignment.tenant_id,
-            group_id=assignment.group_id,
-            batch_id=first.batch_id,
-            lane=candidate.lane,
-            assignment_id=assignment.assignment_id,
-            reason=reason,
-            jobs_count=jobs_count,
-            created_us=now_us,
-            claim_by_us=now_us + int((CLAIM_SECONDS + ahead_seconds) * 1_000_000),
-            hold_nano_usd=jobs_count * candidate.expected_job_cost_nano_usd,
-            spans=spans,
-        )
 
-
-def _budgets_left(connection: Connection, terms: list[OpenTerms]) -> dict[bytes, int]:
-    """What each batch with a budget may still spend, beside what is spent and held."""
-    return {
-        one.batch_id: one.max_cost_nano_usd
-        - batches.progress(connection, one.batch_id).cost_nano_usd
-        - shards.held_nano_usd(connection, one.batch_id)
-        for one in terms
-        if one.max_cost_nano_usd is not None
-    }
+def _record(choice: Choice, first: WaitingSpan, spans: list[ShardSpan], now_us: int) -> shards.ShardRecord:
+    lane = choice.lane
+    jobs_count = sum(span.jobs_count for span in spans)
+    ahead_seconds = jobs_count / lane.jobs_per_second + 2 * lane.shard_seconds
+    return shards.ShardRecord(
+        shard_id=new_id(),
+        tenant_id=choice.assignment.tenant_id,
+        group_id=choice.assignment.group_id,
+        batch_id=first.batch_id,
+        lane=choice.candidate.lane,
+        assignment_id=choice.assignment.assignment_id,
+        reason=choice.reason,
+        jobs_count=jobs_count,
+        created_us=now_us,
+        claim_by_us=now_us + int((CLAIM_SECONDS + ahead_seconds) * 1_000_000),
+        hold_nano_usd=jobs_count * choice.candidate.expected_job_cost_nano_usd,
+        spans=spans,
+    )
 
 
 def _shard_span(span: WaitingSpan, index: int, job_id: bytes, length: int) -> ShardSpan:

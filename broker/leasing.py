@@ -6,12 +6,15 @@ gets a length and counts it on its own monotonic clock from before it asked.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import structlog
 
 from broker.clock import Clock
 from broker.database import shards, workers
 from broker.database.connection import Connection, Database
 from broker.database.shards import Holding
+from broker.domain.parked import AskUpload, UploadAnswer
 from broker.domain.presence import PresenceAnswer, WorkerPresence
 from broker.domain.shard import ClaimAnswer, ClaimShard, ClaimShards, RenewAnswer, RenewLease
 
@@ -23,13 +26,27 @@ LEASE_SECONDS = 15.0
 _log = structlog.get_logger(__name__)
 
 
-class LeaseDoor:
-    """Grants each shard once."""
+class Uploads(Protocol):
+    """`broker.bootstrap.payloads.Payloads` is one."""
 
-    def __init__(self, database: Database, clock: Clock, lease_seconds: float = LEASE_SECONDS) -> None:
+    def sign_upload(self, question: AskUpload) -> UploadAnswer:
+        """Where an event may be left; nowhere when that can't be said now."""
+
+
+class LeaseDoor:
+    """Grants each shard once. `uploads`: whoever gives places to events that are too large for their bus."""
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        lease_seconds: float = LEASE_SECONDS,
+        uploads: Uploads | None = None,
+    ) -> None:
         self._database = database
         self._clock = clock
         self._lease_seconds = lease_seconds
+        self._uploads = uploads
 
     def claim(self, question: ClaimShard) -> ClaimAnswer:
         """Grant the shard, unless it was claimed or taken back before."""
@@ -65,6 +82,16 @@ class LeaseDoor:
         if held is None:
             return RenewAnswer(granted=False)
         return RenewAnswer(True, self._lease_seconds, held.cancel_requested, held.cancelled_jobs)
+
+    def upload(self, question: AskUpload) -> UploadAnswer:
+        """Where the worker may leave one event of a shard that it claimed; nowhere for any other."""
+        if self._uploads is None:
+            return UploadAnswer()
+        found = self._database.read(lambda connection: shards.load(connection, [question.shard_id]))
+        record = found.get(question.shard_id)
+        if record is None or (record.lane, record.worker_id) != (question.lane, question.worker_id):
+            return UploadAnswer()
+        return self._uploads.sign_upload(question)
 
     def report(self, presence: WorkerPresence) -> PresenceAnswer:
         """Count on this worker for a while, or no longer."""

@@ -1,26 +1,46 @@
-"""Planner: for each group of waiting jobs, which lanes may serve it, in which order, and why.
+"""Planner: how many instances each lane should hold, and for each group of waiting jobs which lanes may serve it.
 
-It sees groups and lanes, never single jobs. A new plan is a new generation; the dispatcher checks in its
-own transaction that it acts on the newest.
+It sees groups and lanes, never single jobs. It looks once a second, more often while lanes work. It plans when a group
+waits that it doesn't know, when a lane's price, presence, speed or health changed, and every two seconds while work
+waits. What it decided anew makes a generation, kept with its reasons; the dispatcher checks in its own transaction that
+it acts on the newest. Groups that come and go are planned on: their next jobs don't wait for a look.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 
 import msgspec
 import structlog
 
 from broker.clock import Clock
-from broker.database import jobs, plans, ready
+from broker.database import plans
 from broker.database.connection import Connection, Database
 from broker.database.fencing import alone
-from broker.domain.lane import Lane
-from broker.rules.planning import GroupPlan, plan_group
+from broker.database.plans import LanePlan
+from broker.domain.lane import Lane, Supply
+from broker.health import Health
+from broker.rules.placement.facts import facts_of, terms_of
+from broker.rules.placement.lanes import LaneNow
+from broker.rules.placement.planning import Memory, Plan, Situation, make_plan
+from broker.rules.placement.policy import Policy
+from broker.rules.placement.table import LaneTable
+from broker.rules.placement.work import Group
+from broker.rules.planning import GroupPlan, differs, recorded_plan
 from broker.wakeups import Topic, Wakeups
+from broker.watching import Capacity, LaneSeen, Seen, Watching
 
 __all__ = ["Planner"]
+
+_US = 1_000_000
+_LOOK_SECONDS = 1.0
+_BUSY_LOOK_SECONDS = 0.4
+_PLAN_SECONDS = 2.0
+_IDLE_SECONDS = 10.0
+_SPEED_TOLERANCE = 0.2
+_PLANNED_MAX = 4_000
+"""Groups beyond those that wait. The dispatcher forgets earlier, so that it acts on no decision that is not kept up."""
 
 _log = structlog.get_logger(__name__)
 
@@ -28,41 +48,175 @@ _log = structlog.get_logger(__name__)
 class Planner:
     """Keeps the current plan true."""
 
-    def __init__(self, database: Database, lanes: Sequence[Lane], clock: Clock, wakeups: Wakeups) -> None:
+    def __init__(
+        self,
+        database: Database,
+        lanes: Sequence[Lane],
+        clock: Clock,
+        wakeups: Wakeups,
+        health: Health,
+        capacity: Capacity,
+        policy: Policy | None = None,
+    ) -> None:
         self._database = database
-        self._lanes = lanes
-        self._clock = clock
         self._wakeups = wakeups
+        self._policy = policy or Policy(control_s=_PLAN_SECONDS)
+        self._watching = Watching(database, lanes, clock, health, capacity)
+        self._memory = Memory()
         self._planned: dict[bytes, GroupPlan] = {}
+        self._said: dict[str, LanePlan] = {}
+        self._late: frozenset[bytes] = frozenset()
         self._generation = -1
+        self._planned_us = 0
+        self.rest_seconds = _LOOK_SECONDS
+        """How long it may rest before its next look."""
 
     def step(self) -> None:
-        """Plan anew if a group waits that the current plan does not know, or if that plan is another process's."""
-        waiting, generation = self._database.read(self._look)
-        if waiting and (generation != self._generation or not waiting <= self._planned.keys()):
-            decisions = self._decide(waiting)
-            self._publish(decisions)
+        """Look, and plan anew if there is a reason to."""
+        seen = self._watching.look()
+        self.rest_seconds = _BUSY_LOOK_SECONDS if seen.is_busy else _LOOK_SECONDS
+        if self._is_due(seen):
+            self._publish(seen, self._decide(seen))
+
+    def _is_due(self, seen: Seen) -> bool:
+        waits = bool(seen.waiting)
+        if waits and seen.generation != self._generation:  # another process has planned, or nobody yet
+            self._planned, self._said = {}, {}
+            return True
+        if any(one.group_id not in self._planned for one in seen.waiting):
+            return True
+        if any(self._has_changed(one) for one in seen.lanes):
+            return True
+        rest_s = (seen.now_us - self._planned_us) / _US
+        return rest_s >= _PLAN_SECONDS if waits else self._watching.is_elastic and rest_s >= _IDLE_SECONDS
+
+    def _has_changed(self, one: LaneSeen) -> bool:
+        """Whether the lane is another than it was at the last plan."""
+        said = self._said.get(one.name)
+        if said is None or said.ready != one.ready or (said.trouble is None) != (one.trouble is None):
+            return True
+        return said.price_version != one.lane.price.version or any(
+            abs(speed.job_s - said.speeds[model].job_s) > _SPEED_TOLERANCE * said.speeds[model].job_s
+            for model, speed in one.speeds.items()
+        )
+
+    # Deciding.
+
+    def _decide(self, seen: Seen) -> Plan:
+        """The plan that follows from what was seen."""
+        table = LaneTable([facts_of(one.lane, one.speeds) for one in seen.lanes])
+        service_s = _service_s(seen.lanes)
+        groups = []
+        for group_id, (deadline_us, jobs_count) in self._groups(seen).items():
+            key = self._watching.keys[group_id]
+            groups.append(
+                Group(
+                    group_id=group_id.hex(),
+                    tenant=key.tenant_id,
+                    terms=terms_of(key),
+                    start_by_s=deadline_us / _US - service_s.get(key.model, 0.0),
+                    jobs=float(jobs_count),
+                )
+            )
+        now_s = seen.now_us / _US
+        ahead_s = self._policy.start_slack * max(lane.start_s for lane in table.lanes) + 2 * self._policy.control_s
+        situation = Situation(
+            now_s=now_s,
+            states=tuple(self._lane_now(one) for one in seen.lanes),
+            groups=groups,
+            streams=self._watching.streams(now_s, ahead_s, lambda terms: service_s.get(terms.kind, 0.0)),
+        )
+        plan, self._memory = make_plan(table, situation, self._memory, self._policy)
+        return plan
+
+    def _lane_now(self, one: LaneSeen) -> LaneNow:
+        if one.trouble is not None:
+            return LaneNow(0, 0, 0.0)
+        said = self._said.get(one.name)
+        starting = max(0, said.desired - one.ready) if said and one.lane.supply is Supply.ELASTIC else 0
+        return LaneNow(one.ready, starting, 1.0)
+
+    def _groups(self, seen: Seen) -> dict[bytes, tuple[int, int]]:
+        """Deadline and jobs of each group that waits, and of those that may have more jobs by now."""
+        keys = self._watching.keys
+        found = {group_id: (keys[group_id].deadline_us, 0) for group_id in self._planned}
+        return found | {one.group_id: (one.deadline_us, one.jobs_count) for one in seen.waiting}
+
+    # Publishing.
+
+    def _publish(self, seen: Seen, plan: Plan) -> None:
+        """Keep what is new of it, and tell the dispatcher. Nothing new makes no generation."""
+        self._planned_us = seen.now_us
+        lanes = {one.name: one.lane for one in seen.lanes}
+        speeds = {one.name: one.speeds for one in seen.lanes}
+        deadlines = {one.group_id: one.deadline_us for one in seen.waiting}
+        fresh, late_us = {}, {}
+        for assignment in plan.assignments:
+            group_id = bytes.fromhex(assignment.group_id)
+            decision = recorded_plan(assignment, self._watching.keys[group_id].model, lanes, speeds)
+            before = self._planned.get(group_id)
+            if before is None or differs(before, decision):
+                fresh[group_id] = decision
+            finish_us = round(assignment.finish_s * _US) if assignment.finish_s is not None else None
+            if finish_us is not None and group_id in deadlines and finish_us > deadlines[group_id]:
+                late_us[group_id] = finish_us
+        words = [self._word(one, desired) for one, desired in zip(seen.lanes, plan.desired, strict=True)]
+        changed = [one for one in words if one.is_news(self._said.get(one.lane))]
+        if fresh or changed or late_us.keys() != self._late:
+            self._write(seen.now_us, fresh, changed, late_us)
             self._wakeups.notify(Topic.DISPATCHER)
+        self._planned |= fresh
+        self._said |= {one.lane: one for one in changed}
+        self._late = frozenset(late_us)
+        self._forget(seen.now_us, deadlines.keys())
 
-    def _look(self, connection: Connection) -> tuple[set[bytes], int]:
-        """The groups that wait, and the generation of the plan in force."""
-        groups = {group.group_id for group in ready.waiting_groups(connection, self._clock())}
-        return groups, plans.current_plan(connection)[0] if groups else self._generation
+    def _word(self, one: LaneSeen, desired: int) -> LanePlan:
+        before = self._said.get(one.name)
+        usable = 0 if one.trouble is not None else one.ready
+        return LanePlan(
+            lane=one.name,
+            # Who starts and stops instances is not told to stop them for a fault that may pass.
+            desired=before.desired if before and one.trouble is not None else desired,
+            usable=min(usable, desired) if one.lane.supply is Supply.ELASTIC else usable,
+            ready=one.ready,
+            price_version=one.lane.price.version,
+            speeds=dict(one.speeds),
+            trouble=one.trouble,
+        )
 
-    def _decide(self, group_ids: set[bytes]) -> dict[bytes, GroupPlan]:
-        groups = self._database.read(lambda connection: jobs.load_groups(connection, sorted(group_ids)))
-        return {group.group_id: plan_group(group.key, self._lanes) for group in groups}
-
-    def _publish(self, decisions: dict[bytes, GroupPlan]) -> None:
-        now_us = self._clock()
-        inputs = sha256(msgspec.msgpack.encode([sorted(decisions), list(self._lanes)])).digest()
+    def _write(
+        self, now_us: int, fresh: Mapping[bytes, GroupPlan], changed: Sequence[LanePlan], late_us: Mapping[bytes, int]
+    ) -> None:
+        inputs = sha256(msgspec.msgpack.encode([sorted(fresh), list(changed)])).digest()
 
         def work(connection: Connection) -> int:
             alone(connection, "planner")
             generation = plans.current_plan(connection)[0] + 1
-            plans.write_plan(connection, generation, decisions, inputs, now_us)
+            plans.write_plan(connection, generation, fresh, inputs, now_us)
+            plans.write_lane_plans(connection, changed, generation, now_us)
+            plans.write_late_groups(connection, late_us, now_us)
             return generation
 
-        generation = self._generation = self._database.write(work, durable=False)
-        self._planned = decisions
-        _log.info("plan_made", generation=generation, groups=len(decisions))
+        self._generation = self._database.write(work, durable=False)
+        _log.info("plan_made", generation=self._generation, groups=len(fresh), lanes=len(changed), late=len(late_us))
+
+    def _forget(self, now_us: int, waiting: Collection[bytes]) -> None:
+        """Groups that are past their deadline, and the oldest where there are too many."""
+        keys = self._watching.keys
+        others = [one for one in self._planned if one not in waiting]
+        gone = {one for one in others if keys[one].deadline_us < now_us}
+        gone.update(others[: max(0, len(others) - _PLANNED_MAX)])
+        for group_id in gone:
+            del self._planned[group_id]
+        for group_id in [one for one in keys if one not in self._planned and one not in waiting]:
+            del keys[group_id]
+
+
+def _service_s(lanes: Sequence[LaneSeen]) -> dict[str, float]:
+    """By model, how long before its deadline a job should start: a second, and twice what the fastest lane takes."""
+    found: dict[str, float] = {}
+    for one in lanes:
+        for model, speed in one.speeds.items():
+            job_s = 1.0 + 2.0 * speed.job_s * one.lane.engine.concurrency
+            found[model] = min(job_s, found.get(model, job_s))
+    return found

@@ -1,18 +1,37 @@
-"""Reading the ledger of a data folder, also while a broker works on it."""
+"""Reading the ledger, of PostgreSQL or of a data folder, also while a broker works on it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from broker.bootstrap.embedded import DATABASE_FILE
 from broker.database.connection import Connection
 from broker.database.migrating import require_current
+from broker.database.postgres import open_postgres
 from broker.database.sqlite import open_read_only
 from broker.domain.errors import BrokerError
 
-__all__ = ["open_reader"]
+__all__ = ["open_reader", "read_ledger"]
+
+T = TypeVar("T")
+
+
+def read_ledger(data: Path, database_url: str | None, work: Callable[[Connection], T]) -> T:
+    """What `work` finds in PostgreSQL where its URL is given, else in the data folder; one consistent snapshot.
+
+    Raises BrokerError when there is none of ours.
+    """
+    if not database_url:
+        with open_reader(data) as connection:
+            return work(connection)
+    database = open_postgres(database_url, name="broker ledger")
+    try:
+        return database.read(work)
+    finally:
+        database.close()
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from broker.domain.outcome import Outcome
 from broker.domain.shard import ShardState
 from broker.health import Health
 from broker.ledger.ending import AttemptEnds
+from broker.ledger.prices import PricedLanes
 from broker.ledger.writing import open_stream
 from broker.rules.retrying import is_lane_fault
 from broker.wakeups import Topic, Wakeups
@@ -59,7 +60,7 @@ class Recorder:
         slot: str = "recorder-0",
     ) -> None:
         self._database = database
-        self._lanes = {str(lane.name): lane for lane in lanes}
+        self._lanes = PricedLanes(lanes)
         self._lane_of_queue = {lane.events_queue: str(lane.name) for lane in lanes}
         self._ring = ring
         self._clock = clock
@@ -96,6 +97,7 @@ class Recorder:
         """The single jobs that ended with it."""
         now_us = self._clock()
         records = shards.load(connection, sorted({event.shard_id for event in events}), lock=True)
+        self._lanes.look(connection)
         ends = AttemptEnds(connection, self._slot, self._stream_id, now_us)
         touched: dict[bytes, ShardRecord] = {}
         for event in events:
@@ -121,7 +123,7 @@ class Recorder:
                     self._health.fault(event.lane, ran.error_code)
 
     def _apply(self, ends: AttemptEnds, record: ShardRecord, event: WorkerEvent, now_us: int) -> None:
-        lane = self._lanes[record.lane]
+        lane = self._lanes.at(record.lane, record.created_us)
         match event:
             case JobsRan():
                 for ran in event.jobs:

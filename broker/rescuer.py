@@ -1,10 +1,10 @@
 """Rescuer: work that its worker will not finish travels on under a new shard id.
 
-A shard that nobody claimed in time goes back as it was. One whose worker fell silent goes back too, with the
-jobs that were running as suspects if that happened before; its late results still count for a while, and the
-first valid success wins. After a gap in which no rescuer looked or no lease door answered, and when the clock
-was set back, it rests one lease, in which every living worker renews, so that an outage of ours never
-re-executes everything.
+A shard that nobody claimed in time goes back as it was, sooner where a worker that fell silent may have
+fetched it. One whose worker fell silent goes back too, with the jobs that were running as suspects if that
+happened before; its late results still count for a while, and the first valid success wins. After a gap in
+which no rescuer looked or no lease door answered, and when the clock was set back, it rests two thirds of a
+lease, in which every living worker renews, so that an outage of ours never re-executes everything.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from broker.database import jobs, shards, workers
 from broker.database.connection import Connection, Database
 from broker.database.fencing import alone
 from broker.database.shards import ShardRecord
+from broker.database.stranded import stranded_shards
 from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan
 from broker.domain.ids import id_at
@@ -28,6 +29,7 @@ from broker.domain.outcome import Outcome
 from broker.domain.shard import Bitmap, ShardState
 from broker.domain.usage import Usage
 from broker.ledger.ending import AttemptEnds
+from broker.ledger.prices import PricedLanes
 from broker.ledger.writing import ended_jobs, open_stream
 from broker.rules.pricing import accelerator_cost_nano_usd
 from broker.rules.regrouping import regroup
@@ -70,10 +72,11 @@ class Rescuer:
         capacity: Callable[[Connection], Mapping[str, int]] | None = None,
     ) -> None:
         self._database = database
-        self._lanes = {str(lane.name): lane for lane in lanes}
+        self._lanes = PricedLanes(lanes)
         self._clock = clock
         self._wakeups = wakeups
         self._lease_us = int(lease_seconds * 1_000_000)
+        self._rest_us = self._lease_us * 2 // 3
         self._slot = slot
         self._stream_id = database.write(lambda connection: open_stream(connection, slot, clock()))
         self._door_heard_us = door_heard_us
@@ -85,8 +88,10 @@ class Rescuer:
         """Take back what is due; how many shards that was."""
         now_us = self._clock()
         gap_us = max(self._own_gap_us(now_us), self._door_gap_us(now_us), key=abs)
-        if not 0 <= gap_us <= self._lease_us // 2:  # below 0: the clock was set back
-            self._rest_until_us = now_us + self._lease_us
+        # Below 0 the clock was set back. A shorter gap leaves every worker time to renew before its lease ends: it asks
+        # again a second after it asked in vain, which takes it up to five.
+        if not 0 <= gap_us <= self._lease_us // 2:
+            self._rest_until_us = now_us + self._rest_us
             _log.warning("rescue_rested", after_gap_seconds=gap_us / 1_000_000)
         self._last_step_us = now_us
         if now_us < self._rest_until_us:
@@ -144,11 +149,13 @@ class Rescuer:
         now_us = self._clock()
         ended: list[bytes] = []
         manned = self._manned(connection)
-        due = shards.silent_shards(connection, now_us, self._lease_us, manned, _SHARDS_PER_STEP)
+        stranded = stranded_shards(connection, now_us, _SHARDS_PER_STEP)
+        due = {*shards.silent_shards(connection, now_us, self._lease_us, manned, _SHARDS_PER_STEP), *stranded}
         taken = 0
-        for record in shards.load(connection, due, lock=True).values():
+        for record in shards.load(connection, sorted(due), lock=True).values():
             # What its worker claimed or renewed, or the recorder closed, between the two looks is not silent.
-            if not shards.is_silent(record, now_us, self._lease_us, manned):
+            still_sent = record.state is ShardState.SENT and record.shard_id in stranded
+            if not (still_sent or shards.is_silent(record, now_us, self._lease_us, manned)):
                 continue
             taken += 1
             was = record.state
@@ -176,6 +183,8 @@ class Rescuer:
         missing = record.recorded.missing(record.jobs_count)
         running = Bitmap(record.running) if record.running is not None else Bitmap.of(missing)
         shares = self._upper_costs(record, missing, now_us)
+        self._lanes.look(connection)
+        lane = self._lanes.at(record.lane, record.created_us)
         ends = AttemptEnds(connection, self._slot, self._stream_id, now_us)
         ends.give_back(record, [index for index in missing if index not in running])
         retries: list[WaitingSpan] = []
@@ -185,9 +194,7 @@ class Rescuer:
             then = self._follow(connection, record, index)
             if isinstance(then, Ended):
                 record.recorded.add(index)
-                ends.add(
-                    record, self._lanes[record.lane], _lost(record, index, ErrorCode.LEASE_LOST, now_us), shares[index]
-                )
+                ends.add(record, lane, _lost(record, index, ErrorCode.LEASE_LOST, now_us), shares[index])
             elif then is not None:
                 retries.append(_retry_span(record, index, then))
         ends.write()
@@ -233,13 +240,15 @@ class Rescuer:
             if sent_on and record.running is not None:
                 ran = Bitmap(record.running)
                 missing = [index for index in missing if index in ran]
+            self._lanes.look(connection)
+            lane = self._lanes.at(record.lane, record.created_us)
             shares = self._upper_costs(record, missing, now_us)
             for index in missing:
                 record.recorded.add(index)
                 # One taken back before had lost its worker, whatever ended since.
                 why = ErrorCode.LEASE_LOST if sent_on else code
                 lost = _lost(record, index, why, now_us)
-                ends.add(record, self._lanes[record.lane], lost, shares[index], sent_on=sent_on)
+                ends.add(record, lane, lost, shares[index], sent_on=sent_on)
         ends.write()
         record.state, record.closed_us = ShardState.TAKEN_BACK, now_us
         shards.save_recorded(connection, [record])
@@ -249,7 +258,8 @@ class Rescuer:
         if not indices or record.claimed_us is None:
             return dict.fromkeys(indices, 0)
         until_us = min(now_us, record.lease_until_us or now_us)
-        whole = accelerator_cost_nano_usd(self._lanes[record.lane].price, max(0, until_us - record.claimed_us))
+        lane = self._lanes.at(record.lane, record.created_us)
+        whole = accelerator_cost_nano_usd(lane.price, max(0, until_us - record.claimed_us))
         share, extra = divmod(whole, len(indices))
         return {index: share + (place < extra) for place, index in enumerate(indices)}
 

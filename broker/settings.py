@@ -19,7 +19,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     file in the data folder. `url` and `token`: of the broker that commands speak to, where not the data folder's.
     `database_url`: of the PostgreSQL database that `broker serve` works on. `lane_key` and `trusted`: a worker's
     signing key, and the file of the broker's public keys that it takes orders from. `jobs_bus_url`: of the bus that
-    producers publish their jobs on.
+    producers publish their jobs on. `payloads_url`: of the object store or shared folder for bodies that a lane's bus
+    can't carry.
     """
 
     data: Path = Path("broker-data")
@@ -32,6 +33,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lane_key: Path | None = None
     trusted: Path | None = None
     jobs_bus_url: str | None = None
+    payloads_url: str | None = None
 
 
 _LEVELS = ("debug", "info", "warning", "error")
@@ -56,6 +58,7 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
         lane_key=_path(environment.get("BROKER_LANE_KEY")),
         trusted=_path(environment.get("BROKER_TRUSTED")),
         jobs_bus_url=environment.get("BROKER_JOBS_BUS_URL") or None,
+        payloads_url=environment.get("BROKER_PAYLOADS_URL") or None,
     )
 
 

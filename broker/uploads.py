@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
@@ -67,7 +68,8 @@ class Spool:
 
     def discard(self) -> None:
         """Remove whatever there is of it."""
-        self._file.close()
+        with suppress(OSError):  # a full disk takes what is still buffered no more now than before
+            self._file.close()
         self._draft.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 

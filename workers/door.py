@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import httpx
 import msgspec
@@ -15,10 +15,11 @@ import structlog
 
 from broker.bus.envelope import Kind, LeaseQuestion, Signer
 from broker.clock import Clock, SetClock
+from broker.domain.parked import AskUpload, UploadAnswer
 from broker.domain.presence import PRESENCE_SECONDS, PresenceAnswer, WorkerPresence
 from broker.domain.shard import ClaimAnswer, ClaimShard, ClaimShards, RenewAnswer, RenewLease
 
-__all__ = ["LEASES_PATH", "DoorShut", "HttpLeaseDoor", "Presence"]
+__all__ = ["LEASES_PATH", "DoorShut", "HttpLeaseDoor", "Presence", "Refusal"]
 
 LEASES_PATH = "/v1/leases"
 
@@ -26,7 +27,15 @@ _TIMEOUT_SECONDS = 5.0
 _CLAIM_SECONDS = 60.0
 _CLAIMS_PER_QUESTION = 64
 _RETRY_SECONDS = 0.25
+_AGAIN_SECONDS = 1.0
 _VALID_US = 3_600 * 1_000_000  # generous: until its first answer, a worker's clock may be anything
+
+REFUSED_SECONDS = 15.0
+"""How long the door refuses a key before it is believed: a door hears of a new key, and of one revoked, within ten
+seconds, and one of several may have heard before another.
+"""
+
+_REFUSALS = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
 
 T = TypeVar("T")
 
@@ -35,6 +44,21 @@ _log = structlog.get_logger(__name__)
 
 class DoorShut(Exception):
     """The broker can't be asked, or doesn't know this worker's key."""
+
+
+class _ErrorDetails(msgspec.Struct):
+    message: str = ""
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _ErrorDetails
+
+
+class Refusal(NamedTuple):
+    """The door refuses this worker, with nothing else in between, since then (monotonic seconds)."""
+
+    reason: str
+    since: float
 
 
 class _Claim(NamedTuple):
@@ -50,9 +74,16 @@ class HttpLeaseDoor:
         self._signer = signer
         self._clock = clock
         self._shut = threading.Event()
+        self._refusal: Refusal | None = None
         self._claims: queue.SimpleQueue[_Claim | None] = queue.SimpleQueue()
         self._claimer = threading.Thread(target=self._claim_all, name="claims", daemon=True)
         self._claimer.start()
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the broker wants nothing of this worker, once that is sure; trying on is of no use then."""
+        refusal = self._refusal
+        return refusal.reason if refusal and time.monotonic() - refusal.since >= REFUSED_SECONDS else None
 
     def claim(self, question: ClaimShard) -> ClaimAnswer:
         """See `LeaseDoor.claim`. Claims that gather while others are asked for go together, without a timer."""
@@ -63,6 +94,10 @@ class HttpLeaseDoor:
     def renew(self, question: RenewLease) -> RenewAnswer:
         """See `LeaseDoor.renew`."""
         return self._ask(question, RenewAnswer)
+
+    def upload(self, question: AskUpload) -> UploadAnswer:
+        """Ask where an event may be left that is too large for the bus. Raises DoorShut."""
+        return self._ask(question, UploadAnswer)
 
     def report(self, presence: WorkerPresence) -> PresenceAnswer:
         """Say that this worker is there. Raises DoorShut."""
@@ -98,7 +133,7 @@ class HttpLeaseDoor:
 
     def _ask_for(self, group: list[_Claim]) -> list[ClaimAnswer]:
         """Asks again for a minute while the broker can't be reached."""
-        deadline = time.monotonic() + _CLAIM_SECONDS
+        deadline, pause = time.monotonic() + _CLAIM_SECONDS, _RETRY_SECONDS
         asked = group[0].question
         question = ClaimShards(tuple(claim.question.shard_id for claim in group), asked.lane, asked.worker_id)
         while True:
@@ -111,17 +146,33 @@ class HttpLeaseDoor:
                 if self._shut.is_set() or time.monotonic() > deadline:
                     raise
                 _log.warning("claims_failed", shards=len(group), reason=str(error))
-                self._shut.wait(_RETRY_SECONDS)
+                self._shut.wait(pause)
+                pause = min(2 * pause, _AGAIN_SECONDS)
 
     def _ask(self, question: LeaseQuestion, answer: type[T]) -> T:
         envelope = self._signer.seal(Kind.LEASE, "broker", question, now_us=self._clock(), valid_us=_VALID_US)
         try:
             response = self._client.post(LEASES_PATH, content=envelope)
+            self._note(response)
             if response.status_code != httpx.codes.OK:
-                raise DoorShut(f"the broker answers {response.status_code}: {response.text[:200]}")
+                raise DoorShut(f"the broker answers {response.status_code}: {_message_of(response)}")
             return msgspec.msgpack.decode(response.content, type=answer)
         except (httpx.HTTPError, msgspec.MsgspecError) as error:
             raise DoorShut(f"the broker can't be asked: {type(error).__name__}") from error
+
+    def _note(self, response: httpx.Response) -> None:
+        """An outage between two refusals says nothing; only a good answer takes them back."""
+        if response.status_code in _REFUSALS:
+            self._refusal = Refusal(_message_of(response), self._refusal.since if self._refusal else time.monotonic())
+        elif response.status_code == httpx.codes.OK:
+            self._refusal = None
+
+
+def _message_of(response: httpx.Response) -> str:
+    try:
+        return msgspec.json.decode(response.content, type=_ErrorBody).error.message
+    except msgspec.MsgspecError:
+        return response.text[:200]
 
 
 class Presence:
@@ -148,14 +199,17 @@ class Presence:
         self._attempt(lambda: self._report(msgspec.structs.replace(self._here, leaving=True)))
 
     def _run(self) -> None:
-        while not self._left.wait(PRESENCE_SECONDS / 3):
-            self._attempt(self.announce)
+        said = True
+        while not self._left.wait(PRESENCE_SECONDS / 3 if said else _AGAIN_SECONDS):
+            said = self._attempt(self.announce)
 
-    def _attempt(self, say: Callable[[], Any]) -> None:
+    def _attempt(self, say: Callable[[], object]) -> bool:
         try:
             say()
         except DoorShut as error:
             _log.warning("presence_failed", worker=self._here.worker_id, reason=str(error))
+            return False
+        return True
 
     def _report(self, presence: WorkerPresence) -> None:
         asked_us = self._clock()

@@ -16,6 +16,8 @@ from broker.domain.shard import ClaimAnswer, ClaimShard, RenewAnswer, RenewLease
 __all__ = ["ClaimedOnce", "Lease", "LeaseDoor"]
 
 _CLAIMS_REMEMBERED = 10_000
+_AGAIN_SECONDS = 1.0
+"""The rescuer waits two thirds of a lease after an outage: a question that hangs, this pause, and one more fit in."""
 
 
 class LeaseDoor(Protocol):
@@ -70,6 +72,7 @@ class Lease:
         self._worker_id = worker_id
         self._until = 0.0
         self._seconds = 0.0
+        self._in_vain = False
         self.cancelled = False
         self.cancelled_jobs = b""
 
@@ -85,7 +88,9 @@ class Lease:
     def renew(self, running: bytes) -> bool:
         """Ask for more time, naming the indices under way; False when the lease is lost."""
         asked = time.monotonic()
+        self._in_vain = True
         answer = self._door.renew(RenewLease(self._shard_id, self._lane, self._worker_id, running))
+        self._in_vain = False
         if answer.granted:
             self._follow(asked, answer.lease_seconds)
         self.cancelled = answer.cancelled
@@ -99,8 +104,9 @@ class Lease:
 
     @property
     def renew_seconds(self) -> float:
-        """How often to renew: two renewals may fail before the lease ends."""
-        return max(0.05, self._seconds / 3)
+        """When to renew next: with a third of the lease gone, or soon where the broker could not be asked just now."""
+        third = max(0.05, self._seconds / 3)
+        return min(third, _AGAIN_SECONDS) if self._in_vain else third
 
     def _follow(self, asked: float, seconds: float) -> None:
         self._seconds = seconds

@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+import msgspec
 import structlog
 
-from broker.bus.driver import PublishError
+from broker.bus.driver import MessageTooLarge, PublishError
 from broker.bus.envelope import Kind, Signer
 from broker.clock import Clock
 from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan, JobsRan, ShardReturned, WorkerEvent
+from broker.domain.outcome import Outcome
 
 __all__ = ["FLUSH_BYTES", "FLUSH_SECONDS", "EventOutlet", "EventPublisher", "OutcomeReport"]
 
@@ -122,7 +124,7 @@ class OutcomeReport:
             self._timer = None
         if not self._pending:
             return
-        event = JobsRan(self._shard_id, self._lane, self._worker_id, self._next_number(), tuple(self._pending))
+        event = self._event(tuple(self._pending))
         self._pending, self._pending_bytes = [], 0
         task = asyncio.get_running_loop().create_task(self._publish(event))
         self._sending.add(task)
@@ -133,6 +135,28 @@ class OutcomeReport:
         self._number += 1
         return number
 
+    def _smaller(self, event: WorkerEvent, error: MessageTooLarge) -> list[JobsRan]:
+        """The same in two halves; a single reply that the bus can't carry is given up, and its job fails."""
+        if not isinstance(event, JobsRan) or not any(ran.body for ran in event.jobs):
+            return []
+        if len(event.jobs) > 1:
+            middle = len(event.jobs) // 2
+            return [self._event(event.jobs[:middle]), self._event(event.jobs[middle:])]
+        (ran,) = event.jobs
+        _log.warning("reply_given_up", lane=self._lane, shard=self._shard_id.hex(), reason=str(error))
+        given_up = msgspec.structs.replace(
+            ran,
+            outcome=Outcome.FAILED,
+            body=b"",
+            reply_digest=b"",
+            error_code=ErrorCode.REPLY_TOO_LARGE,
+            message=f"the lane's bus can't carry the reply: {error}",
+        )
+        return [self._event((given_up,))]
+
+    def _event(self, jobs: tuple[JobRan, ...]) -> JobsRan:
+        return JobsRan(self._shard_id, self._lane, self._worker_id, self._next_number(), jobs)
+
     async def _publish(self, event: WorkerEvent) -> None:
         """Until confirmed: results exist nowhere else. Given up only when this process ends."""
         envelope = self._signer.seal(Kind.EVENT, "broker", event, now_us=self._clock(), valid_us=_VALID_US)
@@ -140,6 +164,10 @@ class OutcomeReport:
             try:
                 await self._outlet.send(envelope)
             except Exception as error:  # noqa: BLE001 (whatever the bus raises, the answer is to try again)
+                if isinstance(error, MessageTooLarge) and (smaller := self._smaller(event, error)):
+                    for each in smaller:
+                        await self._publish(each)
+                    return
                 _log.warning("event_publish_failed", lane=self._lane, error=type(error).__name__)
                 if self._give_up():
                     return

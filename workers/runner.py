@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from enum import Enum
 from hashlib import blake2b
 from typing import assert_never
@@ -58,6 +58,15 @@ class Deployment:
         self.slots = threading.Semaphore(lane.slots)
         # Metering begins where the engine begins: who waits here uses no accelerator, and is no crash's suspect.
         self.places = asyncio.Semaphore(lane.engine.concurrency)
+        self._exclusive = asyncio.Lock()
+
+    @asynccontextmanager
+    async def all_places(self) -> AsyncIterator[None]:
+        """The engine to oneself; who has places already ends first."""
+        async with self._exclusive, AsyncExitStack() as held:  # one at a time: two would each keep half for ever
+            for _ in range(self.lane.engine.concurrency):
+                await held.enter_async_context(self.places)
+            yield
 
 
 class ShardRunner:
@@ -165,7 +174,7 @@ class _ShardRun:
         self._order = order
         self._engine = deployment.engine
         self._meter = deployment.meter
-        self._places = deployment.places
+        self._deployment = deployment
         self._next_index = 0
         self._runners: set[asyncio.Task[None]] = set()
         self._at_engine: dict[int, asyncio.Task[None]] = {}
@@ -230,7 +239,7 @@ class _ShardRun:
         """
         runner = asyncio.current_task()
         assert runner is not None  # noqa: S101 (a coroutine on the loop runs in a task)
-        async with self._places:
+        async with self._deployment.all_places() if self._order.exclusive else self._deployment.places:
             asyncio.get_running_loop().call_soon(self._add_runner)
             while self._stopped is None and self._next_index < len(self._order.jobs):
                 index = self._next_index

@@ -13,7 +13,7 @@ from litestar.handlers import BaseRouteHandler
 
 from broker.api import batches, jobs, lanes
 from broker.api.desk import Desk
-from broker.api.errors import Refused, error_body
+from broker.api.errors import Refused, error_body, passing
 from broker.api.gate import Gate, Scope
 from broker.api.jobs import SubmitDoor
 from broker.api.leases import LEASES, LeaseCounter
@@ -82,5 +82,8 @@ def _sentence(error: HTTPException) -> str:
 
 
 def _failed(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    if refused := passing(error):
+        _log.warning("request_put_off", path=request.url.path, error=type(error).__name__)
+        return _answer(refused.status, refused.body, refused.headers)
     _log.error("request_failed", path=request.url.path, method=request.method, error=type(error).__name__)
     return _answer(500, error_body("internal", "the broker failed on this request; its log says more"), {})

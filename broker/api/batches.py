@@ -15,7 +15,9 @@ from broker.api.gate import Scope
 from broker.api.threads import in_thread
 from broker.api.views import BatchView
 from broker.domain.errors import ErrorCode, UsageError
+from broker.domain.job import Constraints
 from broker.domain.money import nano_from_usd
+from broker.rules.demands import check_constraints, constraints_of
 from broker.rules.windows import window_seconds_of
 
 __all__ = ["routes"]
@@ -30,10 +32,11 @@ async def create_batch(
     window: FromQuery[str] = "24h",
     max_cost: FromQuery[str | None] = None,
     lanes: FromQuery[str | None] = None,
+    require: FromQuery[list[str] | None] = None,
     name: FromQuery[str | None] = None,
 ) -> BatchView:
     """The body is the JSONL file; the answer comes when all of it is on disk."""
-    terms = _terms(window, max_cost, lanes, name)
+    terms = _terms(window, max_cost, _constraints(lanes, require or []), name)
     state.desk.check_terms(terms)
     spool = await in_thread(state.desk.new_spool)
     try:
@@ -86,7 +89,15 @@ def _file(path: Any) -> File:  # noqa: ANN401 (a path)
     return File(path, media_type="application/jsonl")
 
 
-def _terms(window: str, max_cost: str | None, lanes: str | None, name: str | None) -> BatchTerms:
+def _constraints(lanes: str | None, require: list[str]) -> Constraints:
+    """`lanes` with commas, and whatever else is required, such as region=europe-west4."""
+    try:
+        return check_constraints(constraints_of([*require, *([f"lane={lanes}"] if lanes else [])]))
+    except ValueError as error:
+        raise Refused(400, ErrorCode.INVALID_FIELD, f"require: {error}", field="require") from None
+
+
+def _terms(window: str, max_cost: str | None, constraints: Constraints, name: str | None) -> BatchTerms:
     try:
         seconds = window_seconds_of(window)
     except ValueError as error:
@@ -98,5 +109,4 @@ def _terms(window: str, max_cost: str | None, lanes: str | None, name: str | Non
     if name is not None and (not 0 < len(name) <= _NAME_CHARS_MAX or "\0" in name):
         message = f"name has {len(name)} characters; it must have 1 to {_NAME_CHARS_MAX} and none of them NUL"
         raise Refused(400, ErrorCode.INVALID_FIELD, message, field="name")
-    names = tuple(sorted({part.strip() for part in (lanes or "").split(",") if part.strip()}))
-    return BatchTerms(window_seconds=seconds, max_cost_nano_usd=budget, lanes=names, name=name)
+    return BatchTerms(window_seconds=seconds, max_cost_nano_usd=budget, constraints=constraints, name=name)

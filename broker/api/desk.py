@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 
 from broker.api.errors import Refused
+from broker.api.prices import PricesView, take_prices_in
 from broker.api.views import BatchView, JobView, LaneView, batch_view, job_view, lane_view
 from broker.bootstrap.front import TENANT, Front
-from broker.database import batches, cancelling, lane_states, shards, submissions
+from broker.database import batches, cancelling, lane_states, plans, shards, submissions
 from broker.database.batches import BatchRecord
 from broker.database.connection import Connection
 from broker.domain.errors import UsageError
@@ -21,10 +22,12 @@ from broker.domain.job import Constraints, SingleJob
 from broker.domain.lane import Lane, LaneState
 from broker.domain.outcome import Outcome
 from broker.intake import BatchRequest
+from broker.ledger.prices import PricedLanes
 from broker.ledger.questions import Filters, summary
 from broker.ledger.standing import JobResult, Standing, find_result, has_ended, standing
 from broker.rules.admission import Refusal
-from broker.rules.submission import Admitted, JobRequest, admit_job
+from broker.rules.grouping import canonical_constraints
+from broker.rules.submission import Admitted, JobRequest, admit_job, check_batch
 from broker.submitting import Answer
 from broker.uploads import UPLOAD_PREFIX, Spool
 from broker.wakeups import Topic
@@ -39,7 +42,7 @@ class BatchTerms(msgspec.Struct, frozen=True, kw_only=True):
 
     window_seconds: int
     max_cost_nano_usd: int | None
-    lanes: tuple[str, ...]
+    constraints: Constraints
     name: str | None
 
 
@@ -50,6 +53,7 @@ class Desk:
         self._front = front
         self._database = front.database
         self._lanes: Sequence[Lane] = front.lanes
+        self._priced = PricedLanes(front.lanes)
         self._lines_max = lines_max
         self._upload_bytes_max = upload_bytes_max
 
@@ -58,9 +62,10 @@ class Desk:
     def admit(self, requests: Sequence[JobRequest]) -> list[Admitted]:
         """All of them, or Refused for the first that may not run; `field` says which of a list."""
         now_us = self._front.clock()
+        lanes, prospects = self._front.outlook.lanes(), self._front.outlook.prospects()
         admitted = []
         for place, request in enumerate(requests):
-            found = admit_job(request, self._lanes, TENANT, now_us)
+            found = admit_job(request, lanes, TENANT, now_us, prospects)
             if isinstance(found, Refusal):
                 field = found.field if len(requests) == 1 else f"[{place}].{found.field}"
                 raise Refused(400, found.code, found.message, field=field)
@@ -81,7 +86,10 @@ class Desk:
 
     def job(self, text: str) -> JobView:
         """The job of this id, as it stands."""
-        return job_view(self._standing(text))
+        found = self._standing(text)
+        if found.ended_us is not None:
+            return job_view(found)
+        return job_view(found, self._database.read(lambda connection: plans.late_job_us(connection, found.job_id)))
 
     def has_ended(self, job_id: bytes) -> bool:
         """Whether the job has an outcome."""
@@ -151,12 +159,16 @@ class Desk:
         return Spool(self._front.uploads, self._upload_bytes_max, self._lines_max)
 
     def check_terms(self, terms: BatchTerms) -> None:
-        """Raises Refused for lanes that don't exist."""
+        """Raises Refused for lanes that don't exist, for constraints that leave none, and for windows too short."""
         known = {str(lane.name) for lane in self._lanes}
-        for name in terms.lanes:
+        for name in terms.constraints.lanes:
             if name not in known:
                 message = f"lanes names {name[:80]!r}; the catalog has {', '.join(sorted(known))}"
                 raise Refused(400, "unknown_lane", message, field="lanes")
+        lanes, prospects = self._front.outlook.lanes(), self._front.outlook.prospects()
+        refusal = check_batch(lanes, prospects, canonical_constraints(terms.constraints), terms.window_seconds)
+        if refusal:
+            raise Refused(400, refusal.code, refusal.message, field=refusal.field)
 
     def create_batch(self, spool: Spool, terms: BatchTerms) -> BatchView:
         """The uploaded file becomes a batch."""
@@ -176,7 +188,7 @@ class Desk:
                 error_path=str(folder / "errors.jsonl"),
                 window_seconds=terms.window_seconds,
                 max_cost_nano_usd=terms.max_cost_nano_usd,
-                constraints=Constraints(lanes=terms.lanes),
+                constraints=terms.constraints,
                 name=terms.name,
             )
         )
@@ -198,7 +210,10 @@ class Desk:
 
         def work(connection: Connection) -> BatchView | None:
             record = batches.get(connection, batch_id)
-            return batch_view(record, batches.progress(connection, batch_id)) if record else None
+            if record is None:
+                return None
+            late_us = None if record.finished_us is not None else plans.late_batch_us(connection, batch_id)
+            return batch_view(record, batches.progress(connection, batch_id), late_us)
 
         found = self._database.read(work)
         if found is None:
@@ -237,28 +252,45 @@ class Desk:
 
         def work(connection: Connection) -> list[LaneView]:
             held, taken = lane_states.held_lanes(connection), shards.open_shards(connection)
-            resting = self._front.health.resting()
+            said = plans.lane_plans(connection)
+            self._priced.look(connection)
+            resting, live = self._front.health.resting(), self._front.live_slots(connection)
             return [
                 lane_view(
                     lane,
+                    live.get(lane.name, 0),
                     _state_shown(held.get(lane.name), taken.get(lane.name, 0)),
                     taken.get(lane.name, 0),
                     resting.get(lane.name),
+                    said.get(str(lane.name)),
                 )
-                for lane in self._lanes
+                for lane in self._priced.all_at(self._front.clock())
             ]
 
         return self._database.read(work)
 
-    def set_lane_state(self, name: str, state: LaneState) -> LaneView:
-        """Let a lane have new shards, or not."""
+    def _check_lane(self, name: str) -> None:
         if name not in {str(lane.name) for lane in self._lanes}:
             known = ", ".join(str(lane.name) for lane in self._lanes)
             raise Refused(404, "unknown_lane", f"there is no lane {name[:80]!r}; the catalog has {known}")
+
+    def set_lane_state(self, name: str, state: LaneState) -> LaneView:
+        """Let a lane have new shards, or not."""
+        self._check_lane(name)
         now_us = self._front.clock()
         self._database.write(lambda connection: lane_states.set_state(connection, name, state, now_us))
         self._front.wakeups.notify(Topic.DISPATCHER)
         return next(view for view in self.lanes() if view.name == name)
+
+    def import_prices(self, name: str, content: bytes) -> PricesView:
+        """See `take_prices_in`."""
+        return take_prices_in(self._front, name, content)
+
+    def desired(self, name: str) -> int:
+        """How many instances the planner wants of a lane."""
+        self._check_lane(name)
+        said = self._database.read(plans.lane_plans).get(name)
+        return said.desired if said else 0
 
     def ledger_summary(self, by: str) -> list[dict[str, Any]]:
         """See `broker.ledger.questions.summary`."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from broker.api.errors import Refused, error_body
+from broker.api.errors import Refused, error_body, passing
 
 __all__ = ["PUBLIC", "Gate", "Receive", "Scope", "Send", "Wire", "answer"]
 
@@ -79,7 +79,11 @@ class Gate:
             await direct(scope, receive, send)
         except Refused as refused:
             await answer(send, refused.status, refused.body, refused.headers)
-        except Exception:  # noqa: BLE001 (whatever a direct route did not foresee; the framework answers for its own)
+        except Exception as error:  # noqa: BLE001 (whatever a direct route did not foresee; the framework answers for its own)
+            if put_off := passing(error):
+                _log.warning("request_put_off", path=scope["path"], error=type(error).__name__)
+                await answer(send, put_off.status, put_off.body, put_off.headers)
+                return
             _log.exception("request_failed", path=scope["path"], method=scope["method"])
             await answer(send, 500, error_body("internal", "the broker failed on this request; its log says more"))
 

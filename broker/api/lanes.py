@@ -8,6 +8,7 @@ from litestar import get, post
 from litestar.datastructures import State
 from litestar.params import FromPath, FromQuery
 
+from broker.api import prices
 from broker.api.gate import Scope
 from broker.api.threads import in_thread
 from broker.api.views import LaneView
@@ -52,4 +53,19 @@ async def ledger_summary(state: State, by: FromQuery[str] = "provider") -> dict[
     return {"rows": await in_thread(state.desk.ledger_summary, by)}
 
 
-routes = [health, list_lanes, pause_lane, drain_lane, resume_lane, ledger_summary]
+@get("/v1/lanes/{name:str}/desired", scope_needed=Scope.LANES_READ)
+async def desired_instances(state: State, name: FromPath[str]) -> dict[str, int]:
+    """How many instances the lane should hold, as KEDA's metrics-api scaler reads it."""
+    return {"desired": await in_thread(state.desk.desired, name)}
+
+
+routes = [
+    health,
+    list_lanes,
+    desired_instances,
+    pause_lane,
+    drain_lane,
+    resume_lane,
+    ledger_summary,
+    *prices.routes,
+]

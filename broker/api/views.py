@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from broker.database.batches import BatchRecord, Counts
+from broker.database.plans import LanePlan
 from broker.domain.ids import format_id
 from broker.domain.lane import Lane
 from broker.domain.money import NANO_PER_USD, PICO_PER_USD
@@ -20,7 +21,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class JobView(msgspec.Struct, kw_only=True):
-    """A job."""
+    """A job. `expected_late_at`: when it is expected to end, if that is after its deadline."""
 
     id: str
     object: str = "job"
@@ -38,13 +39,17 @@ class JobView(msgspec.Struct, kw_only=True):
     lane: str | None
     error: dict[str, str | None] | None
     cancel_requested: bool
+    expected_late_at: str | None
     batch_id: str | None
     custom_id: str | None
     redrive_of: str | None
 
 
 class BatchView(msgspec.Struct, kw_only=True):
-    """A batch. `lines_read` and the counts grow while it is read and run."""
+    """A batch. `expected_late_at`: when it is expected to end, if that is too late.
+
+    `lines_read` and the counts grow while it is read and run.
+    """
 
     id: str
     object: str = "batch"
@@ -68,12 +73,15 @@ class BatchView(msgspec.Struct, kw_only=True):
     attempts: int
     cost_usd: str
     wasted_usd: str
+    expected_late_at: str | None
 
 
 class LaneView(msgspec.Struct, kw_only=True):
     """A lane. `state`: open, paused, draining, or drained once a draining lane has nothing left.
 
-    `resting`: the fault for which it gets no work for a while, whatever its state.
+    `resting`: the fault for which it gets no work for a while, whatever its state. `slots`: shards that its live
+    workers run at once. As the planner last saw it: instances `ready`, and `desired`; `trouble`, for which it gets no
+    work; `job_seconds` of a busy instance for one job of a model, as learned; `is_slower`: much more than usual.
     """
 
     name: str
@@ -89,10 +97,15 @@ class LaneView(msgspec.Struct, kw_only=True):
     price: str
     price_source: str
     stand_in: bool
+    ready: int
+    desired: int
+    trouble: str | None
+    job_seconds: dict[str, float]
+    is_slower: bool
 
 
-def job_view(found: Standing) -> JobView:
-    """A job, as it stands."""
+def job_view(found: Standing, late_us: int | None = None) -> JobView:
+    """A job, as it stands; `late_us` is when it is expected to end, if that is too late."""
     failed = found.error_code is not None or found.message
     return JobView(
         id=format_id("job", found.job_id),
@@ -110,14 +123,15 @@ def job_view(found: Standing) -> JobView:
         lane=found.lane,
         error={"code": found.error_code, "message": found.message} if failed else None,
         cancel_requested=found.cancel_requested,
+        expected_late_at=None if late_us is None or found.ended_us is not None else _time(late_us),
         batch_id=format_id("batch", found.batch_id) if found.batch_id else None,
         custom_id=found.custom_id,
         redrive_of=format_id("job", found.redrive_of) if found.redrive_of else None,
     )
 
 
-def batch_view(record: BatchRecord, counts: Counts) -> BatchView:
-    """A batch, as far as it is."""
+def batch_view(record: BatchRecord, counts: Counts, late_us: int | None = None) -> BatchView:
+    """A batch, as far as it is; `late_us` as for a job."""
     return BatchView(
         id=format_id("batch", record.batch_id),
         status=record.status,
@@ -140,11 +154,13 @@ def batch_view(record: BatchRecord, counts: Counts) -> BatchView:
         attempts=counts.attempts,
         cost_usd=usd(counts.cost_nano_usd),
         wasted_usd=usd(counts.wasted_nano_usd),
+        expected_late_at=None if late_us is None else _time(late_us),
     )
 
 
-def lane_view(lane: Lane, state: str, shards: int, resting: str | None) -> LaneView:
-    """A lane with the shards that it has, sent or running."""
+def lane_view(lane: Lane, slots: int, state: str, shards: int, resting: str | None, said: LanePlan | None) -> LaneView:
+    """A lane with the slots of its live workers, the shards that it has, and the planner's word on it."""
+    speeds = said.speeds if said else {}
     return LaneView(
         name=lane.name,
         state=state,
@@ -154,11 +170,16 @@ def lane_view(lane: Lane, state: str, shards: int, resting: str | None) -> LaneV
         accelerator=lane.accelerator,
         market=lane.market,
         models=lane.engine.models,
-        slots=lane.slots,
+        slots=slots,
         shards=shards,
         price=price_text(lane),
         price_source=lane.price.source,
         stand_in=lane.stand_in,
+        ready=said.ready if said else 0,
+        desired=said.desired if said else 0,
+        trouble=said.trouble if said else None,
+        job_seconds={model: round(speed.job_s, 6) for model, speed in speeds.items()},
+        is_slower=any(speed.is_slower for speed in speeds.values()),
     )
 
 

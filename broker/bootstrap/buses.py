@@ -7,12 +7,16 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
+
+from broker.bus.claim_check import PARKED_BYTES_MAX, ClaimCheck, envelope_bytes_max
 from broker.bus.inbox import Inbox
+from broker.bus.payload_store import PayloadStore
 from broker.bus.publisher import Publisher
 from broker.domain.errors import UsageError
 from broker.domain.lane import Lane
 
-__all__ = ["Buses", "bus_url_of", "shared_bus_url_of"]
+__all__ = ["Buses", "bus_url_of", "fitted", "open_store", "shared_bus_url_of"]
 
 _PLACE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -36,21 +40,45 @@ def shared_bus_url_of(lane: Lane) -> str:
     return bus_url_of(lane)
 
 
+def fitted(lanes: Sequence[Lane], *, by_reference: bool) -> list[Lane]:
+    """The lanes with what their buses can carry; `by_reference`: there is a store for a job that is larger."""
+    return [_fitted(lane, PARKED_BYTES_MAX if by_reference else 0) for lane in lanes]
+
+
+def _fitted(lane: Lane, parked_bytes_max: int) -> Lane:
+    carried = min(lane.message_bytes_max, envelope_bytes_max(shared_bus_url_of(lane)))
+    if carried == lane.message_bytes_max:
+        parked_bytes_max = 0
+    return msgspec.structs.replace(lane, message_bytes_max=carried, parked_bytes_max=parked_bytes_max)
+
+
+def open_store(url: str) -> PayloadStore:
+    """The object store for what a bus can't carry. Raises UsageError where the URL names none."""
+    try:
+        return PayloadStore(url)
+    except ValueError as error:
+        raise UsageError(f"BROKER_PAYLOADS_URL: {error}") from None
+
+
 class Buses:
     """One publisher for each bus, however many lanes are on it."""
 
-    def __init__(self, lanes: Sequence[Lane]) -> None:
+    def __init__(self, lanes: Sequence[Lane], claim_check: ClaimCheck | None = None) -> None:
+        self._claim_check = claim_check
         self._lanes_by_bus: dict[str, list[Lane]] = defaultdict(list)
         for lane in lanes:
             self._lanes_by_bus[shared_bus_url_of(lane)].append(lane)
         self.publishers: dict[str, Publisher] = {}
         for url, on_it in self._lanes_by_bus.items():
-            publisher = Publisher(url)
+            publisher = Publisher(url, claim_check=claim_check)
             self.publishers |= {str(lane.name): publisher for lane in on_it}
 
     def inboxes(self) -> list[Callable[[int], Inbox]]:
         """For each bus, what opens its lanes' events queues, given how many messages to prefetch."""
-        return [_opener(url, [lane.events_queue for lane in on_it]) for url, on_it in self._lanes_by_bus.items()]
+        return [
+            _opener(url, [lane.events_queue for lane in on_it], self._claim_check)
+            for url, on_it in self._lanes_by_bus.items()
+        ]
 
     def close(self) -> None:
         """Disconnect the publishers."""
@@ -58,5 +86,5 @@ class Buses:
             publisher.close()
 
 
-def _opener(url: str, queues: list[str]) -> Callable[[int], Inbox]:
-    return lambda prefetch: Inbox(url, queues, prefetch)
+def _opener(url: str, queues: list[str], claim_check: ClaimCheck | None) -> Callable[[int], Inbox]:
+    return lambda prefetch: Inbox(url, queues, prefetch, claim_check=claim_check)

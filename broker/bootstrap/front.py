@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from broker.bootstrap.outlook import Outlook
 from broker.clock import Clock
-from broker.database.connection import Database
+from broker.database.connection import Connection, Database
 from broker.domain.lane import Lane
 from broker.health import Health
 from broker.intake import Intake
@@ -24,7 +25,8 @@ class Front:
     """`folder` holds `uploads`, files on their way in, and `batches`, the files that came of them.
 
     `renew_soon` has the workers that can be told so ask the lease door, where they hear what is to be cancelled;
-    others hear it at their next renewal.
+    others hear it at their next renewal. `live_slots` are those of each lane's live workers, where workers come and
+    go; else they are the catalog's.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Front:
         health: Health,
         folder: Path,
         renew_soon: Callable[[], None] = lambda: None,
+        live_slots: Callable[[Connection], Mapping[str, int]] | None = None,
     ) -> None:
         self.database = database
         self.lanes = lanes
@@ -44,8 +47,11 @@ class Front:
         self.wakeups = wakeups
         self.health = health
         self.renew_soon = renew_soon
+        catalog_slots = {str(lane.name): lane.slots for lane in lanes}
+        self.live_slots = live_slots or (lambda _connection: catalog_slots)
         self.uploads = folder.absolute() / "uploads"
         self.batch_files = folder.absolute() / "batches"
+        self.outlook = Outlook(database, lanes, clock)
         models = {model for lane in lanes for model in lane.engine.models}
         largest = max(body_bytes_max(lane) for lane in lanes)
         self.intake = Intake(database, models, clock, wakeups, largest)

@@ -5,20 +5,30 @@ It holds its lane's key and the broker's public keys, and no secret of any datab
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
 import msgspec
 import structlog
 
+from broker.bootstrap.buses import open_store
 from broker.bootstrap.worker_side import WorkerSide, new_worker_id
+from broker.bus.claim_check import ClaimCheck, Place, SharedPlace
+from broker.bus.payload_store import StoreUnavailable
+from broker.bus.signed_place import SignedPlace
 from broker.clock import SetClock
 from broker.domain.errors import BrokerError
 from broker.domain.lane import Lane
+from broker.domain.parked import AskUpload, UploadAnswer
 from broker.keys import read_signer, read_trusted
 from workers.door import DoorShut, HttpLeaseDoor, Presence
 
 __all__ = ["LaneWorker", "WorkerTerms"]
+
+_PAUSE_SECONDS = 0.5
+_PAUSE_SECONDS_MAX = 5.0
 
 _log = structlog.get_logger(__name__)
 
@@ -26,14 +36,16 @@ _log = structlog.get_logger(__name__)
 class WorkerTerms(msgspec.Struct, frozen=True, kw_only=True):
     """`url`: of the broker's door; `bus_url`: of the lane's bus, its secrets filled in.
 
-    `key` and `trusted` are files: the lane's signing key, and the broker's public keys. `drain_seconds`: how long
-    it may take to hand back what runs.
+    `key` and `trusted` are files: the lane's signing key, and the broker's public keys. `payloads_url`: of the store
+    for large bodies, for a worker that shares the broker's folder or may use its store; any other gets by with URLs
+    that the broker signs. `drain_seconds`: how long it may take to hand back what runs.
     """
 
     url: str
     bus_url: str
     key: Path
     trusted: Path
+    payloads_url: str | None = None
     drain_seconds: float = 10.0
 
 
@@ -48,15 +60,18 @@ class LaneWorker:
         clock = SetClock()
         self._door = HttpLeaseDoor(terms.url, signer, clock)
         self._presence = Presence(self._door, clock, worker_id=self.worker_id, lane=lane.name, slots=lane.slots)
+        ring = read_trusted(terms.trusted)
+        place: Place = SharedPlace(open_store(terms.payloads_url)) if terms.payloads_url else SignedPlace(self._upload)
         self._side = WorkerSide(
             name=f"lane-{lane.name}",
             lanes=[lane],
             signers={str(lane.name): signer},
-            ring=read_trusted(terms.trusted),
+            ring=ring,
             door=self._door,
             bus_url=terms.bus_url,
             clock=clock,
             worker_id=self.worker_id,
+            claim_check=ClaimCheck.of_worker(place, {str(lane.name): signer}, ring, clock),
         )
 
     def __enter__(self) -> Self:
@@ -70,16 +85,51 @@ class LaneWorker:
         """Whether it takes shards."""
         return self._side.is_running
 
-    def start(self) -> None:
-        """Bring up the engine, say so, take shards. Raises BrokerError where the engine or the broker says no."""
+    @property
+    def refusal(self) -> str | None:
+        """Why the broker wants nothing of this worker, such as a revoked key, in a sentence; None while it does."""
+        reason = self._door.refusal
+        if reason is None:
+            return None
+        asked = f"the broker at {self._terms.url} refuses it ({reason})"
+        return f"lane {self.lane.name} can't work: {asked}; `broker keys list` shows which keys are in force"
+
+    def start(self, stop: threading.Event, say: Callable[[str], None]) -> bool:
+        """Bring up the engine, say so, take shards. Waits for the broker, and says that once with `say`.
+
+        False when `stop` was set meanwhile. Raises BrokerError where the engine or the broker says no.
+        """
         self._side.start_engines()
-        try:
-            self._presence.announce()
-        except DoorShut as error:
-            raise BrokerError(f"lane {self.lane.name} can't work: at {self._terms.url}, {error}") from None
+        if not self._announce(stop, say):
+            return False
         self._presence.start()
         self._side.start_worker()
         _log.info("worker_started", worker=self.worker_id, lane=self.lane.name, slots=self.lane.slots)
+        return True
+
+    def _upload(self, lane: str, shard_id: bytes, digest: bytes, size: int) -> UploadAnswer:
+        try:
+            return self._door.upload(AskUpload(shard_id, lane, self.worker_id, digest, size))
+        except DoorShut as error:
+            raise StoreUnavailable(str(error)) from error
+
+    def _announce(self, stop: threading.Event, say: Callable[[str], None]) -> bool:
+        pause, told = _PAUSE_SECONDS, False
+        while not stop.is_set():
+            try:
+                self._presence.announce()
+            except DoorShut as error:
+                if self.refusal:
+                    raise BrokerError(self.refusal) from None
+                _log.warning("broker_awaited", url=self._terms.url, reason=str(error))
+                if not told:
+                    say(f"Waiting for the broker at {self._terms.url}: {error}")
+                    told = True
+                stop.wait(pause)
+                pause = min(2 * pause, _PAUSE_SECONDS_MAX)
+            else:
+                return True
+        return False
 
     def stop(self) -> None:
         """Take nothing more, hand back what runs, and go; harmless when it has gone."""

@@ -99,12 +99,19 @@ class Roles:
                 self._start_intake()
                 self._start_receiving()
             case Role.PLANNER:
-                planner = Planner(front.database, front.lanes, front.clock, front.wakeups)
-                self._loop(role, planner.step, Topic.PLANNER)
+                planner = Planner(
+                    front.database, front.lanes, front.clock, front.wakeups, front.health, self._wiring.capacity
+                )
+                wakeups = front.wakeups
+                self._wiring.stages.loop(
+                    role,
+                    planner.step,
+                    lambda: wakeups.wait(Topic.PLANNER, planner.rest_seconds),
+                    self._wiring.leads(role),
+                )
             case Role.CLOSER:
                 closer = Closer(
                     database=front.database,
-                    lanes=front.lanes,
                     clock=front.clock,
                     wakeups=front.wakeups,
                     slot=self._wiring.take_slot(role),

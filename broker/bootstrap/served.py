@@ -9,9 +9,10 @@ from typing import Self
 import msgspec
 import structlog
 
-from broker.bootstrap.buses import Buses
+from broker.bootstrap.buses import Buses, fitted
 from broker.bootstrap.front import Front
 from broker.bootstrap.jobs_bus import JobsBus
+from broker.bootstrap.payloads import SWEEP_SECONDS, Payloads
 from broker.bootstrap.roles import Role, Roles, Wiring
 from broker.bootstrap.shared_health import SharedLaneHealth
 from broker.bootstrap.stages import Stages
@@ -51,7 +52,7 @@ class ServedTerms(msgspec.Struct, frozen=True, kw_only=True):
     """`data` holds keys, uploads and batches' files: one folder for all processes whose roles need it.
 
     `drain_seconds`: how long the stages may take to end what they are at. `jobs_bus_url`: of the bus that producers
-    publish their jobs on, where there is one.
+    publish their jobs on, where there is one; `payloads_url`: of the store for what a lane's bus can't carry, likewise.
     """
 
     database_url: str
@@ -60,6 +61,7 @@ class ServedTerms(msgspec.Struct, frozen=True, kw_only=True):
     pool_size: int = 8
     drain_seconds: float = 10.0
     jobs_bus_url: str | None = None
+    payloads_url: str | None = None
 
 
 class Served:
@@ -70,7 +72,7 @@ class Served:
 
     def __init__(self, terms: ServedTerms, lanes: Sequence[Lane]) -> None:
         self._terms = terms
-        self._lanes = lanes
+        self._lanes = lanes = fitted(lanes, by_reference=terms.payloads_url is not None)
         name = "+".join(sorted(terms.roles)) if len(terms.roles) < len(Role) else "all roles"
         self.database = open_postgres(
             terms.database_url, pool_size=terms.pool_size, name=f"broker {name}", upgrade_schema=True
@@ -87,10 +89,12 @@ class Served:
             wakeups=self._wakeups,
             health=SharedLaneHealth(self.database, self.clock),
             folder=terms.data,
+            live_slots=self._live_slots,
         )
-        self.door = LeaseDoor(self.database, self.clock)
+        self._payloads = Payloads(terms.payloads_url, self.database) if terms.payloads_url else None
+        self.door = LeaseDoor(self.database, self.clock, uploads=self._payloads)
         self._stages = Stages("the database's disk is full; nothing is lost: make room, and work goes on")
-        self._buses = Buses(lanes)
+        self._buses: Buses | None = None
         self._jobs_bus = JobsBus(terms.jobs_bus_url) if terms.jobs_bus_url else None
         self._held: list[Leadership | Slot] = []
 
@@ -116,6 +120,8 @@ class Served:
         self.database.write(lambda connection: import_prices(connection, self._lanes, self.clock()))
         self._keys.refresh()
         self._notifier.start()
+        claim_check = self._payloads.claim_check(signer, self.ring, self.clock) if self._payloads else None
+        self._buses = Buses(self._lanes, claim_check)
         roles = Roles(
             Wiring(
                 front=self.front,
@@ -142,6 +148,8 @@ class Served:
         self._every(_KEYS_SECONDS, "keys", self._keys.refresh)
         if Role.API in self._terms.roles:
             self._every(_BEAT_SECONDS, "beat", self._beat)
+        if Role.KEEPER in self._terms.roles and self._payloads:
+            self._every(SWEEP_SECONDS, "payloads", self._payloads.sweep)
 
     def stop(self) -> None:
         """End what each stage is at, and let go of all; harmless when it has ended."""
@@ -157,7 +165,8 @@ class Served:
             for held in self._held:
                 held.close()
             self._notifier.stop()
-            self._buses.close()
+            if self._buses:
+                self._buses.close()
             if self._jobs_bus:
                 self._jobs_bus.close()
             self.database.close()

@@ -12,8 +12,10 @@ from typing import Any
 
 import structlog
 
-from broker.bus.apps import InProcessWorker, start_in_process, worker_app
-from broker.bus.envelope import KeyRing, Signer
+from broker.bus.apps import InProcessWorker, NotTaken, start_in_process, worker_app
+from broker.bus.claim_check import ClaimCheck
+from broker.bus.driver import BusUnavailable
+from broker.bus.envelope import EnvelopeError, KeyRing, Signer
 from broker.bus.publisher import Publisher
 from broker.clock import Clock
 from broker.domain.errors import BrokerError, UsageError
@@ -50,12 +52,14 @@ class WorkerSide:
         clock: Clock,
         worker_id: str,
         bus_options: Mapping[str, Any] | None = None,
+        claim_check: ClaimCheck | None = None,
     ) -> None:
         self._name = name
         self._lanes = lanes
         self._bus_url = bus_url
         self._bus_options = bus_options
-        self._publisher = Publisher(bus_url, bus_options)
+        self._claim_check = claim_check
+        self._publisher = Publisher(bus_url, bus_options, claim_check)
         self._loop = asyncio.new_event_loop()
         self._loop_thread = threading.Thread(target=self._loop.run_forever, name="engines", daemon=True)
         try:
@@ -93,8 +97,19 @@ class WorkerSide:
         queues = [lane.shards_queue for lane in self._lanes]
         # A queued shard waits for its lane's slot inside its thread, so that no lane holds up another's.
         concurrency = 2 * sum(lane.slots for lane in self._lanes)
-        app = worker_app(self._name, self._bus_url, queues, concurrency, self._bus_options, run_shard=self._runner.run)
+        app = worker_app(self._name, self._bus_url, queues, concurrency, self._bus_options, run_shard=self._run)
         self._worker = start_in_process(app)
+
+    def _run(self, message: bytes) -> None:
+        """Fetch what waits in the object store; then it is the runner's."""
+        try:
+            envelope = self._claim_check.redeem(message) if self._claim_check else message
+        except EnvelopeError as error:
+            _log.warning("shard_rejected", reason=str(error))
+            return
+        except BusUnavailable as error:
+            raise NotTaken(str(error)) from error
+        self._runner.run(envelope)
 
     def stop(self, *, interrupted: bool, timeout_seconds: float = _STOP_SECONDS) -> None:
         """Hand back what runs and take nothing more; `interrupted` when it is the broker's own process that ends."""

@@ -19,11 +19,18 @@ log = structlog.get_logger()
 SHUTDOWN_CHECK_SECONDS = 0.5
 
 
+DELAYS = "celery.worker.consumer.delayed_delivery:DelayedDelivery"
+
+
 class EnvelopeConsumer(Consumer):
     """Rejects foreign messages, into the dead letters where the bus has them, naming only type and reason.
 
     Celery's own handlers would log the body, and acknowledge what they can't decode.
     """
+
+    class Blueprint(Consumer.Blueprint):
+        # On quorum queues it would declare 28 queues for messages with a delay, of which we send none.
+        default_steps = tuple(step for step in Consumer.Blueprint.default_steps if step != DELAYS)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         receive = super().create_task_handler(*args, **kwargs)

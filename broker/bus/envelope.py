@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from broker.domain.bus_jobs import JobReply, SubmitJobs
 from broker.domain.events import WorkerEvent
+from broker.domain.parked import AskUpload, Ticket
 from broker.domain.presence import WorkerPresence
 from broker.domain.shard import ClaimShards, RenewLease, RunShard
 
@@ -33,11 +34,14 @@ __all__ = [
     "Opened",
     "PublicKey",
     "Signer",
+    "Written",
     "open_event",
     "open_jobs",
     "open_lease_question",
     "open_reply",
     "open_shard",
+    "open_ticket",
+    "read_own",
 ]
 
 ENVELOPE_VERSION = 2
@@ -49,7 +53,7 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What foreign bytes can make a decoder raise."""
 
 
-LeaseQuestion = ClaimShards | RenewLease | WorkerPresence
+LeaseQuestion = ClaimShards | RenewLease | WorkerPresence | AskUpload
 """What a lane's worker says at the lease door."""
 
 
@@ -69,6 +73,8 @@ class Kind(StrEnum):
     LEASE = "lease"  # likewise, at the lease door
     JOBS = "jobs"  # producer -> broker
     REPLY = "reply"  # broker -> producer
+    SHARD_TICKET = "shard-ticket"  # for a shard that waits in the object store
+    EVENT_TICKET = "event-ticket"  # likewise
 
 
 _SIGNED_BY = {
@@ -77,6 +83,8 @@ _SIGNED_BY = {
     Kind.LEASE: KeyRole.LANE,
     Kind.JOBS: KeyRole.PRODUCER,
     Kind.REPLY: KeyRole.BROKER,
+    Kind.SHARD_TICKET: KeyRole.BROKER,
+    Kind.EVENT_TICKET: KeyRole.LANE,
 }
 """The role whose key must have signed it."""
 
@@ -114,6 +122,7 @@ _lease_decoder: msgspec.msgpack.Decoder[LeaseQuestion] = msgspec.msgpack.Decoder
 _event_decoder: msgspec.msgpack.Decoder[WorkerEvent] = msgspec.msgpack.Decoder(WorkerEvent)
 _jobs_decoder = msgspec.msgpack.Decoder(SubmitJobs)
 _reply_decoder = msgspec.msgpack.Decoder(JobReply)
+_ticket_decoder = msgspec.msgpack.Decoder(Ticket)
 
 
 class Signer:
@@ -127,7 +136,7 @@ class Signer:
         self,
         kind: Kind,
         audience: str,
-        body: RunShard | WorkerEvent | LeaseQuestion | SubmitJobs | JobReply,
+        body: RunShard | WorkerEvent | LeaseQuestion | SubmitJobs | JobReply | Ticket,
         *,
         now_us: int,
         valid_us: int,
@@ -249,3 +258,39 @@ def open_reply(ring: KeyRing, envelope: bytes, now_us: int) -> Opened[JobReply]:
         return Opened(owner, content.audience, content.trace, content.expires_us, _reply_decoder.decode(content.body))
     except _UNREADABLE:
         raise EnvelopeError("the body is no reply") from None
+
+
+def open_ticket(ring: KeyRing, envelope: bytes, kind: Kind, now_us: int) -> Opened[Ticket]:
+    """Where a body waits, verified before anything is fetched. Raises EnvelopeError."""
+    content, owner = ring.verify(envelope, kind, now_us)
+    try:
+        return Opened(owner, content.audience, content.trace, content.expires_us, _ticket_decoder.decode(content.body))
+    except _UNREADABLE:
+        raise EnvelopeError("the body is no ticket") from None
+
+
+class Written(NamedTuple):
+    """What an envelope says of itself."""
+
+    key_id: str
+    audience: str
+    lane: str
+    shard_id: bytes
+    expires_us: int
+
+
+def read_own(envelope: bytes) -> Written:
+    """What our own envelope of a shard or an event says; nothing is verified. Raises EnvelopeError for any other."""
+    try:
+        content = _content_decoder.decode(_outer_decoder.decode(envelope)[0])
+        body: RunShard | WorkerEvent
+        match content.kind:
+            case Kind.SHARD:
+                body = _shard_decoder.decode(content.body)
+            case Kind.EVENT:
+                body = _event_decoder.decode(content.body)
+            case _:
+                raise EnvelopeError(f"a {content.kind[:16]!r} envelope goes by reference nowhere")
+    except _UNREADABLE:
+        raise EnvelopeError("not an envelope") from None
+    return Written(content.key_id, content.audience, body.lane, body.shard_id, content.expires_us)

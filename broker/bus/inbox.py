@@ -12,6 +12,7 @@ import structlog
 from kombu import Connection, Consumer
 from kombu.exceptions import OperationalError
 
+from broker.bus.claim_check import ClaimCheck
 from broker.bus.driver import BusUnavailable
 from broker.bus.serializer import CONTENT_TYPE, unwrap
 from broker.bus.topology import lane_queue, open_connection
@@ -21,6 +22,7 @@ __all__ = ["Delivery", "Inbox"]
 log = structlog.get_logger()
 
 RECONNECT_SECONDS = 0.5
+RECONNECT_SECONDS_MAX = 5.0
 
 
 class Delivery:
@@ -48,28 +50,43 @@ class Inbox:
 
     At least once: after a lost connection everything unacknowledged is delivered again. Acknowledging a delivery
     twice, or one from before a reconnect, changes nothing. Messages that aren't envelopes never reach the
-    caller: they are rejected, into the dead letters where the bus has them, and logged.
+    caller: they are rejected, into the dead letters where the bus has them, and logged. With a `claim_check`, what
+    waits in the object store is fetched; without one a ticket is no envelope.
     """
 
     def __init__(
-        self, bus_url: str, queues: Sequence[str], prefetch: int, transport_options: Mapping[str, Any] | None = None
+        self,
+        bus_url: str,
+        queues: Sequence[str],
+        prefetch: int,
+        transport_options: Mapping[str, Any] | None = None,
+        claim_check: ClaimCheck | None = None,
     ) -> None:
         self._bus_url = bus_url
         self._queues = tuple(queues)
         self._prefetch = prefetch
         self._transport_options = dict(transport_options or {})
+        self._claim_check = claim_check
         self._connection: Connection | None = None
         self._consumer: Consumer | None = None
         self._arrived: deque[Delivery] = deque()
         self._closed = False
+        self._failures = 0
+        self._retry_at = 0.0
 
     def receive(self, limit: int, wait_seconds: float) -> list[Delivery]:
         """Up to `limit` deliveries: waits for the first, then adds what is there already.
 
-        Empty when the wait is over, also when the bus couldn't be reached for its length.
+        Empty when the wait is over, also when the bus couldn't be reached for its length. A bus that goes on refusing,
+        such as for a queue that was declared in another way, is asked ever more seldom.
         """
         deadline = time.monotonic() + wait_seconds
         while not self._closed:
+            if (pause := self._retry_at - time.monotonic()) > 0:
+                left = deadline - time.monotonic()
+                time.sleep(max(0.0, min(left, pause)))
+                if left <= pause:
+                    break
             try:
                 self._connect()
                 self._drain(limit, deadline)
@@ -77,12 +94,16 @@ class Inbox:
             except Exception as error:
                 if not self._is_bus_error(error):
                     raise
-                log.warning("inbox_disconnected", queues=self._queues, error=type(error).__name__)
                 self._disconnect()
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    break
-                time.sleep(min(left, RECONNECT_SECONDS))
+                seconds = min(RECONNECT_SECONDS * 2**self._failures, RECONNECT_SECONDS_MAX)
+                self._failures, self._retry_at = self._failures + 1, time.monotonic() + seconds
+                log.warning(
+                    "inbox_disconnected",
+                    queues=self._queues,
+                    error=type(error).__name__,
+                    reason=_reason(error),
+                    retry_seconds=seconds,
+                )
         return [self._arrived.popleft() for _ in range(min(limit, len(self._arrived)))]
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
@@ -130,6 +151,7 @@ class Inbox:
         consumer.qos(prefetch_count=self._prefetch, apply_global=False)
         consumer.consume()
         self._consumer = consumer
+        self._failures = 0
 
     def _drain(self, limit: int, deadline: float) -> None:
         connection = self._connection
@@ -151,6 +173,12 @@ class Inbox:
             if message.content_type != CONTENT_TYPE:
                 raise TypeError("unknown content type")
             envelope = unwrap(message.decode())
+            if self._claim_check is not None:
+                envelope = self._claim_check.redeem(envelope)
+        except BusUnavailable as error:  # the store is away, and the body is not
+            log.warning("payload_not_fetched", queue=queue, reason=str(error))
+            message.reject(requeue=True)
+            return
         except Exception as error:  # noqa: BLE001  # whatever a foreign message does, the good ones must go on
             log.warning("message_refused", queue=queue, content_type=message.content_type, error=type(error).__name__)
             message.reject(requeue=False)
@@ -169,6 +197,10 @@ class Inbox:
         if connection is not None:
             with suppress(Exception):  # broken or no longer wanted; the bus takes the unacknowledged back by itself
                 connection.release()
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def _acknowledged(message: Any) -> bool:

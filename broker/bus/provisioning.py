@@ -1,60 +1,40 @@
 """What lanes need on their buses, compared with what is there, and made where it is missing.
 
-Workers and the broker declare their queues themselves. This is for the person who sets a bus up, moves it, or mends
-it: a queue that exists in another form can't be changed, and every declaration of it fails until it is deleted.
+On RabbitMQ workers and the broker declare their queues themselves; on clouds they only open them, for they have no
+right to more. This is for the person who sets a bus up, moves it, or mends it: a queue that exists in another form
+can't always be changed, and then whatever uses it fails until it is deleted.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import StrEnum
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
 from kombu import Connection, Queue
 from kombu.exceptions import OperationalError
 from kombu.utils.url import sanitize_url
 
+from broker.bus.bus_plan import BusPlan, BusPlanLine, QueueState
 from broker.bus.driver import BusUnavailable
 from broker.bus.topology import AMQP_SCHEMES, dead_letter_queue, lane_queue, open_connection
 
 __all__ = ["BusPlan", "BusPlanLine", "QueueState", "apply_bus", "plan_bus"]
 
 REDIS_VERSION_MIN = (6, 2)
+_PROVISIONERS = {
+    "lanepubsub": "broker.bus.drivers.pubsub.provision",
+    "laneasb": "broker.bus.drivers.servicebus.provision",
+    "laneoci": "broker.bus.drivers.ociqueue.provision",
+}
 _OPTION_OF_ARGUMENT = {
     "x-queue-type": "queue_type",
     "x-max-length": "max_messages",
     "x-delivery-limit": "delivery_limit",
 }
-
-
-class QueueState(StrEnum):
-    PRESENT = "present"
-    MISSING = "missing"
-    CREATED = "created"
-    DIFFERENT = "different"  # it is there in another form, and a person must decide
-    NOT_NEEDED = "not needed"  # nothing is to be made on this kind of bus
-
-
-class BusPlanLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing on one bus. `bus` is its URL without the password, `name` a queue or a setting of the server."""
-
-    bus: str
-    name: str
-    state: QueueState
-    note: str = ""
-
-
-class BusPlan(msgspec.Struct, frozen=True):
-    lines: tuple[BusPlanLine, ...]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing is missing and nothing stands in the way."""
-        return not any(line.state in {QueueState.MISSING, QueueState.DIFFERENT} for line in self.lines)
 
 
 def plan_bus(urls_and_queues: Mapping[str, Sequence[str]]) -> BusPlan:
@@ -75,9 +55,19 @@ def _all(urls_and_queues: Mapping[str, Sequence[str]], *, make: bool) -> BusPlan
             lines += _reaching(url, partial(_amqp, url=url, names=names, make=make))
         elif scheme in {"redis", "rediss"}:
             lines += _reaching(url, partial(_redis, url=url))
+        elif scheme in _PROVISIONERS:
+            lines += _by_its_driver(_PROVISIONERS[scheme], url, names, make=make)
         else:
             lines += [_line(url, name, QueueState.NOT_NEEDED, "comes into being on first use") for name in names]
     return BusPlan(tuple(lines))
+
+
+def _by_its_driver(module: str, url: str, names: Sequence[str], *, make: bool) -> list[BusPlanLine]:
+    """A cloud's SDK is loaded only where one of its queues is asked about."""
+    try:
+        return list(importlib.import_module(module).provision(url, names, make=make))
+    except PermissionError as error:
+        raise BusUnavailable(f"{sanitize_url(url)} can't be administered: {error}") from error
 
 
 def _reaching(url: str, ask: Callable[[Connection], Iterable[BusPlanLine]]) -> list[BusPlanLine]:

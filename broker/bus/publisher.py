@@ -13,6 +13,7 @@ from kombu import Connection, Producer, Queue
 from kombu.exceptions import BatchPublishError, OperationalError
 
 from broker.bus.apps import TASK_NAME, producer_app
+from broker.bus.claim_check import ClaimCheck, envelope_bytes_max
 from broker.bus.driver import BusUnavailable, PublishError
 from broker.bus.serializer import SERIALIZER
 from broker.bus.topology import lane_queue, open_connection
@@ -31,11 +32,20 @@ class Publisher:
     Both methods return only when the bus has confirmed every envelope. Otherwise PublishError names by index
     those that it has not confirmed, or BusUnavailable says that what became of the call is unknown, so that all
     of it must be sent again; receivers recognise what comes twice. The next call after a failure reconnects.
+
+    With a `claim_check`, an envelope that is too large for the bus waits in the object store, and a ticket is sent.
     """
 
-    def __init__(self, bus_url: str, transport_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        bus_url: str,
+        transport_options: Mapping[str, Any] | None = None,
+        claim_check: ClaimCheck | None = None,
+    ) -> None:
         self._bus_url = bus_url
         self._transport_options = dict(transport_options or {})
+        self._claim_check = claim_check
+        self._bytes_max = envelope_bytes_max(bus_url, transport_options)
         self._app = producer_app(bus_url, self._transport_options)
         self._turn = threading.Lock()
         self._connection: Connection | None = None
@@ -60,6 +70,7 @@ class Publisher:
     def _publish(self, queue: str, envelopes: Sequence[bytes], properties: Callable[[], dict[str, Any]]) -> None:
         if not envelopes:
             return
+        envelopes = self._parked(envelopes)
         with self._turn:
             if self._closed:
                 raise BusUnavailable("the publisher is closed")
@@ -95,6 +106,13 @@ class Publisher:
                     raise
                 log.warning("publish_failed", queue=queue, count=len(envelopes), error=type(error).__name__)
                 raise BusUnavailable(f"publishing to {queue!r} failed: {error!r}") from error
+
+    def _parked(self, envelopes: Sequence[bytes]) -> Sequence[bytes]:
+        """Tickets in place of those that the bus can't carry."""
+        check = self._claim_check
+        if check is None or max(map(len, envelopes)) <= self._bytes_max:
+            return envelopes
+        return [each if len(each) <= self._bytes_max else check.park(each) for each in envelopes]
 
     def _queue(self, name: str) -> Queue:
         queue = self._queues.get(name)

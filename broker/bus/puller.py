@@ -89,7 +89,8 @@ class Intake:
                 puller = threading.Thread(target=self._pull, args=(name,), name=f"bus-puller-{name}", daemon=True)
                 self._pullers[name] = puller
                 puller.start()
-        self._driver.wake()  # a receive in flight doesn't know the new queue
+        if name == ALL_QUEUES:
+            self._driver.wake()  # a receive in flight doesn't know the new queue
 
     def stop(self, queue: str) -> None:
         """Stop pulling from the queue and give back what was not delivered; what was delivered stays ours."""
@@ -106,6 +107,8 @@ class Intake:
         with self._lock:
             if not self._ready or (self._prefetch and len(self._held) >= self._prefetch):
                 return None
+            if not self._prefetch:
+                self._has_credit.notify_all()  # without a limit, what is ready is all that counts
             return self._hold(self._ready.popleft())
 
     def fetch(self, queue: str) -> tuple[str, Arrival] | None:

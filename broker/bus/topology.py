@@ -26,6 +26,8 @@ __all__ = [
 LANE_TRANSPORTS = {
     "laneasb": "broker.bus.drivers.servicebus:ServiceBusLaneTransport",
     "lanemem": "broker.bus.drivers.memory:MemoryLaneTransport",
+    "laneoci": "broker.bus.drivers.ociqueue:OciQueueLaneTransport",
+    "lanepubsub": "broker.bus.drivers.pubsub:PubSubLaneTransport",
 }
 """Our own URL schemes; kombu imports the module only when the scheme is used, and with it the cloud's SDK."""
 
@@ -115,7 +117,9 @@ def lane_queue(bus_url: str, name: str, transport_options: Mapping[str, Any] | N
     On AMQP it is bounded and pushes back when full, and what it can't deliver goes to `<name>-dead`.
     """
     if _scheme(bus_url) not in AMQP_SCHEMES:
-        return Queue(name, Exchange(""), routing_key=name, durable=True)
+        # kombu's gcpubsub makes topics for exchanges alone; where to publish is the queue's name on every bus.
+        exchange = name if _scheme(bus_url) == "gcpubsub" else ""
+        return Queue(name, Exchange(exchange), routing_key=name, durable=True)
     options = transport_options_for(bus_url, transport_options)
     arguments = {
         "x-queue-type": options["queue_type"],

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import tomllib
-from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from broker.catalog.prices import price_of
 from broker.domain.errors import UsageError
-from broker.domain.lane import EngineSettings, Lane, LaneName, Market, Price, PriceMeter, Provider
-from broker.domain.money import PicoUsd, pico_from_usd
+from broker.domain.lane import EngineSettings, Lane, LaneName, Market, Price, PriceMeter, Provider, Supply
 
 __all__ = ["DEMO_CATALOG", "load_lanes"]
 
@@ -55,6 +54,12 @@ class _LaneEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     shard_seconds: float = 10.0
     message_bytes_max: int = 4_000_000
     stand_in: bool = False
+    precision: str = ""
+    supply: Supply | None = None
+    quota: int = 1
+    start_unbilled_seconds: float = 0.0
+    start_billed_seconds: float = 0.0
+    preemptions_per_hour: float = 0.0
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -96,11 +101,15 @@ def _read(catalog: str | Path) -> tuple[str, str]:
 def _lane(file: str, entry: _LaneEntry) -> Lane:
     _check(file, entry)
     fields: dict[str, Any] = {
-        name: getattr(entry, name) for name in entry.__struct_fields__ if name not in {"name", "price", "engine"}
+        name: getattr(entry, name)
+        for name in entry.__struct_fields__
+        if name not in {"name", "price", "engine", "supply"}
     }
+    price = _price(file, entry)
     return Lane(
         name=LaneName(entry.name),
-        price=_price(file, entry),
+        price=price,
+        supply=_supply(file, entry, price),
         engine=EngineSettings(
             driver=entry.engine.driver,
             models=tuple(entry.engine.models),
@@ -119,6 +128,7 @@ def _check(file: str, entry: _LaneEntry) -> None:
     for name, value, least in (
         ("accelerator_count", entry.accelerator_count, 1),
         ("slots", entry.slots, 1),
+        ("quota", entry.quota, 1),
         ("shard_jobs_max", entry.shard_jobs_max, 1),
         ("message_bytes_max", entry.message_bytes_max, 64_000),
         ("engine.concurrency", entry.engine.concurrency, 1),
@@ -134,35 +144,37 @@ def _check(file: str, entry: _LaneEntry) -> None:
     ):
         if not 0 < number < float("inf"):
             raise UsageError(f"{where}: {name} is {number}; it must be above 0")
+    for name, number in (
+        ("start_unbilled_seconds", entry.start_unbilled_seconds),
+        ("start_billed_seconds", entry.start_billed_seconds),
+        ("preemptions_per_hour", entry.preemptions_per_hour),
+    ):
+        if not 0 <= number < float("inf"):
+            raise UsageError(f"{where}: {name} is {number}; it must be 0 or more")
     if not entry.engine.models:
         raise UsageError(f"{where}: engine.models is empty; name at least one model")
+
+
+def _supply(file: str, entry: _LaneEntry, price: Price) -> Supply:
+    by_token = price.meter is PriceMeter.TOKEN
+    if entry.supply is None:
+        return Supply.PER_TOKEN if by_token else Supply.FIXED
+    if by_token != (entry.supply is Supply.PER_TOKEN):
+        meter = "the token" if by_token else "the hour"
+        raise UsageError(f"{file}, lane {entry.name!r}: supply is {entry.supply}, but its price is by {meter}")
+    return entry.supply
 
 
 def _price(file: str, entry: _LaneEntry) -> Price:
     where = f"{file}, lane {entry.name!r}, price"
     given = entry.price
-    fields: dict[str, PicoUsd]
-    per_hour, per_token = given.instance_hour_usd, (given.input_mtok_usd, given.output_mtok_usd)
+    per_token = None
+    if given.input_mtok_usd is not None and given.output_mtok_usd is not None:
+        per_token = (given.input_mtok_usd, given.output_mtok_usd)
+    half_said = per_token is None and (given.input_mtok_usd, given.output_mtok_usd) != (None, None)
+    if half_said or (given.instance_hour_usd is None) == (per_token is None):
+        raise UsageError(f"{where}: give instance_hour_usd, or input_mtok_usd and output_mtok_usd")
     try:
-        if per_hour is not None and per_token == (None, None):
-            meter, fields = PriceMeter.ACCELERATOR_HOUR, {"instance_hour_pico_usd": pico_from_usd(per_hour)}
-        elif per_hour is None and None not in per_token:
-            meter = PriceMeter.TOKEN
-            fields = {
-                "input_token_pico_usd": _per_token(str(given.input_mtok_usd)),
-                "output_token_pico_usd": _per_token(str(given.output_mtok_usd)),
-            }
-        else:
-            raise UsageError(f"{where}: give instance_hour_usd, or input_mtok_usd and output_mtok_usd")
+        return price_of(entry.name, given.instance_hour_usd, per_token, given.source, given.as_of)
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from None
-    content = msgspec.json.encode([entry.name, meter, fields, given.source, given.as_of], order="sorted")
-    version = f"{given.as_of}.{sha256(content).hexdigest()[:8]}"
-    return Price(version=version, meter=meter, source=given.source, as_of=given.as_of, **fields)
-
-
-def _per_token(usd_per_million: str) -> PicoUsd:
-    pico, rest = divmod(pico_from_usd(usd_per_million), 1_000_000)
-    if rest:
-        raise ValueError(f"{usd_per_million!r} per million tokens is finer than a pico-dollar per token")
-    return PicoUsd(pico)

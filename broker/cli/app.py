@@ -14,6 +14,8 @@ _MODULES = {
     "batch": "batch",
     "jobs": "jobs",
     "lanes": "lanes",
+    "prices": "prices",
+    "quote": "quote",
     "ledger": "ledger",
     "serve": "serve",
     "worker": "worker",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
@@ -37,7 +38,9 @@ def plan(catalog: CatalogOption = None, url: BusUrlOption = None, shape: FormatO
 
 @app.command("apply")
 def apply(catalog: CatalogOption = None, url: BusUrlOption = None, shape: FormatOption = OutputFormat.TABLE) -> None:
-    """Make what is missing. What exists in another form is left, and named; then the exit code is 1."""
+    """Say what is to be done, then do it. What only a person may change is left, and named; then the exit code is 1."""
+    if shape is OutputFormat.TABLE:
+        _show_difference(_asked(plan_bus, catalog, url))
     found = _asked(apply_bus, catalog, url)
     _show(found, shape)
     if not found.is_complete:
@@ -45,16 +48,26 @@ def apply(catalog: CatalogOption = None, url: BusUrlOption = None, shape: Format
 
 
 def _asked(ask: Callable[[Mapping[str, Sequence[str]]], BusPlan], catalog: str | None, url: str | None) -> BusPlan:
-    wanted: dict[str, list[str]] = {}
-    for lane in load_lanes(read_settings(catalog=catalog).catalog):
-        names = wanted.setdefault(url or bus_url_of(lane), [JOBS_QUEUE])
-        names += [lane.shards_queue, lane.events_queue]
+    settings = read_settings(catalog=catalog)
+    wanted: dict[str, list[str]] = defaultdict(list)
+    if settings.jobs_bus_url is not None:
+        wanted[url or settings.jobs_bus_url].append(JOBS_QUEUE)
+    for lane in load_lanes(settings.catalog):
+        wanted[url or bus_url_of(lane)] += [lane.shards_queue, lane.events_queue]
     try:
         return ask(wanted)
     except BusUnavailable as error:
         raise BrokerError(str(error)) from None
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _show_difference(planned: BusPlan) -> None:
+    """A line for each thing that isn't as it should be: `+` where it is missing, `~` where it is in another form."""
+    marks = {QueueState.MISSING: "+", QueueState.DIFFERENT: "~"}
+    for line in planned.lines:
+        if line.state in marks:
+            say(f"{marks[line.state]} {line.name}: {line.note} ({line.bus})")
 
 
 def _show(found: BusPlan, shape: OutputFormat) -> None:

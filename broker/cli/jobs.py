@@ -10,7 +10,15 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from broker.cli.options import DataOption, UrlOption, open_client, read_settings
+from broker.cli.options import (
+    DatabaseOption,
+    DataOption,
+    RequireOption,
+    UrlOption,
+    open_client,
+    read_constraints,
+    read_settings,
+)
 from broker.cli.printing import OutputFormat, dollars, print_json, say, seconds
 from broker.client import CHAT, Client, JobState
 from broker.database.connection import Connection
@@ -18,7 +26,7 @@ from broker.domain.errors import BrokerError, UsageError
 from broker.domain.ids import format_id, parse_id
 from broker.domain.money import format_usd
 from broker.ledger.explaining import AttemptStory, JobStory, explain, find_job, where_is
-from broker.reading import open_reader
+from broker.reading import read_ledger
 
 __all__ = ["app"]
 
@@ -50,6 +58,7 @@ def submit(
         str | None, typer.Option("--budget", help="The most it may be expected to cost, in dollars.")
     ] = None,
     lanes: Annotated[str | None, typer.Option("--lanes", help="Only these lanes, by name, with commas.")] = None,
+    require: RequireOption = None,
     tags: Annotated[list[str] | None, typer.Option("--tag", help="name=value; may be given again.")] = None,
     key: Annotated[
         str | None, typer.Option("--key", help="Idempotency key: submitted again with it, it is the same job.")
@@ -66,7 +75,7 @@ def submit(
         "budget_usd": budget,
         "idempotency_key": key,
         "tags": _read_tags(tags or []),
-        "constraints": {"lanes": [name.strip() for name in lanes.split(",") if name.strip()]} if lanes else None,
+        "constraints": read_constraints(lanes, require),
     }
     with open_client(data, url) as client:
         job = client.submit(content, endpoint=endpoint, **terms)
@@ -178,12 +187,16 @@ def show_story(
     job: Annotated[str, typer.Argument(help="A job's id (job_… or batch_req_… of an output line), or its custom_id.")],
     shape: Annotated[OutputFormat, typer.Option("--format", help="Text for people, or JSON.")] = OutputFormat.TABLE,
     data: DataOption = None,
+    database_url: DatabaseOption = None,
 ) -> None:
     """Every attempt of a job: where it ran and why there, at which price, what it used, cost and took."""
-    with open_reader(read_settings(data).data) as connection:
+
+    def look(connection: Connection) -> tuple[JobStory | None, str]:
         job_id = _find(connection, job)
-        story = explain(connection, job_id)
-        place = where_is(connection, job_id)
+        return explain(connection, job_id), where_is(connection, job_id)
+
+    settings = read_settings(data)
+    story, place = read_ledger(settings.data, database_url or settings.database_url, look)
     if story is None:
         raise UsageError(f"there is no job {job}")
     if shape is OutputFormat.JSON:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from broker.cli.options import DataOption, FormatOption, UrlOption, open_client
 from broker.cli.printing import OutputFormat, print_rows, say
+
+if TYPE_CHECKING:
+    from broker.client import LaneView
 
 __all__ = ["app"]
 
@@ -24,10 +27,13 @@ def list_lanes(shape: FormatOption = OutputFormat.TABLE, url: UrlOption = None, 
     rows = [
         {
             "lane": lane.name,
-            "state": f"{lane.state}, resting: {lane.resting}" if lane.resting else lane.state,
+            "state": _state(lane),
             "price": lane.price,
             "shards": lane.shards,
             "slots": lane.slots,
+            "ready": lane.ready,
+            "desired": lane.desired,
+            "jobs/s": "; ".join(f"{1 / found:.3g}" for found in lane.job_seconds.values() if found > 0),
             "provider": lane.provider,
             "region": lane.region,
             "accelerator": lane.accelerator,
@@ -55,6 +61,12 @@ def drain(name: NameArgument, url: UrlOption = None, data: DataOption = None) ->
 def resume(name: NameArgument, url: UrlOption = None, data: DataOption = None) -> None:
     """Give the lane new shards again."""
     _steer(name, "resume", url, data)
+
+
+def _state(lane: LaneView) -> str:
+    trouble = f"resting: {lane.resting}" if lane.resting else lane.trouble
+    slower = "slower than it was" if lane.is_slower else None
+    return ", ".join(filter(None, (lane.state, trouble, slower)))
 
 
 def _steer(name: str, deed: str, url: UrlOption, data: DataOption) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
@@ -19,7 +18,6 @@ from broker.bus.envelope import KeyRole
 from broker.cli.options import DatabaseOption, DataOption, FormatOption, read_settings
 from broker.cli.printing import OutputFormat, dollars, print_json, print_rows, say
 from broker.clock import utc_now_us
-from broker.database.connection import Connection
 from broker.database.leadership import Leadership
 from broker.database.postgres import open_postgres
 from broker.database.sqlite import lock_folder
@@ -29,15 +27,13 @@ from broker.keys import load_or_create_signer, read_trusted_bytes
 from broker.ledger.checkpoints import CHECKPOINTS, CheckpointFile
 from broker.ledger.proving import prove_job
 from broker.ledger.questions import GROUP_KEYS, Filters, summary
+from broker.ledger.quoting import Quoted, quoted
 from broker.ledger.verifying import Verification, verify
 from broker.logs import log_to_stderr
-from broker.reading import open_reader
+from broker.reading import read_ledger
 from broker.sealer import SEAL_SECONDS, Sealer
-from broker.settings import Settings
 
 __all__ = ["app"]
-
-T = TypeVar("T")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="What it cost, how long it took, where it ran.")
 
@@ -54,6 +50,7 @@ def show_summary(
     until: Annotated[str | None, typer.Option("--until", help="Only before this UTC time.")] = None,
     shape: FormatOption = OutputFormat.TABLE,
     data: DataOption = None,
+    database_url: DatabaseOption = None,
 ) -> None:
     """Jobs, attempts, tokens, cost, waste and latencies by provider, model, day, or whatever you ask for."""
     keys = [key.strip() for key in by.split(",") if key.strip()]
@@ -63,9 +60,24 @@ def show_summary(
         since_us=_time_us("--since", since),
         until_us=_time_us("--until", until),
     )
-    with open_reader(read_settings(data).data) as connection:
-        rows = summary(connection, keys, filters)
+    settings = read_settings(data)
+    url = database_url or settings.database_url
+    rows = read_ledger(settings.data, url, lambda connection: summary(connection, keys, filters))
     print_rows(rows, shape, keys=len(keys))
+    if filters.batch_id is not None and shape is OutputFormat.TABLE:
+        batch_id = filters.batch_id
+        _compare(read_ledger(settings.data, url, lambda connection: quoted(connection, batch_id)))
+
+
+def _compare(found: Quoted | None) -> None:
+    """The quote beside what came of it."""
+    if found is None or not found.quoted_nano_usd:
+        return
+    change = (found.cost_nano_usd / found.quoted_nano_usd - 1) * 100
+    say(
+        f"Quoted when it was first planned: {dollars(found.quoted_nano_usd)} for {found.jobs:,} jobs;"
+        f" {found.ended:,} have ended for {dollars(found.cost_nano_usd)} ({change:+.0f} %)."
+    )
 
 
 @app.command("verify")
@@ -86,7 +98,8 @@ def show_verification(
     file = CheckpointFile(checkpoints or settings.data / CHECKPOINTS)
     notes = list(file.notes())  # before the database is read, which had each of them earlier than the file
     keys = list(read_trusted_bytes(trusted).values()) if trusted else None
-    found = _read(settings, database_url, lambda connection: verify(connection, notes, keys))
+    url = database_url or settings.database_url
+    found = read_ledger(settings.data, url, lambda connection: verify(connection, notes, keys))
     size = f"{found.rows:,} rows in {found.batches:,} batches of {found.streams} streams"
     say(f"{size}, {dollars(found.cost_nano_usd)} in all.")
     _say_seals(found)
@@ -108,7 +121,9 @@ def prove(
         job_id = parse_id("job", job)
     except ValueError as error:
         raise UsageError(f"--job: {error}") from None
-    print_json(_read(read_settings(data), database_url, lambda connection: prove_job(connection, job_id)))
+    settings = read_settings(data)
+    url = database_url or settings.database_url
+    print_json(read_ledger(settings.data, url, lambda connection: prove_job(connection, job_id)))
 
 
 @app.command("seal")
@@ -146,19 +161,6 @@ def _say_seals(found: Verification) -> None:
     last = datetime.fromtimestamp(found.seals.sealed_us // 1_000_000, UTC)
     size = f"{found.seals.batches:,} of these batches are sealed, by {found.seals.checkpoints:,} checkpoints"
     say(f"{size}, the last of {last:%Y-%m-%d %H:%M:%S}Z; {found.seals.published:,} of them published.")
-
-
-def _read(settings: Settings, database_url: str | None, work: Callable[[Connection], T]) -> T:
-    """What `work` finds in PostgreSQL where its URL is given, else in the data folder."""
-    url = database_url or settings.database_url
-    if not url:
-        with open_reader(settings.data) as connection:
-            return work(connection)
-    database = open_postgres(url, name="broker ledger")
-    try:
-        return database.read(work)
-    finally:
-        database.close()
 
 
 def _batch_id(text: str | None) -> bytes | None:

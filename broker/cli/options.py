@@ -11,6 +11,8 @@ import typer
 
 from broker.cli.printing import OutputFormat
 from broker.domain.errors import UsageError
+from broker.domain.job import Constraints
+from broker.rules.demands import constraints_of
 from broker.rules.windows import window_seconds_of
 from broker.settings import Settings, load_settings
 
@@ -23,10 +25,12 @@ __all__ = [
     "DatabaseOption",
     "FormatOption",
     "LogLevelOption",
+    "RequireOption",
     "UrlOption",
     "needed_database_url",
     "open_client",
     "parse_window",
+    "read_constraints",
     "read_settings",
 ]
 
@@ -43,6 +47,14 @@ DatabaseOption = Annotated[
 LogLevelOption = Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")]
 UrlOption = Annotated[
     str | None, typer.Option("--url", help="Where the broker listens [BROKER_URL, or as noted in the data folder].")
+]
+RequireOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--require",
+        help="Where it may run: region=NAME, region!=NAME, provider=, provider!=, market=, precision=,"
+        " interruptible=no, max-cost=USD a job; names with commas; may be given again.",
+    ),
 ]
 FormatOption = Annotated[OutputFormat, typer.Option("--format", help="A table for people, or JSON or CSV.")]
 
@@ -68,6 +80,15 @@ def parse_window(text: str) -> int:
         return window_seconds_of(text)
     except ValueError as error:
         raise UsageError(f"--window is {error}") from None
+
+
+def read_constraints(lanes: str | None, require: list[str] | None) -> Constraints | None:
+    """What --lanes and --require demand together; None where they demand nothing."""
+    texts = [*(require or []), *([f"lane={lanes}"] if lanes else [])]
+    try:
+        return constraints_of(texts) if texts else None
+    except ValueError as error:
+        raise UsageError(f"--require is {error}") from None
 
 
 def needed_database_url(given: str | None, settings: Settings) -> str:

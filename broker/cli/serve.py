@@ -62,6 +62,7 @@ def serve(
         roles=chosen,
         drain_seconds=drain_seconds,
         jobs_bus_url=settings.jobs_bus_url,
+        payloads_url=settings.payloads_url,
     )
     lanes = load_lanes(settings.catalog)
     log_to_stderr(settings.log_level)

@@ -7,24 +7,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from broker.cli.options import FormatOption
+from broker.cli.options import DatabaseOption, DataOption, FormatOption, read_settings
 from broker.cli.printing import OutputFormat, print_rows, say
 from broker.domain.errors import UsageError
 
 if TYPE_CHECKING:
+    from broker.database.connection import Connection
     from broker.rules.placement.lanes import LaneFacts
+    from broker.rules.placement.learning import Speed
+    from broker.settings import Settings
     from broker.simulation.comparing import Compared
+    from broker.simulation.workload import Workload
 
 __all__ = ["app"]
 
 app = typer.Typer(add_completion=False)
 
 TraceArgument = Annotated[
-    Path,
+    Path | None,
     typer.Argument(help="CSV, or .csv.gz: step_start_s, 10 s apart, and requests_<deadline>, such as requests_1h."),
 ]
 LanesOption = Annotated[
-    Path | None, typer.Option("--catalog", help="JSON list of lanes [16 lanes of three clouds, a 70B model].")
+    str | None,
+    typer.Option(
+        "--catalog", help="JSON list of lanes [16 lanes of three clouds, a 70B model]; with --history, as elsewhere."
+    ),
+]
+HistoryOption = Annotated[
+    bool, typer.Option("--history", help="Replay what this broker was asked for, on its own lanes.")
 ]
 OutageOption = Annotated[
     list[str] | None, typer.Option("--outage", help="A provider that goes away, as PROVIDER@FROM-TO in hours; repeat.")
@@ -42,23 +52,31 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Start-up times and pree
 
 @app.command()
 def simulate(
-    trace: TraceArgument,
+    trace: TraceArgument = None,
+    history: HistoryOption = False,
     catalog: LanesOption = None,
     outage: OutageOption = None,
     spot_gone: SpotGoneOption = False,
     share: ShareOption = None,
     peers: PeersOption = True,
     seed: SeedOption = 0,
+    data: DataOption = None,
+    database_url: DatabaseOption = None,
     shape: FormatOption = OutputFormat.TABLE,
 ) -> None:
-    """Replay a trace on a virtual clock: cost, missed deadlines, waits, waste, shares."""
+    """Replay a trace, or one's own history, on a virtual clock: cost, missed deadlines, waits, waste, shares."""
     from broker.simulation.comparing import compare_ours, compare_peers
     from broker.simulation.faults import drain_of, named_faults, parse_outage
     from broker.simulation.lane_files import DEFAULT_LANES, read_lanes
     from broker.simulation.workload import read_arrivals
 
-    lanes = read_lanes(catalog or DEFAULT_LANES)
-    workload = read_arrivals(trace)
+    if history == (trace is not None):
+        raise UsageError("name a trace, or --history; one of them")
+    if trace is None:
+        lanes, workload = _own_history(read_settings(data, catalog), database_url)
+    else:
+        lanes = read_lanes(Path(catalog) if catalog else DEFAULT_LANES)
+        workload = read_arrivals(trace)
     faults = named_faults("spot_gone", workload) if spot_gone else (drain_of(workload),)
     faults = (*(parse_outage(one) for one in outage or ()), *faults)
     for fault in faults:
@@ -73,6 +91,29 @@ def simulate(
     print_rows(rows, shape)
     if shape is OutputFormat.TABLE:
         say("Bound: perfect foresight and fractions of instances. Nothing is refused; what starts late is missed.")
+
+
+def _own_history(settings: Settings, database_url: str | None) -> tuple[tuple[LaneFacts, ...], Workload]:
+    from broker.catalog.lanes import load_lanes
+    from broker.clock import utc_now_us
+    from broker.database.arrivals import kept_arrivals
+    from broker.ledger.prices import PricedLanes
+    from broker.ledger.speeds import learned_speeds
+    from broker.reading import read_ledger
+    from broker.simulation.history import Arrived, lanes_of, workload_of
+
+    lanes = load_lanes(settings.catalog)
+    priced = PricedLanes(lanes)
+
+    def read(connection: Connection) -> tuple[list[Arrived], dict[str, dict[str, Speed]]]:
+        priced.look(connection)
+        kept = kept_arrivals(connection, 0)
+        came = [Arrived(at, one.model, one.constraints, one.window_seconds, jobs) for at, one, jobs in kept]
+        return came, learned_speeds(connection, lanes)
+
+    came, speeds = read_ledger(settings.data, database_url or settings.database_url, read)
+    workload = workload_of(came)
+    return lanes_of(priced.all_at(utc_now_us()), speeds, workload), workload
 
 
 def _shares(texts: list[str] | tuple[()], lanes: tuple[LaneFacts, ...]) -> dict[str, float]:

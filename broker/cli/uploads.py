@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from broker.cli.options import DataOption, FormatOption, UrlOption, open_client
+from broker.cli.options import DataOption, FormatOption, RequireOption, UrlOption, open_client
 from broker.cli.printing import OutputFormat, console, print_json, print_rows, say
 from broker.client import BatchState, Client
 from broker.domain.errors import BrokerError, UsageError
@@ -33,6 +33,7 @@ def create(
         str | None, typer.Option("--max-cost", help="Start no more jobs once this many dollars are spent or held.")
     ] = None,
     lanes: Annotated[str | None, typer.Option("--lanes", help="Only these lanes, by name, with commas.")] = None,
+    require: RequireOption = None,
     name: Annotated[str | None, typer.Option("--name", help="What you call it.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, showing progress.")] = False,
     output: Annotated[Path | None, typer.Option("--output", help="With --wait: put the replies here.")] = None,
@@ -45,7 +46,7 @@ def create(
     if not wait and (output or errors):
         raise UsageError("--output and --errors need --wait: the files are there once the batch is finished")
     with open_client(data, url) as client:
-        found = client.create_batch(file, window=window, max_cost=max_cost, lanes=lanes, name=name)
+        found = client.create_batch(file, window=window, max_cost=max_cost, lanes=lanes, require=require, name=name)
         if wait:
             if shape is OutputFormat.TABLE:
                 say(found.id)

@@ -12,9 +12,9 @@ from broker.bootstrap.buses import shared_bus_url_of
 from broker.bootstrap.lane_worker import LaneWorker, WorkerTerms
 from broker.catalog.lanes import load_lanes
 from broker.cli.options import CatalogOption, LogLevelOption, read_settings
-from broker.cli.printing import complain, say
+from broker.cli.printing import say
 from broker.cli.signals import stopping_on_signals
-from broker.domain.errors import UsageError
+from broker.domain.errors import BrokerError, UsageError
 from broker.domain.lane import Lane
 from broker.logs import log_to_stderr
 
@@ -50,17 +50,21 @@ def worker(
         bus_url=shared_bus_url_of(chosen),
         key=key or settings.lane_key or Path(f"lane-{chosen.name}.key"),
         trusted=trusted or settings.trusted or Path("broker.pub"),
+        payloads_url=settings.payloads_url,
         drain_seconds=drain_seconds,
     )
     log_to_stderr(settings.log_level)
     stop = threading.Event()
     with stopping_on_signals(stop), LaneWorker(chosen, terms) as working:
-        working.start()
-        say(f"Ready: lane {chosen.name}, {chosen.slots} slots, {', '.join(chosen.engine.models)}. SIGTERM stops it.")
+        if working.start(stop, say):
+            say(
+                f"Ready: lane {chosen.name}, {chosen.slots} slots, {', '.join(chosen.engine.models)}. SIGTERM stops it."
+            )
         while not stop.wait(_LOOK_SECONDS):
+            if working.refusal:
+                raise BrokerError(working.refusal)
             if not working.is_running:
-                complain("the worker lost its bus for good; the log says why")
-                raise typer.Exit(1)
+                raise BrokerError("the worker lost its bus for good; the log says why")
         say("Stopping: handing back what runs…")
     say("Stopped.")
 

@@ -44,6 +44,7 @@ class Database(Protocol):
 
 
 _SQLITE_PARAMETERS_MAX = 30_000
+_ROWS_STEP = 64
 
 
 def bulk_insert(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -76,12 +77,17 @@ def bulk_update(connection: Connection, key: Column[Any], columns: Sequence[Colu
 
 
 def _parts(rows: Sequence[tuple[Any, ...]], columns_count: int) -> Iterator[Sequence[tuple[Any, ...]]]:
-    size = _SQLITE_PARAMETERS_MAX // columns_count
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+    """Few sizes, so that few statements are kept prepared: each holds memory for all its parameters."""
+    size = _SQLITE_PARAMETERS_MAX // columns_count // _ROWS_STEP * _ROWS_STEP
+    start = 0
+    while start < len(rows):
+        left = len(rows) - start
+        count = min(size, left // _ROWS_STEP * _ROWS_STEP if left >= _ROWS_STEP else left)
+        yield rows[start : start + count]
+        start += count
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def _marks(rows_count: int, columns_count: int) -> str:
     row = f"({', '.join('?' * columns_count)})"
     return ", ".join([row] * rows_count)

@@ -22,6 +22,8 @@ APPEND_ONLY = (
     "ledger_seal_leaf",
     "ledger_stream",
     "price",
+    "price_book",
+    "price_in_force",
 )
 """The ledger: read and added to, never changed."""
 
@@ -29,6 +31,7 @@ PRIVATE = ("payload", "result", "batch_refusal", "idempotency", "reply")
 """What holds prompts, replies, or texts that may quote them: for the broker alone."""
 
 OPERATIONAL = (
+    "arrival_count",
     "assignment",
     "batch",
     "batch_count",
@@ -36,8 +39,10 @@ OPERATIONAL = (
     "commit_mark",
     "job",
     "lane",
+    "lane_plan",
     "lane_rest",
     "lane_state",
+    "late_group",
     "outbox",
     "plan",
     "ready",

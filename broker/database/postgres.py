@@ -8,7 +8,6 @@ once.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -73,7 +72,7 @@ class PostgresDatabase:
         self._readers = self._open(terms.read_seconds, QueuePool)
         self.engine: Engine = self._open(0.0, NullPool)
         self._marks = CommitMarks()
-        self._lost: deque[str] = deque()  # names of sessions whose end we didn't see; they may still hold locks
+        self._lost: set[str] = set()  # names of sessions whose end we didn't see; they may still hold locks
         self._idle = threading.Condition()
         self._works = 0
         self._closing = threading.Event()
@@ -212,7 +211,7 @@ class PostgresDatabase:
             finally:
                 roll_back(driver)
                 if is_lost(driver):
-                    self._lost.append(driver.name)
+                    self._lost.add(driver.name)
                     connection.invalidate()
 
     def _forget_connections(self) -> None:
@@ -230,8 +229,7 @@ class PostgresDatabase:
             " AND usename = current_user AND datname = current_database()",
             [names],
         )
-        for _ in names:
-            self._lost.popleft()
+        self._lost.difference_update(names)  # another thread may have been as fast
 
     def _open(self, statement_seconds: float, pool: type[Pool]) -> Engine:
         terms, of_pool = self._terms, {}

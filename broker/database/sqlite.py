@@ -31,6 +31,7 @@ _GROUP_MAX = 64
 _WRITER_CACHE_KIB = 4 * 1024
 _CHECKPOINT_PAGES = 4_000  # 16 MB of log: pages that change often are then copied over once, not four times
 _READER_CACHE_KIB = 512  # each reader has its own; what they read is mostly what was just written
+_STATEMENTS_KEPT = 24  # a connection; one of many rows holds megabytes for its parameters
 
 
 def lock_folder(folder: Path) -> int:
@@ -164,7 +165,7 @@ def _open(path: Path, *, begin: str, query_only: bool) -> Engine:
         poolclass=QueuePool,
         pool_size=4,
         max_overflow=8,
-        connect_args={"check_same_thread": False},
+        connect_args={"check_same_thread": False, "cached_statements": _STATEMENTS_KEPT},
         hide_parameters=True,  # an error's text would otherwise quote prompts and replies
     )
 

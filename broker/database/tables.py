@@ -23,9 +23,11 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from broker.database.types import BigCounter, Digest, Id, metadata
+from broker.database.planning_tables import arrival_count, assignment, lane_plan, late_group, plan
+from broker.database.types import Digest, Id, metadata
 
 __all__ = [
+    "arrival_count",
     "assignment",
     "batch",
     "batch_count",
@@ -35,8 +37,10 @@ __all__ = [
     "idempotency",
     "job",
     "lane",
+    "lane_plan",
     "lane_rest",
     "lane_state",
+    "late_group",
     "outbox",
     "payload",
     "plan",
@@ -228,30 +232,6 @@ lane = Table(
     metadata,
     Column("name", String(128), primary_key=True),
     Column("description", LargeBinary, nullable=False),  # MessagePack of domain.lane.Lane
-)
-
-plan = Table(
-    "plan",
-    metadata,
-    Column("generation", BigCounter, primary_key=True, autoincrement=False),
-    Column("plan_id", Id, nullable=False),
-    Column("created_us", BigInteger, nullable=False),
-    Column("inputs_digest", Digest, nullable=False),
-)
-
-assignment = Table(
-    "assignment",
-    metadata,
-    Column("assignment_id", Id, primary_key=True),
-    Column("generation", ForeignKey("plan.generation"), nullable=False),
-    Column("group_id", ForeignKey("work_group.group_id"), nullable=False),
-    Column(
-        "candidates", Text, nullable=False
-    ),  # JSON: lanes in merit order, each with its price version and cost per job
-    Column(
-        "removed", Text, nullable=False
-    ),  # JSON: lanes that may not serve the group, each with the filter that says so
-    Index("ix_assignment_group", "group_id", "generation"),
 )
 
 # Lanes that get no new shards, because someone said so; the others have no row.

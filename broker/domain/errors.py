@@ -22,6 +22,7 @@ class ErrorCode(StrEnum):
     BODY_TOO_LARGE = "body_too_large"  # a single job's, likewise
     INVALID_FIELD = "invalid_field"  # of a single job, beside its body
     NO_LANE_ALLOWED = "no_lane_allowed"  # its constraints leave none
+    DEADLINE_IMPOSSIBLE = "deadline_impossible"  # no lane that it may use can be done by then
 
     # Ended while waiting.
     BATCH_EXPIRED = "batch_expired"  # OpenAI's code: the window closed before the job ran
@@ -38,6 +39,7 @@ class ErrorCode(StrEnum):
     ENGINE_UNREACHABLE = "engine_unreachable"
     ENGINE_MISCONFIGURED = "engine_misconfigured"  # HTTP 401, 403, 404 or 405: the lane's key, model or address
     ENGINE_INVALID_REPLY = "engine_invalid_reply"  # not JSON, or without what the endpoint promises
+    REPLY_TOO_LARGE = "reply_too_large"  # for the lane's bus, where there is no object store to put it in
     ENGINE_DIED = "engine_died"  # the engine's process ended while the job ran
 
     # From the way there.

@@ -30,6 +30,7 @@ __all__ = [
     "new_id",
     "new_span",
     "parse_id",
+    "span_of",
     "time_us_of",
 ]
 
@@ -96,6 +97,11 @@ def id_offset(first: bytes, member: bytes) -> int:
     if first[:12] != member[:12]:
         raise ValueError(f"{member.hex()} is not in the span of {first.hex()}")
     return int(_COUNTER.unpack_from(member, 12)[0] - _COUNTER.unpack_from(first, 12)[0])
+
+
+def span_of(member: bytes) -> bytes:
+    """What the ids of one span have in common, and no other span's have."""
+    return member[:12]
 
 
 def ids_of_span(first: bytes, count: int) -> list[bytes]:

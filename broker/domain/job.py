@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from enum import StrEnum
 
 import msgspec
@@ -35,13 +36,22 @@ class BatchStatus(StrEnum):
     CANCELLED = "cancelled"  # likewise
 
 
-class Constraints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Hard limits on where a job may run; empty means no limit. Never relaxed, also not on retry."""
+class Constraints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Hard limits on where a job may run; empty means no limit. Never relaxed, also not on retry.
+
+    `interruptible` False keeps a job off machines that may be taken away; `max_cost_usd` is of one job, as it is
+    expected when the job is placed.
+    """
 
     lanes: tuple[str, ...] = ()
     providers: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
     markets: tuple[str, ...] = ()
+    denied_providers: tuple[str, ...] = ()
+    denied_regions: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
+    interruptible: bool = True
+    max_cost_usd: Decimal | None = None
 
 
 class GroupKey(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from typing import NewType
 
 import msgspec
 
-__all__ = ["EngineSettings", "Lane", "LaneName", "LaneState", "Market", "Price", "PriceMeter", "Provider"]
+__all__ = ["EngineSettings", "Lane", "LaneName", "LaneState", "Market", "Price", "PriceMeter", "Provider", "Supply"]
 
 LaneName = NewType("LaneName", str)
 
@@ -29,6 +29,14 @@ class LaneState(StrEnum):
 class Market(StrEnum):
     ON_DEMAND = "on-demand"
     SPOT = "spot"
+
+
+class Supply(StrEnum):
+    """How capacity of a lane comes about."""
+
+    ELASTIC = "elastic"  # instances are started and stopped, and cost from their billed start on
+    FIXED = "fixed"  # instances are there and paid for, used or not
+    PER_TOKEN = "per-token"  # somebody else's instances, paid by the job; `quota` is how many slots they grant
 
 
 class PriceMeter(StrEnum):
@@ -63,8 +71,12 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Lane(msgspec.Struct, frozen=True, kw_only=True):
     """What the planner, the dispatcher and a worker know of a lane.
 
-    `slots` is how many shards may run at once over all its instances; `jobs_per_second` is the speed one
-    slot is believed to have before the ledger has seen any; `message_bytes_max` is the queue's limit.
+    `slots` is how many shards may run at once on one of its workers, which is one instance; `jobs_per_second` is the
+    speed one slot is believed to have before the ledger has seen any; `message_bytes_max` is the queue's limit.
+    `parked_bytes_max` is that of a single job's shard which goes by reference; 0 where nothing does.
+
+    `supply` says whether somebody starts and stops instances as the planner desires, up to `quota` of them; one takes
+    `start_unbilled_seconds` and then `start_billed_seconds` to be ready.
     """
 
     name: LaneName
@@ -81,7 +93,14 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True):
     shard_jobs_max: int = 512
     shard_seconds: float = 10.0
     message_bytes_max: int = 4_000_000
+    parked_bytes_max: int = 0
     stand_in: bool = False
+    precision: str = ""
+    supply: Supply = Supply.FIXED
+    quota: int = 1
+    start_unbilled_seconds: float = 0.0
+    start_billed_seconds: float = 0.0
+    preemptions_per_hour: float = 0.0
 
     @property
     def shards_queue(self) -> str:

@@ -39,7 +39,10 @@ class ShardJob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RunShard(msgspec.Struct, frozen=True, array_like=True):
-    """The order to a lane: run these jobs. A job's index is its place in `jobs`."""
+    """The order to a lane: run these jobs. A job's index is its place in `jobs`.
+
+    `exclusive`: one of them is suspected of killing its engine, so nothing else may be with the engine meanwhile.
+    """
 
     shard_id: bytes
     lane: str
@@ -47,6 +50,7 @@ class RunShard(msgspec.Struct, frozen=True, array_like=True):
     endpoint: str
     model: str
     jobs: tuple[ShardJob, ...]
+    exclusive: bool = False
 
 
 class ShardSpan(msgspec.Struct, frozen=True):

@@ -5,7 +5,8 @@ Used by whoever learns of an end: the recorder from a worker's events, the rescu
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import ChainMap, defaultdict
+from collections.abc import Mapping
 from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
@@ -18,18 +19,21 @@ from broker.database.batches import Counts
 from broker.database.connection import bulk_insert
 from broker.database.shards import ShardRecord
 from broker.database.tables import result
+from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan
 from broker.domain.ids import id_at, new_span, time_us_of
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane, Price, PriceMeter
 from broker.domain.outcome import CostBasis, Outcome
 from broker.domain.shard import ShardSpan, ShardState
-from broker.ledger.writing import AttemptRow, Flush, OutcomeRow, ShardFacts, append, ended_jobs
+from broker.ledger.writing import AttemptRow, Flush, OutcomeRow, ShardFacts, append, attempts_ended_as, ended_jobs
 from broker.rules.pricing import cost_nano_usd
 from broker.rules.regrouping import regroup
 from broker.rules.settling import Ended, Retry, Settlement, settle
 
 __all__ = ["AttemptEnds"]
+
+_MISCONFIGURED = ErrorCode.ENGINE_MISCONFIGURED
 
 
 class _Shared(NamedTuple):
@@ -57,6 +61,7 @@ class AttemptEnds:
         self._shared: dict[bytes, _Shared] = {}
         self._ended: set[bytes] = set()
         self._looked_up: set[bytes] = set()
+        self._misconfigured_before: dict[bytes, Mapping[bytes, int]] = {}
 
     def add(
         self,
@@ -83,6 +88,7 @@ class AttemptEnds:
             failures=span.failures,
             crashes=span.crashes,
             alone=span.alone,
+            misconfigured=self._misconfigured(shard, job_id) if ran.error_code is _MISCONFIGURED else 0,
         )
         ids = (next(self._attempt_ids), job_id)
         row = _attempt_row(ids, shared, ran, span, settlement, cost_upper_nano_usd)
@@ -140,6 +146,15 @@ class AttemptEnds:
             if span.attempt_number > 1 or shard.state is not ShardState.RUNNING:
                 last = id_at(span.first_job_id, span.jobs_count - 1)
                 self._ended |= ended_jobs(self._connection, span.first_job_id, last)
+
+    def _misconfigured(self, shard: ShardRecord, job_id: bytes) -> int:
+        """How many of the job's tries before ended so; looked up once for all of the shard, and seldom at all."""
+        if shard.shard_id not in self._misconfigured_before:
+            spans = [span for span in shard.spans if span.attempt_number > 1]
+            ranges = [(span.first_job_id, id_at(span.first_job_id, span.jobs_count - 1)) for span in spans]
+            found = [attempts_ended_as(self._connection, first, last, _MISCONFIGURED) for first, last in ranges]
+            self._misconfigured_before[shard.shard_id] = ChainMap(*found)
+        return self._misconfigured_before[shard.shard_id].get(job_id, 0)
 
     def _end_job(self, shared: _Shared, job_id: bytes, attempt_id: bytes, ran: JobRan, ended: Ended) -> None:
         self._ended.add(job_id)

@@ -1,34 +1,158 @@
-"""The price book: immutable versions, each with its source and date."""
+"""The price book: immutable versions, each with its source and date, and which of them holds for a lane when.
+
+A price is never changed: a new one is added, and holds from a moment on. An attempt costs what held when its shard was
+dispatched.
+"""
 
 from __future__ import annotations
 
+import time
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import Connection
+import msgspec
+from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from broker.domain.lane import Lane
-from broker.ledger.tables import price
+from broker.domain.lane import Lane, Price, PriceMeter
+from broker.ledger.tables import price, price_book, price_in_force
 
-__all__ = ["import_prices"]
+__all__ = [
+    "CATALOG_BOOK",
+    "BookEntry",
+    "PriceStanding",
+    "PricedLanes",
+    "import_book",
+    "import_prices",
+    "standing_prices",
+]
+
+CATALOG_BOOK = "catalog"
+
+_HELD_BACK_US = 1_500_000
+"""An imported price holds a second and a half later: by then every process of the broker has read it."""
+
+_FRESH_SECONDS = 0.5
+
+
+class BookEntry(msgspec.Struct, frozen=True):
+    """A lane's price in a book."""
+
+    lane: str
+    price: Price
+
+
+class PriceStanding(msgspec.Struct, frozen=True, kw_only=True):
+    """A price that holds, or held, for a lane."""
+
+    lane: str
+    price: Price
+    from_us: int
+    book: str
 
 
 def import_prices(connection: Connection, lanes: Sequence[Lane], now_us: int) -> None:
-    """Add the lanes' prices; a version that is there already is the same price and stays as it is."""
+    """Add the catalog's prices. A version that is known stays as it is, and what was imported since goes on holding."""
+    known = set(connection.execute(select(price.c.version)).scalars())
+    fresh = [BookEntry(str(lane.name), lane.price) for lane in lanes if lane.price.version not in known]
+    _add(connection, fresh, CATALOG_BOOK, now_us, now_us)
+
+
+def import_book(connection: Connection, book: str, source_name: str, entries: Sequence[BookEntry], now_us: int) -> int:
+    """Add a book under its name; from when on it holds, in Unix microseconds. A book that is there holds again."""
     kind = postgresql if connection.dialect.name == "postgresql" else sqlite
-    for lane in lanes:
+    connection.execute(
+        kind.insert(price_book)
+        .values(book=book, source_name=source_name, prices_count=len(entries), imported_us=now_us)
+        .on_conflict_do_nothing(index_elements=[price_book.c.book])
+    )
+    newest_us = connection.execute(select(func.max(price_in_force.c.from_us))).scalar_one() or 0
+    from_us = max(now_us + _HELD_BACK_US, newest_us + 1)
+    _add(connection, entries, book, now_us, from_us)
+    return from_us
+
+
+def standing_prices(connection: Connection) -> list[PriceStanding]:
+    """Every price that ever held, by lane and time."""
+    rows = connection.execute(
+        select(price_in_force.c.from_us, price_in_force.c.book, price)
+        .join(price, price.c.version == price_in_force.c.price_version)
+        .order_by(price_in_force.c.lane, price_in_force.c.from_us)
+    )
+    return [PriceStanding(lane=row.lane, price=_price(row), from_us=row.from_us, book=row.book) for row in rows]
+
+
+class PricedLanes:
+    """Lanes with the price that holds for each; a lane of which the book says nothing has its catalog's.
+
+    What `look` read is kept for half a second, during which no new price can begin to hold.
+    """
+
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self._lanes = {str(lane.name): lane for lane in lanes}
+        self._history: dict[str, list[tuple[int, Lane]]] = {}
+        self._looked_at = float("-inf")
+
+    def look(self, connection: Connection) -> None:
+        """Read the book, unless it was read just now."""
+        if time.monotonic() - self._looked_at < _FRESH_SECONDS:
+            return
+        history: dict[str, list[tuple[int, Lane]]] = defaultdict(list)
+        for standing in standing_prices(connection):
+            lane = self._lanes.get(standing.lane)
+            if lane is not None:
+                history[standing.lane].append((standing.from_us, msgspec.structs.replace(lane, price=standing.price)))
+        self._history = history
+        self._looked_at = time.monotonic()
+
+    def at(self, name: str, moment_us: int) -> Lane:
+        """The lane with the price that held then. KeyError for a lane that never was."""
+        history = self._history.get(name)
+        if not history:
+            return self._lanes[name]
+        place = bisect_right(history, moment_us, key=lambda one: one[0])
+        return history[max(0, place - 1)][1]
+
+    def all_at(self, moment_us: int) -> list[Lane]:
+        """All of them, in their order."""
+        return [self.at(name, moment_us) for name in self._lanes]
+
+
+def _add(connection: Connection, entries: Sequence[BookEntry], book: str, now_us: int, from_us: int) -> None:
+    kind = postgresql if connection.dialect.name == "postgresql" else sqlite
+    for entry in entries:
+        one = entry.price
         connection.execute(
             kind.insert(price)
             .values(
-                version=lane.price.version,
-                lane=lane.name,
-                meter=lane.price.meter,
-                instance_hour_pico_usd=lane.price.instance_hour_pico_usd,
-                input_token_pico_usd=lane.price.input_token_pico_usd,
-                output_token_pico_usd=lane.price.output_token_pico_usd,
-                source=lane.price.source,
-                as_of=lane.price.as_of,
+                version=one.version,
+                lane=entry.lane,
+                meter=one.meter,
+                instance_hour_pico_usd=one.instance_hour_pico_usd,
+                input_token_pico_usd=one.input_token_pico_usd,
+                output_token_pico_usd=one.output_token_pico_usd,
+                source=one.source,
+                as_of=one.as_of,
                 imported_us=now_us,
             )
             .on_conflict_do_nothing(index_elements=[price.c.version])
         )
+        connection.execute(
+            kind.insert(price_in_force)
+            .values(lane=entry.lane, from_us=from_us, price_version=one.version, book=book)
+            .on_conflict_do_nothing(index_elements=[price_in_force.c.lane, price_in_force.c.from_us])
+        )
+
+
+def _price(row: Any) -> Price:  # noqa: ANN401 (a row of the join)
+    return Price(
+        version=row.version,
+        meter=PriceMeter(row.meter),
+        instance_hour_pico_usd=row.instance_hour_pico_usd,
+        input_token_pico_usd=row.input_token_pico_usd,
+        output_token_pico_usd=row.output_token_pico_usd,
+        source=row.source,
+        as_of=row.as_of,
+    )

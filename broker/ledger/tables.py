@@ -22,6 +22,8 @@ __all__ = [
     "ledger_seal_leaf",
     "ledger_stream",
     "price",
+    "price_book",
+    "price_in_force",
 ]
 
 
@@ -195,6 +197,26 @@ price = Table(
     Column("as_of", String(10), nullable=False),
     Column("imported_us", BigInteger, nullable=False),
     Index("ix_price_lane", "lane", "imported_us"),
+)
+
+# One import of prices. What it says of each lane is in `price_in_force`.
+price_book = Table(
+    "price_book",
+    metadata,
+    Column("book", String(64), primary_key=True),
+    Column("source_name", Text, nullable=False),  # the file
+    Column("prices_count", Integer, nullable=False),
+    Column("imported_us", BigInteger, nullable=False),
+)
+
+# From when on a lane's price is which; the newest row that has begun holds.
+price_in_force = Table(
+    "price_in_force",
+    metadata,
+    Column("lane", String(128), primary_key=True),
+    Column("from_us", BigInteger, primary_key=True, autoincrement=False),
+    Column("price_version", String(64), nullable=False),
+    Column("book", String(64), nullable=False),  # `catalog` for what the catalog said
 )
 
 PARTITIONED = (attempt, cost_entry)

@@ -26,8 +26,16 @@ def bucket_deadline_us(deadline_us: int, now_us: int) -> int:
 
 
 def canonical_constraints(constraints: Constraints) -> str:
-    """The one JSON text of these constraints: sorted keys, sorted names."""
-    fields = {name: sorted(names) for name in constraints.__struct_fields__ if (names := getattr(constraints, name))}
+    """The one JSON text of these constraints: sorted keys, sorted names, no needless zeros."""
+    fields: dict[str, list[str] | bool | str] = {
+        name: sorted(found)
+        for name in constraints.__struct_fields__
+        if isinstance(found := getattr(constraints, name), tuple) and found
+    }
+    if not constraints.interruptible:
+        fields["interruptible"] = False
+    if constraints.max_cost_usd is not None:
+        fields["max_cost_usd"] = f"{constraints.max_cost_usd.normalize():f}"
     return msgspec.json.encode(fields, order="sorted").decode()
 
 

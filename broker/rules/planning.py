@@ -1,27 +1,43 @@
-"""Which lanes may serve a group, in which order, and why.
+"""Which lanes may serve a group, in which order, and why: a decision as it is recorded.
 
 Late binding: nothing here binds a job. The order is used at the moment when a lane has a free slot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from broker.domain.job import Constraints, GroupKey
+from broker.domain.job import GroupKey
 from broker.domain.lane import Lane
-from broker.rules.pricing import expected_job_cost_nano_usd
+from broker.rules.placement import planning as placement
+from broker.rules.placement.facts import expected_cost_nano_usd, facts_of, terms_of
+from broker.rules.placement.filters import RemovedLanes, bits, eligible, job_cost_nano_usd
+from broker.rules.placement.learning import Speed
 
-__all__ = ["Candidate", "GroupPlan", "Removed", "pick_lane", "plan_group"]
+__all__ = ["Candidate", "GroupPlan", "Removed", "Speeds", "differs", "pick_lane", "plan_group", "recorded_plan"]
+
+Speeds = Mapping[str, Mapping[str, Speed]]
+"""What was learned, by lane and model."""
+
+_COST_TOLERANCE = 0.1
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A lane that may serve a group. Candidates stand in merit order: cheapest expected cost per job first."""
+    """A lane that may serve a group. Candidates stand in the order in which their free slots are used.
+
+    `expected_job_cost_nano_usd` is at the load that the lane had lately, and what is set aside for a job;
+    `busy_job_cost_nano_usd` at full load, by which lanes are compared. `ready_in_s` is 0 where an instance is up;
+    `jobs_per_second` is that of all instances wanted there.
+    """
 
     lane: str
     expected_job_cost_nano_usd: int
     price_version: str
+    busy_job_cost_nano_usd: int = 0
+    ready_in_s: float = 0.0
+    jobs_per_second: float = 0.0
 
 
 class Removed(msgspec.Struct, frozen=True):
@@ -39,47 +55,71 @@ class GroupPlan(msgspec.Struct, frozen=True):
 
 
 def plan_group(key: GroupKey, lanes: Sequence[Lane]) -> GroupPlan:
-    """Filter the lanes by the group's hard constraints, then order what is left by expected cost per job."""
-    constraints = msgspec.json.decode(key.constraints, type=Constraints)
-    removed = []
-    candidates = []
-    for lane in lanes:
-        reason = _why_not(key, constraints, lane)
-        if reason:
-            removed.append(Removed(lane.name, reason))
-        else:
-            cost = expected_job_cost_nano_usd(lane.price, lane.jobs_per_second)
-            candidates.append(Candidate(lane.name, cost, lane.price.version))
-    candidates.sort(key=lambda candidate: (candidate.expected_job_cost_nano_usd, candidate.lane))
-    return GroupPlan(tuple(candidates), tuple(removed))
+    """Filter the lanes by the group's hard constraints, then order what is left by the cost of a job, as believed.
+
+    What the doors ask before anything waits; the planner knows more.
+    """
+    terms = terms_of(key)
+    facts = [facts_of(lane) for lane in lanes]
+    found = eligible(terms, facts)
+    candidates = [
+        Candidate(
+            str(lanes[place].name),
+            expected_cost_nano_usd(lanes[place], None),
+            lanes[place].price.version,
+            job_cost_nano_usd(facts[place], terms.kind),
+            jobs_per_second=facts[place].jobs_per_second[terms.kind],
+        )
+        for place in bits(found.mask)
+    ]
+    candidates.sort(key=lambda one: (one.busy_job_cost_nano_usd, one.expected_job_cost_nano_usd, one.lane))
+    return GroupPlan(tuple(candidates), _removed(found.removed))
 
 
-def _why_not(key: GroupKey, constraints: Constraints, lane: Lane) -> str | None:
-    if key.model not in lane.engine.models:
-        return f"model: it does not run {key.model}"
-    for name, allowed, found in (
-        ("lanes", constraints.lanes, lane.name),
-        ("providers", constraints.providers, lane.provider),
-        ("regions", constraints.regions, lane.region),
-        ("markets", constraints.markets, lane.market),
-    ):
-        if allowed and found not in allowed:
-            return f"{name}: {found} is not among {', '.join(allowed)}"
-    return None
+def recorded_plan(assignment: placement.Assignment, model: str, lanes: Mapping[str, Lane], speeds: Speeds) -> GroupPlan:
+    """The planner's decision, with what a job is expected to cost on each lane."""
+    candidates = tuple(
+        Candidate(
+            one.lane,
+            expected_cost_nano_usd(lanes[one.lane], speeds.get(one.lane, {}).get(model)),
+            one.price_version,
+            one.job_cost_nano_usd,
+            one.ready_in_s,
+            one.jobs_per_second,
+        )
+        for one in assignment.candidates
+    )
+    return GroupPlan(candidates, _removed(assignment.removed))
+
+
+def differs(before: GroupPlan, now: GroupPlan) -> bool:
+    """Whether a decision is another one: other lanes or prices, or costs that moved by more than a tenth."""
+    if before.removed != now.removed or len(before.candidates) != len(now.candidates):
+        return True
+    return any(
+        (old.lane, old.price_version) != (new.lane, new.price_version)
+        or abs(old.expected_job_cost_nano_usd - new.expected_job_cost_nano_usd)
+        > _COST_TOLERANCE * old.expected_job_cost_nano_usd
+        for old, new in zip(before.candidates, now.candidates, strict=True)
+    )
 
 
 def pick_lane(plan: GroupPlan, free_slots: Mapping[str, int]) -> tuple[Candidate, str] | None:
-    """The cheapest candidate with a free slot and the reason in words; None when all are taken."""
+    """The first candidate with a free slot and the reason in words; None when all are taken."""
     for rank, candidate in enumerate(plan.candidates):
         if free_slots.get(candidate.lane, 0) > 0:
-            return candidate, _reason(plan, rank)
+            return candidate, _reason(plan.candidates, rank)
     return None
 
 
-def _reason(plan: GroupPlan, rank: int) -> str:
-    if len(plan.candidates) == 1:
+def _reason(candidates: Sequence[Candidate], rank: int) -> str:
+    if len(candidates) == 1:
         return "the only lane allowed"
     if rank == 0:
-        return f"the cheapest of {len(plan.candidates)} allowed lanes"
-    full = ", ".join(candidate.lane for candidate in plan.candidates[:rank])
+        return f"the cheapest of {len(candidates)} allowed lanes"
+    full = ", ".join(candidate.lane for candidate in candidates[:rank])
     return f"the cheapest allowed lane with a free slot; {full} had none"
+
+
+def _removed(removed: Iterable[RemovedLanes]) -> tuple[Removed, ...]:
+    return tuple(Removed(lane, one.filter) for one in removed for lane in one.lanes)

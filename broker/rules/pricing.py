@@ -6,7 +6,13 @@ from broker.domain.lane import Price, PriceMeter
 from broker.domain.money import NanoUsd, divide_half_even
 from broker.domain.usage import Usage
 
-__all__ = ["accelerator_cost_nano_usd", "affordable_jobs", "cost_nano_usd", "expected_job_cost_nano_usd"]
+__all__ = [
+    "accelerator_cost_nano_usd",
+    "affordable_jobs",
+    "cost_nano_usd",
+    "expected_job_cost_nano_usd",
+    "token_cost_nano_usd",
+]
 
 _PICO_PER_NANO = 1_000
 _US_PER_HOUR = 3_600_000_000
@@ -41,6 +47,11 @@ def expected_job_cost_nano_usd(price: Price, jobs_per_second: float) -> NanoUsd:
         accelerator_us=round(1_000_000 / jobs_per_second),
     )
     return cost_nano_usd(price, usage)
+
+
+def token_cost_nano_usd(price: Price, input_tokens: float, output_tokens: float) -> NanoUsd:
+    """What a job of so many tokens, as they are on average, costs on a lane that is paid by the token."""
+    return cost_nano_usd(price, Usage(input_tokens=round(input_tokens), output_tokens=round(output_tokens)))
 
 
 def affordable_jobs(left_nano_usd: int, expected_nano_usd: int) -> int:

@@ -10,7 +10,12 @@ from broker.domain.errors import ErrorCode
 from broker.domain.outcome import Outcome
 from broker.rules.retrying import CRASHES_MAX, LANE_FAULT_PAUSE_SECONDS, Verdict, backoff_seconds, verdict
 
-__all__ = ["Ended", "Retry", "Settlement", "settle"]
+__all__ = ["MISCONFIGURED_MAX", "Ended", "Retry", "Settlement", "settle"]
+
+MISCONFIGURED_MAX = 10
+"""Tries that met an engine without the model, the endpoint or the key, with pauses from 0.5 s to 30 s, over two minutes
+in all. By then each lane that may serve the job is set up wrongly or never had room, and the job ends.
+"""
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -47,8 +52,12 @@ def settle(
     failures: int,
     crashes: int,
     alone: bool,
+    misconfigured: int = 0,
 ) -> Settlement:
-    """Decide. The first valid success wins; whatever comes after a job's end is superseded or just its own."""
+    """Decide. The first valid success wins; whatever comes after a job's end is superseded or just its own.
+
+    `misconfigured`: how many tries of the job ended as ENGINE_MISCONFIGURED before, where this one does too.
+    """
     if outcome is Outcome.SUCCEEDED:
         if already_ended:
             return Settlement(Outcome.SUPERSEDED, None)
@@ -57,6 +66,10 @@ def settle(
         return Settlement(outcome, None)
     if outcome is Outcome.CANCELLED:
         return Settlement(outcome, Ended(outcome, code))
+    if code is ErrorCode.ENGINE_MISCONFIGURED:
+        if misconfigured + 1 >= MISCONFIGURED_MAX:
+            return Settlement(outcome, Ended(Outcome.FAILED, code))
+        return Settlement(outcome, Retry(backoff_seconds(misconfigured + 1), failures, crashes, alone))
     return Settlement(
         outcome, _follow(code or ErrorCode.ENGINE_FAILED, failures=failures, crashes=crashes, alone=alone)
     )

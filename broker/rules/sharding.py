@@ -27,10 +27,10 @@ def jobs_per_shard(lane: Lane, span: WaitingSpan) -> int:
 
 
 def body_bytes_max(lane: Lane) -> int:
-    """The largest body that a message to `lane` can carry."""
-    return lane.message_bytes_max - _ENVELOPE_BYTES - JOB_OVERHEAD_BYTES
+    """The largest body that a message to `lane` can carry, or refer to."""
+    return max(lane.message_bytes_max, lane.parked_bytes_max) - _ENVELOPE_BYTES - JOB_OVERHEAD_BYTES
 
 
 def fits_message(lane: Lane, body_bytes: int) -> bool:
-    """Whether a message to `lane` can carry a job of this size."""
+    """Whether a message to `lane` can carry, or refer to, a job of this size."""
     return body_bytes <= body_bytes_max(lane)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from hashlib import sha256
 
@@ -13,12 +14,17 @@ from broker.domain.job import Constraints, GroupKey, SingleJob
 from broker.domain.lane import Lane
 from broker.domain.money import format_usd, nano_from_usd
 from broker.rules.admission import BODY_BYTES_MAX, Refusal, check_request
+from broker.rules.demands import check_constraints
 from broker.rules.grouping import canonical_constraints
+from broker.rules.placement.facts import demands_of, facts_of
+from broker.rules.placement.feasible import Prospect, soonest, window_text
+from broker.rules.placement.filters import bits, eligible
+from broker.rules.placement.work import Terms
 from broker.rules.planning import Candidate, plan_group
-from broker.rules.sharding import fits_message
+from broker.rules.sharding import body_bytes_max, fits_message
 from broker.rules.windows import deadline_us_of, window_seconds_of
 
-__all__ = ["KEY_CHARS_MAX", "Admitted", "JobRequest", "admit_job"]
+__all__ = ["KEY_CHARS_MAX", "Admitted", "JobRequest", "admit_job", "check_batch"]
 
 KEY_CHARS_MAX = 255
 _WINDOW_SECONDS_DEFAULT = 86_400
@@ -47,8 +53,17 @@ class Admitted(msgspec.Struct, frozen=True):
     fingerprint: bytes = b""
 
 
-def admit_job(request: JobRequest, lanes: Sequence[Lane], tenant_id: str, now_us: int) -> Admitted | Refusal:
-    """What becomes of one request; a budget binds the job to the lanes that are expected to keep to it."""
+def admit_job(
+    request: JobRequest,
+    lanes: Sequence[Lane],
+    tenant_id: str,
+    now_us: int,
+    prospects: Mapping[str, Prospect] = {},
+) -> Admitted | Refusal:
+    """What becomes of one request; a budget binds the job to the lanes that are expected to keep to it.
+
+    With `prospects` of the lanes, what none of them can do in time is refused.
+    """
     models = {model for lane in lanes for model in lane.engine.models}
     if len(request.body) > BODY_BYTES_MAX:
         message = f"body has {len(request.body):,} bytes; the limit is {BODY_BYTES_MAX:,}"
@@ -59,16 +74,23 @@ def admit_job(request: JobRequest, lanes: Sequence[Lane], tenant_id: str, now_us
     try:
         deadline_us = _deadline_us(request, now_us)
         budget = None if request.budget_usd is None else nano_from_usd(str(request.budget_usd))
+        check_constraints(request.constraints)
     except ValueError as error:
-        field = "budget_usd" if str(error).startswith("'") else str(error).split(" ", 1)[0]
+        field = "budget_usd" if str(error).startswith("'") else re.split("[ :]", str(error), maxsplit=1)[0]
         message = f"budget_usd: {error}" if field == "budget_usd" else str(error)
         return Refusal(ErrorCode.INVALID_FIELD, field, message)
     refusal = _check_labels(request)
     if refusal:
         return refusal
-    constraints = _allowed(request, model, budget, lanes, tenant_id)
-    if isinstance(constraints, Refusal):
-        return constraints
+    allowed = _allowed(request, model, budget, lanes, tenant_id)
+    if isinstance(allowed, Refusal):
+        return allowed
+    constraints, candidates = allowed
+    if prospects:
+        by_name = {str(lane.name): lane for lane in lanes}
+        need = soonest([by_name[one.lane] for one in candidates], prospects, model)
+        if need is not None and need[0] > (left_seconds := (deadline_us - now_us) / 1_000_000):
+            return _impossible(left_seconds, need)
     job = SingleJob(
         endpoint=request.endpoint,
         model=model,
@@ -81,6 +103,37 @@ def admit_job(request: JobRequest, lanes: Sequence[Lane], tenant_id: str, now_us
     )
     key = request.idempotency_key
     return Admitted(job, key, fingerprint(request) if key is not None else b"")
+
+
+def check_batch(
+    lanes: Sequence[Lane], prospects: Mapping[str, Prospect], constraints: str, window_seconds: float
+) -> Refusal | None:
+    """A refusal if no line of any model could run under these constraints, or none within the window."""
+    facts = [facts_of(lane) for lane in lanes]
+    demands = demands_of(constraints)
+    needs, reasons = [], []
+    for model in sorted({model for lane in lanes for model in lane.engine.models}):
+        found = eligible(Terms(model, model, demands), facts)
+        reasons += [f"{lane}: {one.filter}" for one in found.removed for lane in one.lanes]
+        if not found.mask:
+            continue
+        need = soonest([lanes[place] for place in bits(found.mask)], prospects, model)
+        if need is None or need[0] <= window_seconds:
+            return None
+        needs.append(need)
+    if needs:
+        return _impossible(window_seconds, min(needs))
+    message = f"constraints leave no lane for this batch: {'; '.join(reasons)}"
+    return Refusal(ErrorCode.NO_LANE_ALLOWED, "require", message)
+
+
+def _impossible(left_seconds: float, need: tuple[float, str]) -> Refusal:
+    seconds, why = need
+    message = (
+        f"window leaves {left_seconds:.3g} s; the fastest lane allowed needs {seconds:.3g} s ({why}):"
+        f" the nearest window that would do is {window_text(seconds)}"
+    )
+    return Refusal(ErrorCode.DEADLINE_IMPOSSIBLE, "window", message)
 
 
 def fingerprint(request: JobRequest) -> bytes:
@@ -128,16 +181,20 @@ def _check_labels(request: JobRequest) -> Refusal | None:
 
 def _allowed(
     request: JobRequest, model: str, budget: int | None, lanes: Sequence[Lane], tenant_id: str
-) -> str | Refusal:
-    """The canonical constraints under which the job may run on at least one lane."""
+) -> tuple[str, list[Candidate]] | Refusal:
+    """The canonical constraints under which the job may run on at least one lane, and those lanes."""
     constraints = canonical_constraints(request.constraints)
     plan = plan_group(GroupKey(tenant_id, request.endpoint, model, constraints, 0), lanes)
     size = len(request.body)
     fitting = {str(lane.name) for lane in lanes if fits_message(lane, size)}
     candidates = [candidate for candidate in plan.candidates if candidate.lane in fitting]
+    if plan.candidates and not candidates:
+        allowed = {str(one.lane) for one in plan.candidates}
+        largest = max(body_bytes_max(lane) for lane in lanes if str(lane.name) in allowed)
+        message = f"body has {size:,} bytes; what the lanes allowed can carry is {largest:,} at most"
+        return Refusal(ErrorCode.BODY_TOO_LARGE, "body", message)
     if not candidates:
         reasons = [f"{removed.lane}: {removed.filter}" for removed in plan.removed]
-        reasons += [f"{one.lane}: its messages can't carry {size:,} bytes" for one in plan.candidates]
         message = f"constraints leave no lane for this job: {'; '.join(reasons)}"
         return Refusal(ErrorCode.NO_LANE_ALLOWED, "constraints", message)
     affordable = candidates if budget is None else [one for one in candidates if _cost(one) <= budget]
@@ -149,9 +206,9 @@ def _allowed(
         )
         return Refusal(ErrorCode.BUDGET_EXCEEDED, "budget_usd", message)
     if len(affordable) == len(plan.candidates):
-        return constraints
+        return constraints, affordable
     names = tuple(one.lane for one in affordable)
-    return canonical_constraints(msgspec.structs.replace(request.constraints, lanes=names))
+    return canonical_constraints(msgspec.structs.replace(request.constraints, lanes=names)), affordable
 
 
 def _cost(candidate: Candidate) -> int:

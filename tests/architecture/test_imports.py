@@ -26,6 +26,8 @@ PLANTS = [
     ("workers/planted.py", "import kombu", "Celery and kombu have one door"),
     ("broker/bus/planted.py", "import google.cloud.pubsub_v1", "Google's SDK has one door"),
     ("broker/bus/planted.py", "import azure.servicebus", "Azure's SDK has one door"),
+    ("broker/bus/planted.py", "import oci", "Oracle's SDK has one door"),
+    ("broker/bus/planted.py", "import obstore", "The object store has one door"),
     ("broker/planner.py", "import httpx", "HTTP is spoken at the edges"),
     ("broker/recorder.py", "import rich", "Only the command line talks to a terminal"),
     ("workers/runner.py", "import broker.ledger", "Workers hold no database and decide nothing"),

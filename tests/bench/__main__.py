@@ -13,13 +13,14 @@ from pathlib import Path
 
 import msgspec
 
-from tests.bench import buses, embedded, placement
+from tests.bench import buses, clouds, embedded, placement
 
 __all__ = ["main"]
 
 GROUPS: dict[str, Callable[[Path], dict[str, float]]] = {
     "embedded": embedded.measure,
     "buses": buses.measure,
+    "clouds": clouds.measure,
     "placement": placement.measure,
 }
 

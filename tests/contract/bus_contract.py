@@ -63,10 +63,12 @@ class BusContract:
         taken = 0
         with pytest.raises(PublishError, match="full"):  # noqa: PT012 (some buses look at their bound a little late)
             for _ in range(100):
-                publisher.publish_events(name, [b"m"])
+                publisher.publish_events(name, [bus.features.bounded_message])
                 taken += 1
         publisher.close()
-        assert len(received(inbox, 100, 0.7)) == taken >= 5
+        assert taken >= 5
+        assert len(received(inbox, taken, PATIENCE_SECONDS)) == taken
+        assert received(inbox, 1, 0.3) == []
         inbox.close()
 
     def test_c04_a_batch_is_confirmed_as_a_whole(self, bus):
@@ -160,7 +162,7 @@ class BusContract:
         queue = bus.queue()
         fits = b"\xff" * (limit - 1_024)  # what kombu adds is less than that
         bus.publish(queue, fits, content_type="application/octet-stream")
-        with pytest.raises(Exception, match="not confirmed"):
+        with pytest.raises(Exception, match=r"not confirmed|too large"):
             bus.publish(queue, b"\xff" * (limit + 1), content_type="application/octet-stream")
         (message,) = bus.tap(queue).pump(PATIENCE_SECONDS, 1)
         assert bytes(message.body) == fits
@@ -206,7 +208,8 @@ class BusContract:
         bus.publish(queue, *range(7))
         channel = bus.connect().channel()
         bound = queue(channel)
-        assert bound.queue_declare(passive=True).message_count == 7
+        count = bound.queue_declare(passive=True).message_count
+        assert count == 7 or not bus.features.counts_messages
         bound.purge()
         assert bus.tap(queue).pump(0.3) == []
 
@@ -294,6 +297,7 @@ class BusContract:
         inbox, publisher = bus.inbox(name), Publisher(bus.features.url, bus.features.options)
         publisher.publish_events(name, [b"before"])
         inbox.acknowledge(received(inbox, 1, PATIENCE_SECONDS))
+        time.sleep(bus.features.settle_seconds)
         bus.connect().channel().queue_delete(name)
         published(publisher, name, [b"after"], 30)
         assert {delivery.envelope for delivery in received(inbox, 1, PATIENCE_SECONDS)} == {b"after"}

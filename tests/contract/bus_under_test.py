@@ -30,14 +30,17 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     inject: Callable[[str, bytes], None]  # put foreign bytes past kombu
     isolated_url: str = ""  # another namespace of the same server
     bounded_url: str = ""  # queues of five messages; where empty, the option `max_messages` makes them
+    bounded_message: bytes = b"m"  # of which a few fill a queue there
     unreachable_url: str | None = None  # nothing answers there
     restart: Callable[[], None] | None = None  # kills the bus's own process and starts it again
-    settle_seconds: float = 0.0  # how long a new queue needs before the server may die
+    settle_seconds: float = 0.0  # how long a new queue or a settlement needs before the queue or the server may die
     other_processes: bool = True  # a second process can reach the same bus
     counts_attempts: bool = True
+    counts_messages: bool = True
     three_attempts: dict[str, Any] | None = None  # the options with which the fourth delivery doesn't come
     poison_reason: str = "delivered 3 times without being settled"
     queues_appear_by_themselves: bool = False
+    imports: str = ""  # what another process must import before it knows the URL
     latency_ms_max: float = 250.0
 
 
@@ -146,6 +149,7 @@ def run_other_process(code: str, features: Features, name: str) -> Any:
     """Run the code in a process of its own, with `bus`, `connection` and `name` at hand."""
     plain = {"url": features.url, "options": features.options, "lease_seconds": 1.0, "message_bytes_max": 0}
     prelude = (
+        f"{features.imports}\n"
         "from tests.contract.bus_under_test import Bus, Features\n"
         f"bus = Bus(Features(**{plain!r}, dead_letters=None, inject=None))\n"
         f"name = {name!r}; connection = bus.connect()\n"

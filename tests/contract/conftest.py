@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.contract.bus_under_test import Bus
-from tests.contract.matrix import Matrix, page
+from tests.contract.matrix import Matrix, page, record
 from tests.contract.worker_contract import Lane
+from tests.services.private_pubsub import PrivatePubSub
 from tests.services.private_rabbit import PrivateRabbit
 from tests.services.private_redis import PrivateRedis
 
@@ -48,6 +49,12 @@ def private_rabbit():
 
 
 @pytest.fixture(scope="session")
+def private_pubsub():
+    with PrivatePubSub() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def private_redis():
     with PrivateRedis() as server:
         yield server
@@ -78,5 +85,5 @@ def pytest_terminal_summary(terminalreporter, config):
     for line in matrix.lines():
         terminalreporter.write_line(line)
     if os.environ.get("BROKER_WRITE_MATRIX") == "1":
-        PAGE.write_text(page(matrix, PAGE.read_text()))
+        PAGE.write_text(page(record(matrix), PAGE.read_text()))
         terminalreporter.write_line(f"written to {PAGE}")

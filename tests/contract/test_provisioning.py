@@ -11,6 +11,7 @@ from broker.bus.driver import BusUnavailable
 from broker.bus.provisioning import QueueState, apply_bus, plan_bus
 from broker.bus.publisher import Publisher
 from broker.cli.app import app
+from infra.emulators.servicebus import KEY, KEY_NAME, Emulator, Options, QueueDescription
 
 CATALOG = """
 [[lane]]
@@ -128,8 +129,55 @@ def test_the_commands_say_what_is_missing_and_make_it(empty_vhost, tmp_path):
     planned = run(app, ["bus", "plan", "--catalog", str(catalog)])
     assert planned.exit_code == 1
     assert "lane.my-gpu.events" in planned.output
-    assert "6 missing: `broker bus apply` makes them." in planned.output
-    assert run(app, ["bus", "apply", "--catalog", str(catalog)]).exit_code == 0
+    assert "4 missing: `broker bus apply` makes them." in planned.output
+    applied = run(app, ["bus", "apply", "--catalog", str(catalog)])
+    assert applied.exit_code == 0
+    assert "+ lane.my-gpu.events: quorum, at most" in applied.output.partition("created")[0]  # first what is to be done
     done = run(app, ["bus", "plan", "--catalog", str(catalog)])
     assert done.exit_code == 0
     assert "Nothing is left to do." in done.output
+
+
+def test_the_commands_know_the_queue_of_producers(empty_vhost, tmp_path, monkeypatch):
+    catalog = tmp_path / "lanes.toml"
+    catalog.write_text(CATALOG.format(url=empty_vhost))
+    monkeypatch.setenv("BROKER_JOBS_BUS_URL", empty_vhost)
+    planned = CliRunner().invoke(app, ["bus", "plan", "--catalog", str(catalog)])
+    assert "6 missing: `broker bus apply` makes them." in planned.output
+
+
+@pytest.fixture(scope="module")
+def service_bus():
+    with Emulator(Options(tls=False)) as running:
+        yield running, f"laneasb://{KEY_NAME}:{KEY}@127.0.0.1:{running.port}/?emulator=true&lease_seconds=45"
+
+
+def test_service_bus_queues_are_planned_made_and_left(service_bus):
+    _, url = service_bus
+    wanted = {url: ["one", "two"]}
+    assert states(plan_bus(wanted)) == dict.fromkeys(["one", "two"], QueueState.MISSING)
+    made = apply_bus(wanted)
+    assert states(made) == dict.fromkeys(["one", "two"], QueueState.CREATED)
+    assert made.lines[0].note == "the lock 45 s, MaxDeliveryCount 2,000, dead lettering of expired messages on"
+    assert KEY not in made.lines[0].bus
+    for again in (apply_bus(wanted), plan_bus(wanted)):
+        assert states(again) == dict.fromkeys(["one", "two"], QueueState.PRESENT)
+
+
+def test_a_service_bus_queue_of_another_form_is_changed_where_it_can_be(service_bus):
+    server, url = service_bus
+    server.create_queue("short", QueueDescription(lock_duration_ms=5_000, max_delivery_count=3))
+    wanted = {url: ["short"]}
+    planned = plan_bus(wanted)
+    assert states(planned) == {"short": QueueState.DIFFERENT}
+    assert "the lock is 5 s, and 45 s is wanted; MaxDeliveryCount is 3" in planned.lines[0].note
+    assert "changed" in apply_bus(wanted).lines[0].note
+    assert states(plan_bus(wanted)) == {"short": QueueState.PRESENT}
+
+
+def test_a_namespace_that_is_away_and_a_key_that_may_not_are_one_sentence(service_bus):
+    server, _ = service_bus
+    with pytest.raises(BusUnavailable):
+        plan_bus({f"laneasb://{KEY_NAME}:{KEY}@127.0.0.1:1/?emulator=true": ["one"]})
+    with pytest.raises(BusUnavailable, match="can't be administered"):
+        plan_bus({f"laneasb://{KEY_NAME}:wrong@127.0.0.1:{server.port}/?emulator=true": ["one"]})

@@ -9,6 +9,7 @@ import kombu
 import pytest
 from kombu import Producer
 
+from broker.bus.apps import start_in_process, worker_app
 from broker.bus.driver import BusUnavailable, MessageRefused, PublishError, QueueMissing
 from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
@@ -153,6 +154,21 @@ def test_a_broker_that_hangs_is_unavailable_in_time_and_closing_does_not_wait_fo
         private_rabbit.resume()
     published(publisher, "contract.hangs", [b"after"], 10)
     publisher.close()
+
+
+def test_a_worker_declares_no_queues_for_delays_and_warns_of_none(private_rabbit, capfd):
+    """Celery would, on quorum queues: 28 of them, and a line in the log at each start."""
+    url = f"{private_rabbit.url.rstrip('/')}/no-delays"
+    name = f"lane.{uuid.uuid4().hex[:8]}.shards"
+    private_rabbit.control("add_vhost", "no-delays")
+    private_rabbit.control("set_permissions", "-p", "no-delays", "guest", ".*", ".*", ".*")
+    worker = start_in_process(worker_app("no-delays", url, [name], 1, run_shard=lambda _envelope: None))
+    try:
+        with kombu.Connection(url) as connection, pytest.raises(connection.channel_errors, match="NOT_FOUND"):
+            connection.channel().queue_declare("celery_delayed_27", passive=True)
+    finally:
+        worker.stop(5)
+    assert "delayed delivery" not in capfd.readouterr().err
 
 
 @pytest.fixture

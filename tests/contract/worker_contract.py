@@ -87,7 +87,7 @@ class WorkerContract:
         if not lane.features.other_processes:
             pytest.skip("the bus lives in this process alone")
         settings = msgspec.json.encode([lane.features.url, lane.features.options, lane.queue]).decode()
-        command = [sys.executable, "-c", WORK_UNTIL_TOLD_TO_END, settings]
+        command = [sys.executable, "-c", f"{lane.features.imports}\n{WORK_UNTIL_TOLD_TO_END}", settings]
         other = subprocess.Popen(command, stdout=subprocess.PIPE)
         try:
             lane.publisher.publish_shards(lane.queue, [b"1", b"2", b"3"])

@@ -1,4 +1,4 @@
-"""The served form when its bus forgets everything, or its network fails: short campaigns of `tests.harness`."""
+"""The served form when its bus forgets everything or dies, or its network fails: short campaigns of `tests.harness`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.harness.hardships import NetworkTerms, run_network
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("bus", ["amqp", "redis"])
-def test_the_total_loss_of_a_full_bus_loses_and_doubles_nothing(bus):
+@pytest.mark.parametrize("bus", ["amqp", "redis", "pubsub", "servicebus", "ociqueue"])
+def test_a_full_bus_that_forgets_or_is_killed_loses_and_doubles_nothing(bus):
     report = run_bus_loss(BusLossTerms(bus=bus, in_flight=1_000, shard_jobs=40, work_seconds=12.0, shard_seconds=5.0))
     report.print()
     assert report.faults == []

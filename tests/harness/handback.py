@@ -41,7 +41,7 @@ def run_handback(terms: HandbackTerms, *, keep: bool = False) -> Report:
         shard_seconds=terms.jobs * terms.job_seconds,
         shard_jobs_max=terms.jobs,
     )
-    spare = LaneTerms(name="spare", provider="azure-gpu", price="9000", delay_seconds=0.05, shard_jobs_max=terms.jobs)
+    spare = LaneTerms(name="spare", provider="azure-gpu", price="90000", delay_seconds=0.05, shard_jobs_max=terms.jobs)
     report = Report(title=f"SIGTERM amid a shard of {terms.jobs * terms.job_seconds / 60:g} minutes, over {terms.bus}")
     with Stand(StandTerms(lanes=[slow, spare], layout=terms.layout, bus=terms.bus), keep=keep) as stand:
         say(f"up in {stand.folder}")

@@ -23,12 +23,11 @@ from broker.client import Client
 from broker.domain.errors import BrokerError
 from tests.flow.program import ROOT, lane
 from tests.harness.balancer import Balancer
+from tests.harness.buses import BUSES
 from tests.harness.small_disk import SmallDisk
 from tests.harness.supervised import Supervised
 from tests.proxy import FaultProxy
 from tests.services.private_postgres import PrivatePostgres
-from tests.services.private_rabbit import PrivateRabbit
-from tests.services.private_redis import PrivateRedis
 from tests.services.process import free_port
 
 __all__ = ["ALL_IN_ONE", "IN_PAIRS", "ONE_EACH", "RECORDER_APART", "LaneTerms", "Layout", "Stand", "StandTerms"]
@@ -52,7 +51,10 @@ _WORKERS_SECONDS = 60.0
 
 
 class LaneTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """A lane of echo engines, each call `delay_seconds` long, and how many worker processes serve it."""
+    """A lane of echo engines, each call `delay_seconds` long, and how many worker processes serve it.
+
+    With `delay_can_change`, until `Stand.set_delay` says otherwise.
+    """
 
     name: str
     provider: str = "google-tpu"
@@ -61,13 +63,14 @@ class LaneTerms(msgspec.Struct, frozen=True, kw_only=True):
     slots: int = 2
     concurrency: int = 16
     delay_seconds: float = 0.1
+    delay_can_change: bool = False
     shard_jobs_max: int = 32
     jobs_per_second: float = 100.0
     shard_seconds: float = 5.0
 
 
 class StandTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """`bus` is amqp or redis. `serve` is what is run as `broker serve` of a role, in place of the program itself.
+    """`bus` is one of `BUSES`. `serve` is what is run as `broker serve` of a role, in place of the program itself.
 
     `database_disk_megabytes`: where it is above 0, the database has a disk of that size to itself, `Stand.disk`.
     `variables` are added to the environment of all roles and workers.
@@ -97,6 +100,7 @@ class Stand:
         self.workers: list[Supervised] = []
         self.proxies: dict[str, FaultProxy] = {}
         self.disk: SmallDisk | None = None
+        self.bus_kind = BUSES[terms.bus]
         self._keep = keep
         self._catalog = self.folder / "lanes.toml"
         self._stack = ExitStack()
@@ -154,6 +158,15 @@ class Stand:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def set_delay(self, lane_name: str, seconds: float) -> None:
+        """From now on each call of this lane's engines takes so long."""
+        draft = self._delay_file(lane_name).with_suffix(".new")
+        draft.write_text(str(seconds))
+        draft.replace(self._delay_file(lane_name))
+
+    def _delay_file(self, lane_name: str) -> Path:
+        return self.folder / f"{lane_name}.delay"
+
     def worker_process(self, pid: int) -> str:
         """What the worker ids of this process begin with."""
         return f"{os.uname().nodename[:64]}-{pid}-"
@@ -177,7 +190,7 @@ class Stand:
 
     def _enter(self) -> None:
         self.postgres = self._new_postgres()
-        self.bus: PrivateRabbit | PrivateRedis = PrivateRabbit() if self.terms.bus == "amqp" else PrivateRedis()
+        self.bus = self.bus_kind.new()
         self._stack.callback(self.postgres.remove)
         self._stack.callback(self.bus.remove)
         self._write_catalog()
@@ -189,6 +202,8 @@ class Stand:
             for done in [at_once.submit(self._make_key, name) for name in others]:
                 done.result()
             bus.result()
+        if self.bus_kind.needs_apply:
+            self.broker("bus", "apply")
         served_url = self.postgres.url
         if self.terms.database_proxied:
             served_url = self._proxy("database", self.postgres.port).url_of(served_url)
@@ -221,8 +236,7 @@ class Stand:
             return PrivatePostgres({"max_wal_size": "64MB", "min_wal_size": "32MB"})
 
     def _write_catalog(self) -> None:
-        scheme = "amqp://guest:guest@127.0.0.1:${BUS_PORT}//"
-        bus_url = scheme if self.terms.bus == "amqp" else "redis://127.0.0.1:${BUS_PORT}/0"
+        bus_url = self.bus_kind.catalog_url(self.bus)
         texts = []
         for one in self.terms.lanes:
             fields = {
@@ -234,6 +248,9 @@ class Stand:
                 "price": one.price,
             }
             options = {"delay_seconds": one.delay_seconds, "call_log": str(self.call_log)}
+            if one.delay_can_change:
+                self.set_delay(one.name, one.delay_seconds)
+                options["delay_file"] = str(self._delay_file(one.name))
             text = lane(one.name, one.provider, options=options, **fields)
             texts.append(
                 text.replace("request_timeout_seconds", f"concurrency = {one.concurrency}\nrequest_timeout_seconds")

@@ -10,6 +10,7 @@ import pytest
 
 from broker.simulation.lane_files import DEFAULT_LANES, read_lanes
 from broker.simulation.workload import read_arrivals
+from tests.unit.conftest import data, make_world, migrated, quiet  # noqa: F401 (fixtures)
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "placement"
 

@@ -8,10 +8,13 @@ import sys
 
 import pytest
 
+from broker.bootstrap.embedded import open_database
+from broker.database.arrivals import ArrivalTerms, keep_arrivals
 from broker.domain.errors import UsageError
 from broker.simulation.faults import parse_outage
 from broker.simulation.lane_files import read_lanes
 from broker.simulation.workload import read_arrivals, start_within_s
+from tests.flow.program import lane
 
 LANES = [
     {
@@ -96,3 +99,32 @@ def test_wrong_input_is_named(tmp_path):
 
 def test_deadlines_leave_time_for_service():
     assert [start_within_s(seconds) for seconds in (60, 3_600, 86_400)] == [40, 3_540, 85_800]
+
+
+def test_ones_own_history_is_replayed_on_ones_own_lanes(tmp_path):
+    catalog = tmp_path / "lanes.toml"
+    catalog.write_text(
+        lane("tpu", "google-tpu", jobs_per_second=5.0, quota=4, start_billed_seconds=60.0)
+        + lane("azure", "azure-gpu", price="2.40", jobs_per_second=5.0, quota=20)
+    )
+    data = tmp_path / "data"
+    database = open_database(data)
+    for minute in range(300):
+        came = {ArrivalTerms("m", "{}", 3_600): 600, ArrivalTerms("m", "{}", 60): 30 + minute % 7}
+        database.write(lambda one, at=minute, what=came: keep_arrivals(one, 29_000_000 + at, what))
+    database.close()
+    done = simulate("--history", "--data", data, "--catalog", catalog, "--no-peers", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    bound, ours = json.loads(done.stdout)
+    assert ours["missed_m 1h"] == 0
+    assert ours["missed"] < 120  # of the first minutes: without a day of history no instance is up yet
+    assert ours["jobs"] == sum(600 + 30 + minute % 7 for minute in range(300))
+    assert bound["x_bound"] == 1.0 <= ours["x_bound"] < 1.5
+    assert {"missed_m 1h", "missed_m 1min"} <= ours.keys()
+
+
+def test_a_trace_or_ones_history_is_needed_and_a_history_has_arrivals(tmp_path):
+    assert "name a trace, or --history" in simulate().stderr
+    open_database(tmp_path / "data").close()
+    done = simulate("--history", "--data", tmp_path / "data")
+    assert (done.returncode, "no arrivals are kept yet" in done.stderr) == (2, True)

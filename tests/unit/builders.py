@@ -207,13 +207,13 @@ class World:
         parts["wakeups"] = self.wakeups
         self.intake = Intake(database, {MODEL, "m2"}, self.clock, self.wakeups)
         self.health = LaneHealth()
-        self.planner = Planner(**parts)
         slots = {str(lane.name): lane.slots for lane in parts["lanes"]}
+        self.planner = Planner(health=self.health, capacity=lambda _connection: slots, **parts)
         self.dispatcher = Dispatcher(health=self.health, capacity=lambda _connection: slots, **parts)
         self.door = LeaseDoor(database, self.clock, LEASE_SECONDS)
         self.recorder = Recorder(ring=self.ring, health=self.health, **parts)
         self.rescuer = Rescuer(lease_seconds=LEASE_SECONDS, **parts)
-        self.closer = Closer(**parts)
+        self.closer = Closer(database=database, clock=self.clock, wakeups=self.wakeups)
 
     def create(self, content: bytes, **changes: Any) -> BatchRecord:
         fields = {

@@ -97,7 +97,7 @@ def all_routes(app):
 
 def test_every_route_names_a_scope_and_only_health_needs_no_token(door):
     routes = all_routes(door.app)
-    assert len(routes) == 17
+    assert len(routes) == 19
     for (method, path), scope in routes.items():
         assert isinstance(scope, Scope), path
         asked = path.replace("{job:str}", ID).replace("{batch:str}", ID).replace("{name:str}", "one")

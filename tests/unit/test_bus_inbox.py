@@ -7,6 +7,7 @@ import uuid
 import pytest
 from kombu import Producer
 
+from broker.bus.driver import BusUnavailable
 from broker.bus.drivers.memory import MemoryDriver, MemoryOptions
 from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
@@ -117,3 +118,18 @@ def test_foreign_messages_never_reach_the_caller(publisher, inbox, name, content
     assert delivery.envelope == b"good"
     (dead,) = MemoryDriver(name, MemoryOptions()).dead_letters("a")
     assert dead.reason == "rejected"
+
+
+def test_a_bus_that_goes_on_refusing_is_asked_ever_more_seldom(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Inbox, "_connect", lambda _inbox: asked.append(time.monotonic()) or _refuse())
+    inbox = Inbox("lanemem://refusing", ["a"], prefetch=1)
+    began = time.monotonic()
+    while time.monotonic() - began < 2.0:
+        assert inbox.receive(1, 0.1) == []
+    inbox.close()
+    assert [round(moment - began, 1) for moment in asked] == [0.0, 0.5, 1.5]
+
+
+def _refuse():
+    raise BusUnavailable("PRECONDITION_FAILED")

@@ -132,15 +132,15 @@ def test_a_plan_keeps_the_constraints_accounts_for_each_lane_and_orders_by_merit
 def test_a_removal_says_why():
     lane = a_lane("a", region="r1")
     for constraints, why in (
-        (Constraints(lanes=("b",)), "lanes: a is not among b"),
-        (Constraints(regions=("r2", "r3")), "regions: r1 is not among r2, r3"),
-        (Constraints(markets=("on-demand",)), "markets: spot is not among on-demand"),
-        (Constraints(providers=("azure-gpu",)), "providers: google-tpu is not among azure-gpu"),
+        (Constraints(lanes=("b",)), "lanes: not among b"),
+        (Constraints(regions=("r2", "r3")), "regions: not among r2, r3"),
+        (Constraints(markets=("on-demand",)), "markets: not among on-demand"),
+        (Constraints(providers=("azure-gpu",)), "providers: not among azure-gpu"),
     ):
         (removed,) = plan_group(a_key(constraints=canonical_constraints(constraints)), [lane]).removed
         assert removed.filter == why
     (removed,) = plan_group(a_key(model="big"), [lane]).removed
-    assert removed.filter == "model: it does not run big"
+    assert removed.filter == "model: does not run big"
 
 
 def test_the_cheapest_lane_with_room_is_picked_and_the_reason_said():

@@ -81,7 +81,8 @@ def test_a_job_that_no_lane_may_or_can_run_is_told_why():
     long = msgspec.Raw(msgspec.json.encode({"model": MODEL, "messages": ["x" * 64_000]}))
     refused = admit_job(a_request(body=long), [small], "t", NOW_US)
     assert isinstance(refused, Refusal)
-    assert "can't carry" in refused.message
+    assert (refused.code, refused.field) == (ErrorCode.BODY_TOO_LARGE, "body")
+    assert "can carry is 62,912 at most" in refused.message
 
 
 def test_jobs_of_one_group_that_are_due_together_are_one_span(world):

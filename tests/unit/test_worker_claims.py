@@ -9,8 +9,8 @@ import pytest
 
 from broker.bus.apps import NotTaken, start_in_process, worker_app
 from broker.bus.publisher import Publisher
-from broker.domain.shard import ClaimAnswer, ClaimShard
-from workers.lease import ClaimedOnce
+from broker.domain.shard import ClaimAnswer, ClaimShard, RenewAnswer
+from workers.lease import ClaimedOnce, Lease
 
 
 class ShutOnce:
@@ -54,3 +54,28 @@ def test_what_was_not_taken_comes_again():
         worker.stop(5)
         publisher.close()
     assert brought == [b"envelope", b"envelope"]
+
+
+class AwayForOneRenewal:
+    def __init__(self):
+        self.renewals = 0
+
+    def claim(self, _question):
+        return ClaimAnswer(granted=True, lease_seconds=15.0)
+
+    def renew(self, _question):
+        self.renewals += 1
+        if self.renewals == 1:
+            raise OSError("the broker is away")
+        return RenewAnswer(granted=True, lease_seconds=15.0)
+
+
+def test_a_renewal_asked_in_vain_is_asked_again_soon():
+    lease = Lease(AwayForOneRenewal(), b"s" * 16, "lane-a", "w1")
+    assert lease.claim()
+    assert lease.renew_seconds == 5.0
+    with pytest.raises(OSError, match="away"):
+        lease.renew(b"")
+    assert lease.renew_seconds == 1.0
+    assert lease.renew(b"")
+    assert lease.renew_seconds == 5.0

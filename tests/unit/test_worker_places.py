@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import msgspec
 import pytest
 
 from broker.domain.errors import ErrorCode
@@ -98,3 +99,22 @@ def test_jobs_that_waited_for_a_place_at_a_stop_never_ran(hire):
         (0, Outcome.PREEMPTED), (1, Outcome.PREEMPTED)
     }  # fmt: skip
     assert returned(events) == [ErrorCode.PREEMPTED]
+
+
+def test_a_suspect_has_the_engine_to_itself_and_two_suspects_one_after_the_other(hire):
+    engine, worker = _crowded(hire, slots=4)
+    alone = [msgspec.structs.replace(an_order(words=words), exclusive=True) for words in ("x hello", "y hello")]
+    threads = [worker.in_background(an_order(2))]
+    until(lambda: engine.inside == {0, 1})
+    threads += [worker.in_background(order) for order in alone]
+    until(lambda: len(worker.door.claims) == 3)
+    threads.append(worker.in_background(an_order(1)))
+    engine.ended, engine.most_inside = {1}, 0
+    until(lambda: engine.inside_count == 1)
+    time.sleep(0.03)  # for another, which must not come to the free place
+    assert engine.most_inside == 0
+    engine.ended = {0, 1}
+    for thread in threads:
+        thread.join(5)
+    assert engine.most_inside <= 1
+    assert len(worker.events()) == 4

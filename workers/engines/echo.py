@@ -49,7 +49,8 @@ class EchoEngine:
     alone, not of earlier messages; output tokens are the words of the answer, which is that text again.
     An embedding is the two numbers [words, characters] of each input.
 
-    `delay_seconds` is waited before each answer. `call_log` names a `CallLog`, written before anything else.
+    `delay_seconds` is waited before each answer; or what the file `delay_file` says by then. `call_log` names a
+    `CallLog`, written before anything else.
 
     To misbehave, counted over this engine's calls from 1 (0 is never; the first that applies wins):
     every `fail_every`-th call fails as a server's HTTP `status` would; every `garbage_every`-th fails as an
@@ -61,6 +62,7 @@ class EchoEngine:
         delay_seconds: float = 0.0,
         call_log: Path | None = None,
         *,
+        delay_file: Path | None = None,
         fail_every: int = 0,
         status: int = 500,
         garbage_every: int = 0,
@@ -68,6 +70,7 @@ class EchoEngine:
         request_timeout_seconds: float = 300.0,
     ) -> None:
         self._delay_seconds = delay_seconds
+        self._delay_file = delay_file
         self._call_log = CallLog(call_log)
         self._fail_every = fail_every
         self._status = status
@@ -84,8 +87,9 @@ class EchoEngine:
         self._call_log.append(request.label)
         if self._misbehaves:
             await self._misbehave(next(self._calls))
-        if self._delay_seconds > 0:
-            await asyncio.sleep(self._delay_seconds)
+        delay_seconds = self._delay_seconds if self._delay_file is None else _read_delay(self._delay_file)
+        if delay_seconds > 0:
+            await asyncio.sleep(delay_seconds)
         return _answer(request)
 
     async def stop(self) -> None:
@@ -109,6 +113,11 @@ class EchoEngine:
             raise EngineError(
                 ErrorCode.ENGINE_TIMEOUT, f"the engine gave no answer within {self._request_timeout_seconds:g} s"
             )
+
+
+def _read_delay(path: Path) -> float:
+    """Read anew for each call, so that a test can slow an engine down while it works."""
+    return float(path.read_text())
 
 
 def _answer(request: EngineRequest) -> EngineReply:

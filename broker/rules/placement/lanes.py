@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import msgspec
 
-from broker.domain.lane import Market
+from broker.domain.lane import Market, Supply
 
 __all__ = ["LaneFacts", "LaneNow", "Supply"]
-
-
-class Supply(StrEnum):
-    """How capacity of a lane comes about."""
-
-    ELASTIC = "elastic"  # instances are started and stopped, and cost from their billed start on
-    FIXED = "fixed"  # instances are there and paid for, used or not
-    PER_TOKEN = "per-token"  # somebody else's instances, paid by the job; `quota` is how many slots they grant
 
 
 class LaneFacts(msgspec.Struct, frozen=True, kw_only=True):

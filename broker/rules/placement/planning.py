@@ -132,7 +132,10 @@ def _held(
 def _orders(
     table: LaneTable, pools: Sequence[Pool], desired: Sequence[int], terms: set[Terms]
 ) -> dict[Terms, tuple[int, ...]]:
-    """For each terms its lanes, those first that are good at its kind, compared to what else they could do."""
+    """For each terms its lanes, those first that are good at its kind, compared to what else they could do.
+
+    Lanes that are about as good at it stand in the order of what a job costs there.
+    """
     mix: dict[str, float] = {}
     for pool in pools:
         for kind, units in pool.mix.items():
@@ -147,10 +150,14 @@ def _orders(
             speeds = table.speeds(one.kind)
             contested = _contested(pools, mask, desired, mean)
             ranked = sorted(
-                (-(speeds[place] / mean[place] if mean[place] else 0.0) * (1.0 - contested[place] / 2), place)
+                (
+                    -round((speeds[place] / mean[place] if mean[place] else 0.0) * (1.0 - contested[place] / 2), 3),
+                    table.job_cost_nano_usd(place, one.kind),
+                    place,
+                )
                 for place in bits(mask)
             )
-            worth[key] = tuple(place for _, place in ranked)
+            worth[key] = tuple(place for _, _, place in ranked)
         orders[one] = worth[key]
     return orders
 

@@ -130,7 +130,7 @@ class Service:
             for each in (queue, queue.dead):
                 if each is not None and each.has_ready():
                     self._share_out(now_ms, each)
-        for peer in self.peers:
+        for peer in list(self.peers):
             peer.flush()
         self._set_alarm()
 

@@ -14,13 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
-
-import msgspec
 
 from broker.bus.driver import LaneDriver
 from broker.bus.drivers.servicebus.driver import ServiceBusDriver
-from broker.bus.drivers.servicebus.sdk import ServiceBusOptions
+from broker.bus.drivers.servicebus.sdk import ServiceBusOptions, address_of
 from broker.bus.transport import LaneTransport
 
 __all__ = ["ServiceBusDriver", "ServiceBusLaneTransport", "ServiceBusOptions"]
@@ -33,15 +30,4 @@ class ServiceBusLaneTransport(LaneTransport):
     driver_name = "laneasb"
 
     def open_driver(self, url: str, options: Mapping[str, Any]) -> LaneDriver:
-        parts = urlsplit(url)
-        if not parts.hostname:
-            raise ValueError(
-                "a laneasb URL names a namespace: laneasb://KEY_NAME:KEY@NAMESPACE.servicebus.windows.net/"
-            )
-        settings: dict[str, Any] = dict(parse_qsl(parts.query))
-        settings.update({name: options[name] for name in ServiceBusOptions.__struct_fields__ if name in options})
-        key = None
-        if parts.username and parts.password:
-            key = unquote(parts.username), unquote(parts.password)
-        host = parts.netloc.rpartition("@")[2]
-        return ServiceBusDriver(host, key, msgspec.convert(settings, ServiceBusOptions, strict=False))
+        return ServiceBusDriver(*address_of(url, options))

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from datetime import timedelta
 
 from azure.core.exceptions import ResourceExistsError
 from azure.servicebus import ServiceBusReceivedMessage, ServiceBusReceiveMode, ServiceBusReceiver, ServiceBusSender
@@ -14,7 +13,7 @@ from azure.servicebus.amqp import AmqpMessageBodyType
 from azure.servicebus.exceptions import MessageAlreadySettled, MessageLockLostError
 
 from broker.bus.driver import BusUnavailable, Lease, MessageRefused, MessageTooLarge, PublishError, QueueMissing
-from broker.bus.drivers.servicebus.sdk import ServiceBusOptions, batches, open_clients, translated
+from broker.bus.drivers.servicebus.sdk import ServiceBusOptions, batches, open_clients, queue_form, translated
 from broker.bus.drivers.servicebus.turns import Turns
 
 __all__ = ["ServiceBusDriver"]
@@ -22,7 +21,6 @@ __all__ = ["ServiceBusDriver"]
 SLICE_SECONDS = 0.2  # how long a receive keeps the settlements of its queue waiting
 POLL_SECONDS = 0.02
 READ_SECONDS = 0.05  # how long the SDK waits for more once it has read what was there
-MAX_DELIVERY_COUNT = 2_000
 
 
 class _Station:
@@ -77,9 +75,7 @@ class ServiceBusDriver:
 
     def _create(self, queue: str) -> None:
         with suppress(ResourceExistsError):
-            self._admin.create_queue(
-                queue, lock_duration=timedelta(seconds=self.lease_seconds), max_delivery_count=MAX_DELIVERY_COUNT
-            )
+            self._admin.create_queue(queue, **queue_form(self._options))
 
     def size(self, queue: str) -> int | None:
         try:
@@ -168,11 +164,10 @@ class ServiceBusDriver:
             with translated(queue):
                 receiver = self._receiver(queue, station)
                 messages = receiver.receive_messages(asked, max_wait_time=wait_seconds)
-        except BusUnavailable as error:
-            self._known.discard(queue)
+        except BusUnavailable:
             station.plenty = False
-            if isinstance(error, QueueMissing) or isinstance(error.__cause__, ValueError):
-                self._drop_receiver(station)  # the SDK brings back the rest by itself, locks and all
+            # The SDK would open the link anew within the wait, which is too short for that, and so never.
+            self._drop_receiver(queue, station)
             raise
         station.plenty = len(messages) == asked
         return [self._hold(queue, station, message) for message in messages]
@@ -188,12 +183,16 @@ class ServiceBusDriver:
         if self._closed:
             raise BusUnavailable("this connection to Service Bus is closed")
         if station.receiver is None:
-            receiver = self._client.get_queue_receiver(queue, socket_timeout=READ_SECONDS)
+            # `timeout` is that of a settlement's answer, for which the SDK would wait a minute.
+            receiver = self._client.get_queue_receiver(
+                queue, socket_timeout=READ_SECONDS, timeout=self._options.answer_seconds
+            )
             receiver.__enter__()  # opens the link, so that a missing queue shows here
             station.receiver = receiver
         return station.receiver
 
-    def _drop_receiver(self, station: _Station) -> None:
+    def _drop_receiver(self, queue: str, station: _Station) -> None:
+        self._known.discard(queue)
         receiver, station.receiver = station.receiver, None
         if receiver is not None:
             with suppress(Exception):  # it is broken or no longer wanted
@@ -231,17 +230,15 @@ class ServiceBusDriver:
                 message = station.held.get(handle)
                 if message is None:
                     continue  # settled before
-                try:
-                    with translated(queue):
-                        act(self._receiver(queue, station), message)
-                except (MessageLockLostError, MessageAlreadySettled) as error:
-                    lost[handle] = error
-                except QueueMissing as error:
+                if error := self._try_on(queue, station, message, act):
                     lost[handle] = error
                 del station.held[handle]
         return lost
 
     def extend(self, queue: str, handles: Sequence[Hashable], seconds: float) -> dict[Hashable, Exception]:
+        def renew(receiver: ServiceBusReceiver, message: ServiceBusReceivedMessage) -> None:
+            receiver.renew_message_lock(message, timeout=self._options.answer_seconds)
+
         station = self._station(queue)
         lost: dict[Hashable, Exception] = {}
         for handle in handles:
@@ -249,12 +246,35 @@ class ServiceBusDriver:
                 message = station.held.get(handle)
                 if message is None:
                     continue  # settled meanwhile
-                try:
-                    with translated(queue):
-                        self._receiver(queue, station).renew_message_lock(message)
-                except (MessageLockLostError, MessageAlreadySettled, QueueMissing) as error:
+                if error := self._try_on(queue, station, message, renew):
                     lost[handle] = error
         return lost
+
+    def _try_on(
+        self,
+        queue: str,
+        station: _Station,
+        message: ServiceBusReceivedMessage,
+        act: Callable[[ServiceBusReceiver, ServiceBusReceivedMessage], object],
+    ) -> Exception | None:
+        """Act on a message, once more by a new link where the first is gone, for locks outlive links.
+
+        Returns what says that the lock is lost. Raises BusUnavailable.
+        """
+
+        def attempt() -> Exception | None:
+            try:
+                with translated(queue):
+                    act(self._receiver(queue, station), message)
+            except (MessageLockLostError, MessageAlreadySettled, QueueMissing) as error:
+                return error
+            return None
+
+        try:
+            return attempt()
+        except BusUnavailable:
+            self._drop_receiver(queue, station)
+            return attempt()
 
     # The end.
 
@@ -282,7 +302,7 @@ class ServiceBusDriver:
                     if station.receiver is not None:
                         station.receiver.abandon_message(message)
             station.held.clear()
-            self._drop_receiver(station)
+            self._drop_receiver(queue, station)
             self._drop_sender(queue, station)
 
     def _station(self, queue: str) -> _Station:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError, ResourceNotFoundError
@@ -22,7 +24,9 @@ from azure.servicebus.management import ServiceBusAdministrationClient
 
 from broker.bus.driver import BusUnavailable, MessageRefused, MessageTooLarge, QueueMissing
 
-__all__ = ["ServiceBusOptions", "batches", "open_clients", "translated"]
+__all__ = ["ServiceBusOptions", "address_of", "batches", "open_clients", "queue_form", "translated"]
+
+_MAX_DELIVERY_COUNT = 2_000
 
 
 class ServiceBusOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,6 +35,7 @@ class ServiceBusOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     `lease_seconds` is the queues' lock duration. `create` makes missing queues, which needs the right to manage the
     namespace; without it they must be there. `endpoint` (sb://host:port) and `ca_file` lead to another place than
     the namespace's name does. `max_message_bytes` leaves room for what the SDK adds to 256 KB, the standard limit.
+    `max_size_megabytes` of a queue; without it the service's own default.
     """
 
     lease_seconds: float = 60.0
@@ -39,7 +44,40 @@ class ServiceBusOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     endpoint: str | None = None
     ca_file: str | None = None
     max_message_bytes: int = 250_000
+    max_size_megabytes: int | None = None
     confirm_seconds: float = 15.0
+
+    @property
+    def answer_seconds(self) -> float:
+        """How long one answer is waited for: a lost one must leave the time to renew the queue's other locks."""
+        return min(max(self.lease_seconds / 6, 1.0), 15.0)
+
+
+def address_of(url: str, options: Mapping[str, Any]) -> tuple[str, tuple[str, str] | None, ServiceBusOptions]:
+    """Host, key's name and key where there is one, and the options of a URL, those given in the mapping first.
+
+    Raises ValueError for a URL without a namespace, and for options that don't exist.
+    """
+    parts = urlsplit(url)
+    if not parts.hostname:
+        raise ValueError("a laneasb URL names a namespace: laneasb://KEY_NAME:KEY@NAMESPACE.servicebus.windows.net/")
+    settings: dict[str, Any] = dict(parse_qsl(parts.query))
+    settings.update({name: options[name] for name in ServiceBusOptions.__struct_fields__ if name in options})
+    key = None
+    if parts.username and parts.password:
+        key = unquote(parts.username), unquote(parts.password)
+    host = parts.netloc.rpartition("@")[2]
+    return host, key, msgspec.convert(settings, ServiceBusOptions, strict=False)
+
+
+def queue_form(options: ServiceBusOptions) -> dict[str, Any]:
+    """How a queue is made: properties by the SDK's names."""
+    size = {} if options.max_size_megabytes is None else {"max_size_in_megabytes": options.max_size_megabytes}
+    return size | {
+        "lock_duration": timedelta(seconds=options.lease_seconds),
+        "max_delivery_count": _MAX_DELIVERY_COUNT,
+        "dead_lettering_on_message_expiration": True,
+    }
 
 
 class _PlainHttp(RequestsTransport):
@@ -101,6 +139,7 @@ def open_clients(
 ) -> tuple[ServiceBusClient, ServiceBusAdministrationClient]:
     """The SDK's two clients. Nothing is connected yet."""
     quick: dict[str, Any] = {"retry_total": 2, "retry_backoff_factor": 0.1, "retry_backoff_max": 2}
+    quick["try_timeout"] = max(options.answer_seconds, 5.0)  # opening a link takes its time too
     admin: dict[str, Any] = {"retry_total": 2, "retry_backoff_factor": 0.1}
     if options.ca_file is not None:
         quick["connection_verify"] = admin["connection_verify"] = options.ca_file

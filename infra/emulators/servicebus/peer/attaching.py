@@ -92,7 +92,7 @@ def _node_link(session: Session, asked: frames.Attach, address: str) -> Incoming
     if address.startswith("$cbs"):
         node = Cbs(session.connection)
     else:
-        node = Management(session.connection.service, _queue(session, address.removesuffix(MANAGEMENT)))
+        node = Management(session.connection.service, _queue(session, address.removesuffix(MANAGEMENT), address))
     if not asked.role:
         return RequestLink(session, int(asked.handle), address, node)
     fields = asked.target.value if isinstance(asked.target, Described) else []
@@ -100,9 +100,10 @@ def _node_link(session: Session, asked: frames.Attach, address: str) -> Incoming
     return ResponseLink(session, int(asked.handle), node.entity, address, reply_address)
 
 
-def _queue(session: Session, entity: str) -> Queue:
+def _queue(session: Session, entity: str, address: str | None = None) -> Queue:
+    """The queue; a token for `address`, where it isn't the entity's own, is enough."""
     connection = session.connection
-    if not connection.may_use(entity):
+    if not connection.may_use(address or entity):
         raise _Unauthorized(f"Unauthorized access. 'Send' or 'Listen' claim(s) are required for '{entity}'.")
     queue = connection.service.find(entity) if entity else None
     if queue is None:

@@ -67,6 +67,9 @@ class Connection:
             self.close(error.condition, str(error))
         except DecodeError as error:
             self.close("amqp:decode-error", str(error))
+        except Exception as error:  # whatever a peer's odd field led to, it must not look like a cut
+            log.exception("failed at what %s sent", self.peer_name)
+            self.close("amqp:internal-error", f"{type(error).__name__}: {error}")
         self.flush()
 
     def lost(self) -> None:

@@ -1,4 +1,7 @@
-"""What both kinds of links have in common: credit, and deliveries that span frames."""
+"""What both kinds of links have in common: credit, and deliveries that span frames.
+
+`entity` is the queue that a link belongs to, `address` what its token must cover: the queue or its `$management`.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ class Incoming:
         self.session = session
         self.handle = handle
         self.entity = entity
+        self.address = entity
         self.max_bytes = max_bytes
         self.on_delivery: Callable[[int, int, bytes | None, int, bool], None] | None = None
         self._credit = 0
@@ -81,6 +85,7 @@ class Outgoing:
         self.session = session
         self.handle = handle
         self.entity = entity
+        self.address = entity
         self.credit = 0
         self.draining = False
         self._delivery_count = 0

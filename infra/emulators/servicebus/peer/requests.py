@@ -76,7 +76,7 @@ class RequestLink(Incoming):
 
     def __init__(self, session: Session, handle: int, address: str, node: Node) -> None:
         super().__init__(session, handle, node.entity, REQUEST_BYTES_MAX)
-        self._address = address
+        self.address = address
         self._node = node
         self.on_delivery = self._take
 
@@ -103,7 +103,7 @@ class RequestLink(Incoming):
     def _response_link(self, reply_to: str | None) -> ResponseLink | None:
         """The link that the client named for its answers, else the node's own."""
         here = [link for link in self.session.links.values() if isinstance(link, ResponseLink)]
-        at_node = [link for link in here if link.address.lower() == self._address.lower()]
+        at_node = [link for link in here if link.address.lower() == self.address.lower()]
         named = [link for link in at_node if reply_to is not None and link.reply_address == reply_to]
         return next(iter([*named, *at_node]), None)
 

@@ -243,5 +243,5 @@ class Session:
 
     def detach_unauthorized(self) -> None:
         for link in list(self.links.values()):
-            if link.entity and not self.connection.may_use(link.entity):
+            if link.entity and not self.connection.may_use(link.address):
                 self.detach(link, "amqp:unauthorized-access", "ExpiredToken: The token has expired.")

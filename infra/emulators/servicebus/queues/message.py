@@ -59,6 +59,9 @@ def _sections(data: bytes) -> list[tuple[int, int, int, int]]:
         descriptor, inner = decode(data, at + 1)
         code = _SECTION_NAMES.get(descriptor, descriptor)
         end = skip(data, inner)
+        if code == DELIVERY_ANNOTATIONS:  # for this one hop; Microsoft's Python client puts them last
+            at = end
+            continue
         repeated = code == last and code in {DATA, SEQUENCE}
         if not isinstance(code, int) or not HEADER <= code <= FOOTER or (code <= last and not repeated):
             raise DecodeError(f"the section {descriptor} stands where none may")
@@ -84,12 +87,19 @@ _SECTION_NAMES = {
 
 def content_of(data: bytes) -> Content:
     """Take a message apart. Raises DecodeError when it isn't one."""
+    try:
+        return _content_of(data)
+    except (TypeError, ValueError, IndexError) as error:
+        raise DecodeError(f"a field of the message is of the wrong type: {error}") from error
+
+
+def _content_of(data: bytes) -> Content:
     header: list[Any] = []
     properties = b""
     fields: list[Any] = []
     annotations: list[tuple[bytes, bytes]] = []
     application: list[tuple[bytes, bytes]] = []
-    tail = len(data)
+    tail = b""
     for code, begin, inner, end in _sections(data):
         if code == HEADER:
             header = _list_of(data, inner)
@@ -100,7 +110,7 @@ def content_of(data: bytes) -> Content:
         elif code == APPLICATION:
             application = map_spans(data, inner)
         elif code in _BODY or code == FOOTER:
-            tail = min(tail, begin)
+            tail += data[begin:end]
     if len(fields) > _PROPERTIES_FIELDS_MAX:
         raise DecodeError("the properties have too many fields")
     fields += [None] * (_PROPERTIES_FIELDS_MAX - len(fields))
@@ -113,7 +123,7 @@ def content_of(data: bytes) -> Content:
         ttl_ms = max(int(fields[8]) - int(fields[9]), 0)
     return Content(
         durable=bool(header[0]) if header else False,
-        priority=int(header[1]) if len(header) > 1 and header[1] is not None else None,
+        priority=_priority(header),
         ttl_ms=None if ttl_ms is None else int(ttl_ms),
         message_id=str(fields[0]),
         session_id=None if fields[10] is None else str(fields[10]),
@@ -121,9 +131,16 @@ def content_of(data: bytes) -> Content:
         annotations=tuple(annotations),
         properties=properties,
         application=tuple(application),
-        tail=data[tail:],
+        tail=tail,
         size_bytes=len(data),
     )
+
+
+def _priority(header: list[Any]) -> int | None:
+    priority = header[1] if len(header) > 1 else None
+    if priority is not None and not 0 <= int(priority) <= 255:
+        raise DecodeError(f"the priority {priority} is none")
+    return None if priority is None else int(priority)
 
 
 def _list_of(data: bytes, at: int) -> list[Any]:

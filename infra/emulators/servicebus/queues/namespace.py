@@ -10,6 +10,7 @@ from infra.emulators.servicebus.queues.queue import Keeper, Queue
 __all__ = ["Entry", "InvalidName", "Namespace", "QueueExists"]
 
 DEAD_LETTERS = "/$deadletterqueue"
+NOT_FORWARDED = f"/$transfer{DEAD_LETTERS}"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~/-]{0,259}")
 
 
@@ -26,6 +27,7 @@ class Entry:
 
     def __init__(self, queue: Queue, now_ms: int) -> None:
         self.queue = queue
+        self.not_forwarded = Queue(f"{queue.name}/$Transfer/$DeadLetterQueue", queue.description)  # always empty here
         self.created_ms = self.updated_ms = self.accessed_ms = now_ms
 
 
@@ -77,6 +79,9 @@ class Namespace:
     def find(self, address: str) -> Queue | None:
         """The queue or dead-letter queue at an address such as `orders` or `orders/$DeadLetterQueue`."""
         lowered = address.lower()
+        if lowered.endswith(NOT_FORWARDED):
+            entry = self._entries.get(lowered.removesuffix(NOT_FORWARDED))
+            return None if entry is None else entry.not_forwarded
         if lowered.endswith(DEAD_LETTERS):
             entry = self._entries.get(lowered.removesuffix(DEAD_LETTERS))
             return None if entry is None else entry.queue.dead

@@ -1,0 +1,36 @@
+"""A lane's price, with the version that follows from what it says."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import msgspec
+
+from broker.domain.lane import Price, PriceMeter
+from broker.domain.money import PicoUsd, pico_from_usd
+
+__all__ = ["price_of"]
+
+
+def price_of(lane: str, hour_usd: str | None, mtok_usd: tuple[str, str] | None, source: str, as_of: str) -> Price:
+    """The price of an instance by the hour, or of a million tokens in and out. Raises ValueError for no amount.
+
+    The same words for the same lane are the same version.
+    """
+    fields: dict[str, PicoUsd]
+    if hour_usd is not None:
+        meter, fields = PriceMeter.ACCELERATOR_HOUR, {"instance_hour_pico_usd": pico_from_usd(hour_usd)}
+    else:
+        per_input, per_output = mtok_usd or ("", "")
+        meter = PriceMeter.TOKEN
+        fields = {"input_token_pico_usd": _per_token(per_input), "output_token_pico_usd": _per_token(per_output)}
+    content = msgspec.json.encode([lane, meter, fields, source, as_of], order="sorted")
+    version = f"{as_of}.{sha256(content).hexdigest()[:8]}"
+    return Price(version=version, meter=meter, source=source, as_of=as_of, **fields)
+
+
+def _per_token(usd_per_million: str) -> PicoUsd:
+    pico, rest = divmod(pico_from_usd(usd_per_million), 1_000_000)
+    if rest:
+        raise ValueError(f"{usd_per_million!r} per million tokens is finer than a pico-dollar per token")
+    return PicoUsd(pico)

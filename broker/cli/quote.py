@@ -1,0 +1,122 @@
+"""`broker quote`: what a file would cost and when it would be done, before anything is run; and how it came out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from broker.catalog.lanes import load_lanes
+from broker.cli.options import (
+    CatalogOption,
+    DatabaseOption,
+    DataOption,
+    FormatOption,
+    RequireOption,
+    parse_window,
+    read_constraints,
+    read_settings,
+)
+from broker.cli.printing import OutputFormat, dollars, print_rows, say
+from broker.clock import utc_now_us
+from broker.database.connection import Connection
+from broker.domain.errors import BrokerError, UsageError
+from broker.domain.job import AcceptedLine, Constraints
+from broker.domain.lane import Lane
+from broker.ledger.prices import PricedLanes
+from broker.ledger.speeds import learned_speeds
+from broker.reading import read_ledger
+from broker.rules.admission import admit_line
+from broker.rules.placement.feasible import window_text
+from broker.rules.planning import Speeds
+from broker.rules.quoting import ModelQuote, quote_model
+
+__all__ = ["app"]
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def quote(
+    file: Annotated[Path, typer.Argument(help="JSONL, a request per line, as for a batch.")],
+    window: Annotated[str, typer.Option("--window", help="How long it may take: 15m, 1h, 24h.")] = "24h",
+    lanes: Annotated[str | None, typer.Option("--lanes", help="Only these lanes, by name, with commas.")] = None,
+    require: RequireOption = None,
+    data: DataOption = None,
+    catalog: CatalogOption = None,
+    database_url: DatabaseOption = None,
+    shape: FormatOption = OutputFormat.TABLE,
+) -> None:
+    """What the file's jobs are expected to cost on each lane that may run them, cheapest first, and for how long.
+
+    At the prices that hold and the speeds learned so far, where there is a ledger; else as the catalog believes.
+    """
+    settings = read_settings(data, catalog)
+    every, speeds = _as_known(settings.data, database_url or settings.database_url, load_lanes(settings.catalog))
+    jobs, refused = _count(file, {model for lane in every for model in lane.engine.models})
+    constraints = read_constraints(lanes, require) or Constraints()
+    quotes: list[ModelQuote] = []
+    for model, count in sorted(jobs.items()):
+        quotes += quote_model(model, count, constraints, every, speeds)
+    if not quotes:
+        raise UsageError(f"{file}: no lane may run any of its {jobs.total():,} jobs")
+    print_rows([_row(one) for one in quotes], shape)
+    if shape is OutputFormat.TABLE:
+        _conclude(quotes, jobs.total(), refused, parse_window(window))
+
+
+def _as_known(data: Path, database_url: str | None, lanes: list[Lane]) -> tuple[list[Lane], Speeds]:
+    priced = PricedLanes(lanes)
+
+    def work(connection: Connection) -> Speeds:
+        priced.look(connection)
+        return learned_speeds(connection, lanes)
+
+    try:
+        speeds = read_ledger(data, database_url, work)
+    except BrokerError:
+        if database_url:
+            raise
+        return lanes, {}
+    return priced.all_at(utc_now_us()), speeds
+
+
+def _count(file: Path, models: set[str]) -> tuple[Counter[str], int]:
+    """Jobs by model, and lines that would be refused."""
+    jobs: Counter[str] = Counter()
+    refused = 0
+    try:
+        with file.open("rb") as source:
+            for number, line in enumerate(source, start=1):
+                found = admit_line(number, line.strip(), models)
+                if isinstance(found, AcceptedLine):
+                    jobs[found.model] += 1
+                else:
+                    refused += 1
+    except OSError as error:
+        raise UsageError(f"can't read {file}: {error.strerror}") from None
+    return jobs, refused
+
+
+def _row(one: ModelQuote) -> dict[str, Any]:
+    return {
+        "model": one.model,
+        "lane": one.lane,
+        "jobs": one.jobs,
+        "cost_nano_usd": one.cost_nano_usd,
+        "job_nano_usd": one.job_cost_nano_usd,
+        "seconds": round(one.seconds, 1),
+        "price": one.price_version,
+        "learned": one.is_learned,
+    }
+
+
+def _conclude(quotes: list[ModelQuote], jobs: int, refused: int, window_seconds: int) -> None:
+    first = {one.model: one for one in reversed(quotes)}
+    total = sum(one.cost_nano_usd for one in first.values())
+    longest_s = max(one.seconds for one in first.values())
+    say(f"{jobs:,} jobs, {refused:,} lines that would be refused: about {dollars(total)} on the cheapest lanes.")
+    if longest_s > window_seconds:
+        say(f"One instance of them is too slow for the window: it takes about {window_text(longest_s)}.")

@@ -1,0 +1,66 @@
+"""The tables of planning: decisions with their reasons, what each lane should hold, and what came when."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, String, Table, Text
+
+from broker.database.types import BigCounter, Digest, Id, metadata
+
+__all__ = ["arrival_count", "assignment", "lane_plan", "late_group", "plan"]
+
+plan = Table(
+    "plan",
+    metadata,
+    Column("generation", BigCounter, primary_key=True, autoincrement=False),
+    Column("plan_id", Id, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("inputs_digest", Digest, nullable=False),
+)
+
+# A group's decision holds until a later generation has another one for it.
+assignment = Table(
+    "assignment",
+    metadata,
+    Column("assignment_id", Id, primary_key=True),
+    Column("generation", ForeignKey("plan.generation"), nullable=False),
+    Column("group_id", ForeignKey("work_group.group_id"), nullable=False),
+    Column("candidates", Text, nullable=False),  # JSON of rules.planning.Candidate, in the order of their use
+    Column("removed", Text, nullable=False),  # JSON of rules.planning.Removed
+    Index("ix_assignment_group", "group_id", "generation"),
+)
+
+# The planner's newest word on each lane.
+lane_plan = Table(
+    "lane_plan",
+    metadata,
+    Column("lane", String(128), primary_key=True),
+    Column("generation", BigCounter, nullable=False),
+    Column("desired", Integer, nullable=False),  # instances, for whoever starts and stops them
+    Column("usable", Integer, nullable=False),  # instances whose slots get work
+    Column("ready", Integer, nullable=False),  # instances that were there
+    Column("price_version", String(64), nullable=False),  # by which it was planned
+    Column("speeds", Text, nullable=False),  # JSON of rules.placement.learning.Speed by model
+    Column("trouble", Text),  # why it gets no work
+    Column("planned_us", BigInteger, nullable=False),
+)
+
+# Groups that are expected to end after their deadline; the row goes when that is no longer so.
+late_group = Table(
+    "late_group",
+    metadata,
+    Column("group_id", Id, primary_key=True),
+    Column("finish_us", BigInteger, nullable=False),
+    Column("noticed_us", BigInteger, nullable=False),
+)
+
+# How many jobs came on the same terms in each minute of the last days, for the planner's expectations.
+arrival_count = Table(
+    "arrival_count",
+    metadata,
+    Column("minute", BigInteger, primary_key=True, autoincrement=False),  # since 1970
+    Column("terms_digest", Digest, primary_key=True),
+    Column("model", String(256), nullable=False),
+    Column("constraints", Text, nullable=False),
+    Column("window_seconds", BigInteger, nullable=False),
+    Column("jobs", BigInteger, nullable=False),
+)

@@ -1,0 +1,174 @@
+"""Dealing: at the moment when lanes have room, whose jobs go next, and to which lane; as the newest plan orders.
+
+One decision for each shard. What must start soon goes first, then tenants in turn, earliest deadline first. A group's
+jobs take the first lane of their assignment with room; the lanes that its constraints forbid are not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from broker.database import batches, lane_states, plans, ready, shards
+from broker.database.batches import OpenTerms
+from broker.database.connection import Connection
+from broker.database.plans import Assignment, LanePlan
+from broker.domain.job import WaitingSpan
+from broker.domain.lane import Lane, Market, Supply
+from broker.health import Health
+from broker.rules.placement.policy import Policy
+from broker.rules.placement.turns import Hand, Turns, Waiting
+from broker.rules.planning import Candidate, GroupPlan, pick_lane
+from broker.rules.sharding import fits_message
+
+__all__ = ["Capacity", "Choice", "Dealing", "Room"]
+
+Capacity = Callable[[Connection], Mapping[str, int]]
+"""How many shards may run at once on each lane, by its live workers; a lane that isn't named has none."""
+
+_US = 1_000_000
+_ASSIGNMENTS_MAX = 2_000
+"""Beyond those of groups that wait."""
+
+
+class Room(msgspec.Struct):
+    """What one step may still do. `budgets`: what batches that have one may still spend, in nano-USD.
+
+    `lanes` are those of the catalog, each at the speed that a slot of it really has, where that is less.
+    """
+
+    lanes: dict[str, Lane]
+    free: dict[str, int]
+    budgets: dict[bytes, int]
+    held_batches: set[bytes]
+    shards_left: int
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """The next shard is of this group and goes to this lane; `reason` says in words why."""
+
+    waiting: Waiting
+    assignment: Assignment
+    lane: Lane
+    candidate: Candidate
+    reason: str
+
+
+class Dealing:
+    """Follows the plan, and remembers whose turn it is."""
+
+    def __init__(self, lanes: Sequence[Lane], health: Health, capacity: Capacity, policy: Policy | None = None) -> None:
+        self._lanes = {str(lane.name): lane for lane in lanes}
+        self._health = health
+        self._capacity = capacity
+        self._policy = policy or Policy()
+        self._turns = Turns(self._policy.tenant_weights)
+        self._plan_id = b""
+        self._generation: int | None = None
+        self._assignments: dict[bytes, Assignment] = {}
+        self._lane_plans: dict[str, LanePlan] = {}
+
+    def room(self, connection: Connection, shards_max: int) -> Room:
+        """What the lanes have room for, and what the batches may spend."""
+        self._follow_plan(connection)
+        taken = shards.open_shards(connection)
+        closed = lane_states.held_lanes(connection) | self._health.resting().keys()
+        slots = self._capacity(connection)
+        free = {
+            name: max(0, 2 * self._slots_to_use(name, slots.get(name, 0)) - taken.get(name, 0))
+            for name in self._lanes
+            if name not in closed
+        }
+        terms = batches.open_terms(connection)
+        return Room(
+            lanes={name: self._as_it_is(lane) for name, lane in self._lanes.items()},
+            free=free,
+            budgets=_budgets_left(connection, terms),
+            # What is to be cancelled and waits is the closer's.
+            held_batches={one.batch_id for one in terms if one.cancel_requested},
+            shards_left=shards_max,
+        )
+
+    def hand(self, connection: Connection, now_us: int) -> tuple[Hand, bool]:
+        """What waits and is planned, to be dealt; and whether something waits that is not."""
+        groups = ready.waiting_groups(connection, now_us)
+        planned = [
+            Waiting(one.group_id, self._assignments[one.group_id].tenant_id, one.deadline_us / _US)
+            for one in groups
+            if one.group_id in self._assignments
+        ]
+        if len(self._assignments) > len(planned) + _ASSIGNMENTS_MAX:
+            self._assignments = {one.group_id: self._assignments[one.group_id] for one in planned}
+        return self._turns.hand(now_us / _US, planned), len(planned) < len(groups)
+
+    def has_room(self, waiting: Waiting, room: Room) -> bool:
+        """Whether any lane that may serve the group could take a shard."""
+        return any(room.free.get(one.lane, 0) > 0 for one in self._assignments[waiting.group_id].plan.candidates)
+
+    def choose(self, waiting: Waiting, first: WaitingSpan, room: Room) -> Choice | None:
+        """The lane for the group's next shard, which begins with `first`: one with room whose messages can carry it."""
+        assignment = self._assignments[waiting.group_id]
+        plan = self._without_spot(assignment.plan) if self._was_preempted_often(first) else assignment.plan
+        free = {
+            name: slots for name, slots in room.free.items() if fits_message(self._lanes[name], first.body_bytes_max)
+        }
+        picked = pick_lane(plan, free)
+        if picked is None:
+            return None
+        candidate, reason = picked
+        return Choice(waiting, assignment, room.lanes[candidate.lane], candidate, reason)
+
+    def _follow_plan(self, connection: Connection) -> None:
+        generation, plan_id = plans.current_plan(connection)
+        if plan_id == self._plan_id:
+            return
+        if self._generation is None or generation <= self._generation:
+            self._assignments = plans.load_waiting(connection)
+        else:
+            self._assignments |= plans.load_later(connection, self._generation)
+        self._assignments = {
+            group_id: one for group_id, one in self._assignments.items() if one.plan.candidates or one.plan.removed
+        }
+        self._lane_plans = plans.lane_plans(connection)
+        self._plan_id, self._generation = plan_id, generation
+
+    def _slots_to_use(self, name: str, slots: int) -> int:
+        """Those of the lane's instances that the plan wants used; none where it is in trouble."""
+        said = self._lane_plans.get(name)
+        if said is None:
+            return slots
+        if said.trouble is not None:
+            return 0
+        lane = self._lanes[name]
+        return min(slots, said.usable * lane.slots) if lane.supply is Supply.ELASTIC else slots
+
+    def _as_it_is(self, lane: Lane) -> Lane:
+        """The lane at the speed that was learned, where it is slower than believed: its shards get smaller."""
+        said = self._lane_plans.get(str(lane.name))
+        if said is None or not said.speeds:
+            return lane
+        slot_speed = 1.0 / (max(one.job_s for one in said.speeds.values()) * lane.slots)
+        if slot_speed >= lane.jobs_per_second:
+            return lane
+        return msgspec.structs.replace(lane, jobs_per_second=slot_speed)
+
+    def _was_preempted_often(self, span: WaitingSpan) -> bool:
+        """Attempts that neither failed nor crashed were taken away."""
+        return span.attempt_number - 1 - span.failures - span.crashes >= self._policy.preemptions_max
+
+    def _without_spot(self, plan: GroupPlan) -> GroupPlan:
+        """Lanes that are not taken away, where there are any."""
+        steady = tuple(one for one in plan.candidates if self._lanes[one.lane].market is not Market.SPOT)
+        return msgspec.structs.replace(plan, candidates=steady) if steady else plan
+
+
+def _budgets_left(connection: Connection, terms: list[OpenTerms]) -> dict[bytes, int]:
+    """What each batch with a budget may still spend, beside what is spent and held."""
+    return {
+        one.batch_id: one.max_cost_nano_usd
+        - batches.progress(connection, one.batch_id).cost_nano_usd
+        - shards.held_nano_usd(connection, one.batch_id)
+        for one in terms
+        if one.max_cost_nano_usd is not None
+    }

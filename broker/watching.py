@@ -1,0 +1,201 @@
+"""Watching: what the planner decides by: what waits, what lanes do and cost, what keeps coming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from broker.clock import Clock
+from broker.database import arrivals, jobs, lane_states, plans, ready
+from broker.database.arrivals import ArrivalTerms
+from broker.database.connection import Connection, Database
+from broker.database.lane_work import OpenWork, open_work
+from broker.database.ready import GroupWaiting
+from broker.domain.job import GroupKey
+from broker.domain.lane import Lane, Supply
+from broker.health import Health
+from broker.ledger.prices import PricedLanes
+from broker.ledger.speeds import newest_samples
+from broker.rules.placement.expecting import Expecting, window_class_s
+from broker.rules.placement.facts import demands_of, instances_of
+from broker.rules.placement.learning import Sample, Speed, SpeedBook
+from broker.rules.placement.trouble import silence
+from broker.rules.placement.work import Stream, Terms
+
+__all__ = ["Capacity", "LaneSeen", "Seen", "Watching"]
+
+Capacity = Callable[[Connection], Mapping[str, int]]
+"""How many shards may run at once on each lane, by its live workers; a lane that isn't named has none."""
+
+_US = 1_000_000
+_LEARN_SECONDS = 60.0
+"""How far back a new watcher reads the ledger for the lanes' speeds."""
+
+_SETTLED_US = 2_000_000
+"""Jobs get their ids before they are committed; what is older than that is counted as arrived."""
+
+_HISTORY_MINUTES = 24 * 60 + 31
+_KEPT_MINUTES = 14 * 24 * 60
+
+
+class LaneSeen(msgspec.Struct, frozen=True):
+    """A lane at the price that holds: instances that are there, speeds by model, and why it gets no work, if so."""
+
+    lane: Lane
+    ready: int
+    speeds: dict[str, Speed]
+    trouble: str | None
+
+    @property
+    def name(self) -> str:
+        return str(self.lane.name)
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """One look. `generation` is that of the newest plan; `is_busy`: some lane has work."""
+
+    now_us: int
+    generation: int
+    waiting: list[GroupWaiting]
+    lanes: list[LaneSeen]
+    is_busy: bool
+
+
+class _Read(msgspec.Struct, frozen=True, kw_only=True):
+    """What one snapshot of the database holds."""
+
+    now_us: int
+    generation: int
+    waiting: list[GroupWaiting]
+    slots: Mapping[str, int]
+    held: set[str]
+    work: dict[str, OpenWork]
+    samples: list[Sample]
+    brought_us: dict[str, int]
+    came: list[arrivals.Arrivals]
+    keys: dict[bytes, GroupKey]
+
+
+class Watching:
+    """Remembers speeds, arrivals and the keys of groups; told of nothing, it looks for itself."""
+
+    def __init__(
+        self, database: Database, lanes: Sequence[Lane], clock: Clock, health: Health, capacity: Capacity
+    ) -> None:
+        self.keys: dict[bytes, GroupKey] = {}
+        self.is_elastic = any(lane.supply is Supply.ELASTIC for lane in lanes)
+        self._database = database
+        self._clock = clock
+        self._health = health
+        self._capacity = capacity
+        self._lanes = PricedLanes(lanes)
+        self._speeds = SpeedBook(lanes)
+        self._expecting = Expecting()
+        self._brought_us: dict[str, int] = {}
+        self._learned_us = clock() - int(_LEARN_SECONDS * _US)
+        self._counted_us: int | None = None
+
+    def look(self) -> Seen:
+        """What is so now."""
+        read = self._database.read(self._read)
+        self._learn(read)
+        lanes = [self._lane_seen(lane, read) for lane in self._lanes.all_at(read.now_us)]
+        return Seen(
+            now_us=read.now_us,
+            generation=read.generation,
+            waiting=read.waiting,
+            lanes=lanes,
+            is_busy=bool(read.work),
+        )
+
+    def streams(self, now_s: float, ahead_s: float, service_s: Callable[[Terms], float]) -> list[Stream]:
+        """What keeps coming; only where somebody starts instances for it."""
+        return self._expecting.streams(now_s, ahead_s, service_s) if self.is_elastic else []
+
+    def _read(self, connection: Connection) -> _Read:
+        now_us = self._clock()
+        self._lanes.look(connection)
+        waiting = ready.waiting_groups(connection, now_us)
+        samples, brought_us = newest_samples(connection, self._learned_us)
+        came: list[arrivals.Arrivals] = []
+        from_us = self._counted_us
+        if from_us is not None and now_us - _SETTLED_US > from_us:
+            came = arrivals.count_jobs(connection, from_us, now_us - _SETTLED_US)
+        unknown = {one.group_id for one in waiting} | {one.group_id for one in came}
+        unknown -= self.keys.keys()
+        groups = jobs.load_groups(connection, sorted(unknown)) if unknown else []
+        return _Read(
+            now_us=now_us,
+            generation=plans.current_plan(connection)[0],
+            waiting=waiting,
+            slots=self._capacity(connection),
+            held=set(lane_states.held_lanes(connection)),
+            work=open_work(connection),
+            samples=samples,
+            brought_us=brought_us,
+            came=came,
+            keys={group.group_id: group.key for group in groups},
+        )
+
+    def _learn(self, read: _Read) -> None:
+        """Speeds from what ended, expectations from what came."""
+        self.keys |= read.keys
+        for sample in read.samples:
+            self._speeds.observe(read.now_us / _US, sample)
+        self._brought_us |= read.brought_us
+        self._learned_us = max([self._learned_us, *read.brought_us.values()])
+        if self._counted_us is None:
+            self._recall(read.now_us)
+        elif read.now_us - _SETTLED_US > self._counted_us:
+            self._note_arrivals(read)
+
+    def _recall(self, now_us: int) -> None:
+        """The arrivals of the last day, which an earlier planner kept."""
+        first = now_us // _US // 60 - _HISTORY_MINUTES
+        for minute, terms, count in self._database.read(lambda one: arrivals.kept_arrivals(one, first)):
+            self._expecting.add(minute * 60.0, _terms(terms), terms.window_seconds, count)
+        self._counted_us = now_us - _SETTLED_US
+
+    def _note_arrivals(self, read: _Read) -> None:
+        """Count what came since the last look, and keep it by the minute."""
+        came: dict[ArrivalTerms, int] = {}
+        for one in read.came:
+            key = self.keys[one.group_id]
+            terms = ArrivalTerms(key.model, key.constraints, window_class_s(one.window_us / _US))
+            came[terms] = came.get(terms, 0) + one.jobs
+        counted_us = self._counted_us = read.now_us - _SETTLED_US
+        for terms, count in came.items():
+            self._expecting.add(counted_us / _US, _terms(terms), terms.window_seconds, count)
+        if came:
+            minute = counted_us // _US // 60
+
+            def work(connection: Connection) -> None:
+                arrivals.keep_arrivals(connection, minute, came)
+                arrivals.forget_before(connection, minute - _KEPT_MINUTES)
+
+            self._database.write(work, durable=False)
+
+    def _lane_seen(self, lane: Lane, read: _Read) -> LaneSeen:
+        name, now_s = str(lane.name), read.now_us / _US
+        speeds = {model: self._speeds.speed(name, model, now_s) for model in lane.engine.models}
+        slots = read.slots.get(name, 0)
+        return LaneSeen(lane, instances_of(lane, slots), speeds, self._trouble(lane, speeds, read) if slots else None)
+
+    def _trouble(self, lane: Lane, speeds: Mapping[str, Speed], read: _Read) -> str | None:
+        """Why the lane gets no work, although it is there."""
+        name = str(lane.name)
+        if name in read.held:
+            return "paused or draining"
+        if fault := self._health.resting().get(name):
+            return f"resting: {fault}"
+        work = read.work.get(name)
+        if work is None:
+            return None
+        heard_us = max(work.claimed_us, work.oldest_us, self._brought_us.get(name, 0))
+        slowest_s = max(speed.job_s for speed in speeds.values()) * lane.engine.concurrency
+        return silence((read.now_us - heard_us) / _US, slowest_s)
+
+
+def _terms(terms: ArrivalTerms) -> Terms:
+    return Terms(terms.model, terms.model, demands_of(terms.constraints))
