@@ -103,6 +103,8 @@ class PrivateRabbit(PrivateServer):
             "listeners.tcp.local": f"127.0.0.1:{self.port}",
             "vm_memory_high_watermark.absolute": "256MB",
             "disk_free_limit.absolute": "10MB",
+            # Quorum queues hold what is in the log in memory; by default 512 MB, which the limit above never lets fill.
+            "raft.wal_max_size_bytes": str(32 * 1024 * 1024),
             "log.console": "false",
             "log.file.level": "info",
             "collect_statistics_interval": "1000",
