@@ -1,36 +1,26 @@
 """Assembler: a batch whose every line has ended becomes its output file and its error file.
 
-Each input line stands exactly once in one of the two, in the order of the input. Both are written beside
-their final names and renamed when complete, so a reader never sees half a file.
+While a large batch runs, the lines that have ended are written ahead, so that little is left to do at its end.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Self, TypeVar
-
 import structlog
 
+from broker.batch_files import BatchFiles
 from broker.clock import Clock
 from broker.database import batches
 from broker.database.batches import BatchRecord
 from broker.database.connection import Connection, Database
 from broker.domain.errors import BrokerError
-from broker.domain.job import BatchStatus, RefusedLine
-from broker.domain.outcome import Outcome
-from broker.ledger import results
-from broker.ledger.results import EndedLine
-from broker.rules.output import error_line, output_line, refusal_line
+from broker.domain.job import BatchStatus
 
 __all__ = ["Assembler"]
 
-_LINES_PER_PAGE = 500  # of the first page
-_LINES_PER_PAGE_MAX = 2_000
-_PAGE_BYTES = 4_000_000
+_AHEAD_LINES = 4_000
+"""So many more lines must have ended before the next look for those in order: what a few lanes have under way."""
 
-T = TypeVar("T", EndedLine, RefusedLine)
+_AHEAD_BATCHES_MAX = 16
 
 _log = structlog.get_logger(__name__)
 
@@ -41,6 +31,8 @@ class Assembler:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
+        self._ahead: dict[bytes, BatchFiles] = {}
+        self._looked_at: dict[bytes, int] = {}
 
     def step(self) -> list[BatchRecord]:
         """Finish the batches whose lines have all ended; returns those.
@@ -49,7 +41,12 @@ class Assembler:
         """
         done: list[BatchRecord] = []
         failure: BrokerError | None = None
-        for record in self._database.read(_complete_batches):
+        open_batches = self._database.read(_open_batches)
+        self._forget_all_but({record.batch_id for record, _ in open_batches})
+        for record, ended_jobs in open_batches:
+            if record.read_us is None or ended_jobs < record.accepted_jobs:
+                self._write_ahead(record, ended_jobs)
+                continue
             try:
                 self._finish(record)
             except BrokerError as error:
@@ -59,6 +56,22 @@ class Assembler:
         if failure:
             raise failure
         return done
+
+    def _write_ahead(self, record: BatchRecord, ended_jobs: int) -> None:
+        batch_id = record.batch_id
+        if ended_jobs < self._looked_at.get(batch_id, 0) + _AHEAD_LINES:
+            return
+        self._looked_at[batch_id] = ended_jobs
+        files = self._ahead.get(batch_id)
+        try:
+            if files is None and len(self._ahead) < _AHEAD_BATCHES_MAX:
+                files = self._open(record)
+            if files is not None:
+                self._ahead[batch_id] = files
+                files.advance()
+        except OSError as error:  # the end will say so, if it is so then
+            self._drop(batch_id)
+            _log.info("files_not_written_ahead", batch=batch_id.hex(), reason=error.strerror)
 
     def _finish(self, record: BatchRecord) -> None:
         record = self._database.write(lambda connection: _finalizing(connection, record.batch_id))
@@ -73,52 +86,38 @@ class Assembler:
         self._database.write(work)
 
     def _write_files(self, record: BatchRecord) -> None:
-        if record.output_path is None or record.error_path is None:
-            return
-        output, errors = Path(record.output_path), Path(record.error_path)
+        batch_id = record.batch_id
         try:
-            with _Draft(output) as output_draft, _Draft(errors) as error_draft:
-                for line in self._lines(record):
-                    if isinstance(line, EndedLine) and line.outcome is Outcome.SUCCEEDED:
-                        output_draft.write(_success(line))
-                    else:
-                        error_draft.write(_failure(record, line))
+            files = self._ahead.get(batch_id) or self._open(record)
+            if files is not None:
+                self._ahead[batch_id] = files
+                files.finish(record.accepted_jobs, record.refused_lines)
         except OSError as error:
-            named = _named(error, output, errors)
             raise BrokerError(
-                f"can't write {named}: {error.strerror}; results are kept: run again to write them"
+                f"can't write {error.filename}: {error.strerror}; results are kept: run again to write them"
             ) from error
+        finally:
+            self._drop(batch_id)
 
-    def _lines(self, record: BatchRecord) -> Iterator[EndedLine | RefusedLine]:
-        """All lines in input order: two sorted streams, merged."""
-        ended = self._pages(record.batch_id, results.ended_lines)
-        refused = self._pages(record.batch_id, results.refused_lines)
-        next_refused = next(refused, None)
-        for line in ended:
-            while next_refused is not None and next_refused.line_number < line.line_number:
-                yield next_refused
-                next_refused = next(refused, None)
-            yield line
-        if next_refused is not None:
-            yield next_refused
-            yield from refused
+    def _open(self, record: BatchRecord) -> BatchFiles | None:
+        if record.output_path is None or record.error_path is None:
+            return None
+        return BatchFiles(self._database, record.batch_id, record.output_path, record.error_path)
 
-    def _pages(self, batch_id: bytes, read: Callable[[Connection, bytes, int, int], list[T]]) -> Iterator[T]:
-        """Page after page, each as long as the replies of the one before let it be."""
-        after, limit = 0, _LINES_PER_PAGE
-        while page := self._database.read(lambda connection: read(connection, batch_id, after, limit)):  # noqa: B023 (called at once)
-            yield from page
-            after = page[-1].line_number
-            mean_bytes = 1 + sum(len(line.body) for line in page if isinstance(line, EndedLine)) // len(page)
-            limit = max(1, min(_LINES_PER_PAGE_MAX, _PAGE_BYTES // mean_bytes))
+    def _drop(self, batch_id: bytes) -> None:
+        if files := self._ahead.pop(batch_id, None):
+            files.discard()
+
+    def _forget_all_but(self, open_ids: set[bytes]) -> None:
+        """Another process may have finished a batch that this one began to write."""
+        for batch_id in [one for one in self._ahead if one not in open_ids]:
+            self._drop(batch_id)
+        self._looked_at = {one: looked for one, looked in self._looked_at.items() if one in open_ids}
 
 
-def _complete_batches(connection: Connection) -> list[BatchRecord]:
-    return [
-        record
-        for record in batches.unfinished(connection)
-        if record.read_us is not None and batches.progress(connection, record.batch_id).ended == record.accepted_jobs
-    ]
+def _open_batches(connection: Connection) -> list[tuple[BatchRecord, int]]:
+    """Each with how many of its jobs have ended."""
+    return [(one, batches.progress(connection, one.batch_id).ended) for one in batches.unfinished(connection)]
 
 
 def _finalizing(connection: Connection, batch_id: bytes) -> BatchRecord:
@@ -132,68 +131,3 @@ def _finalizing(connection: Connection, batch_id: bytes) -> BatchRecord:
 
 def _final_status(record: BatchRecord) -> BatchStatus:
     return BatchStatus.COMPLETED if record.cancel_requested_us is None else BatchStatus.CANCELLED
-
-
-def _success(line: EndedLine) -> bytes:
-    return output_line(line.job_id, line.custom_id, line.status_code, line.request_id, line.body)
-
-
-def _failure(record: BatchRecord, line: EndedLine | RefusedLine) -> bytes:
-    if isinstance(line, RefusedLine):
-        return refusal_line(record.batch_id, line.line_number, line.custom_id, line.code, line.message)
-    return error_line(
-        line.job_id,
-        line.custom_id,
-        line.outcome,
-        line.error_code,
-        line.status_code,
-        line.request_id,
-        line.message,
-        line.body,
-    )
-
-
-def _named(error: OSError, output: Path, errors: Path) -> Path:
-    """The file that was asked for, whatever its draft is called."""
-    wanted = Path(error.filename) if error.filename else output
-    return next((path for path in (output, errors) if wanted == _draft_of(path)), wanted)
-
-
-def _draft_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Else a power cut could take the new name back."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class _Draft:
-    """A file that takes its name only when it is complete and on disk."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._draft = _draft_of(path)
-
-    def __enter__(self) -> Self:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._draft.open("wb")
-        return self
-
-    def write(self, line: bytes) -> None:
-        self._file.write(line)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._file.close()
-        if kind is None:
-            self._draft.replace(self._path)
-            _sync_folder(self._path.parent)
-        else:
-            self._draft.unlink(missing_ok=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 import msgspec
 from sqlalchemy import Connection, bindparam, select
 
 from broker.database.tables import batch_refusal, job, result
 from broker.domain.errors import ErrorCode
-from broker.domain.ids import span_of
+from broker.domain.ids import id_offset, span_of
 from broker.domain.job import RefusedLine
 from broker.domain.outcome import Outcome
 from broker.ledger.tables import job_outcome
@@ -54,15 +56,18 @@ _ENDS = (
 
 
 def ended_lines(connection: Connection, batch_id: bytes, after_line: int, limit: int) -> list[EndedLine]:
-    """The batch's next ended lines above `after_line`, in the order of the source; of the first `limit` lines only.
+    """The batch's next lines above `after_line`, in the source's order, up to the first that has not ended.
 
-    Their ends are read by ranges of ids: a join would leave it to a planner without statistics how much of the
-    tables to read for each page.
+    At most `limit`. Their ends are read by ranges of ids: a join would leave it to a planner without statistics how
+    much of the tables to read for each page.
     """
     lines = connection.execute(_JOBS, {"of_batch": batch_id, "after_line": after_line, "lines_max": limit}).all()
     ends = {}
     for first, last in _id_ranges([job_id for _, job_id, _ in lines]):
-        ends.update({row[0]: row[1:] for row in connection.execute(_ENDS, {"first": first, "last": last})})
+        found = {row[0]: row[1:] for row in connection.execute(_ENDS, {"first": first, "last": last})}
+        ends.update(found)
+        if len(found) <= id_offset(first, last):
+            break
     return [
         EndedLine(
             line_number,
@@ -75,8 +80,7 @@ def ended_lines(connection: Connection, batch_id: bytes, after_line: int, limit:
             message or "",
             body or b"",
         )
-        for line_number, job_id, custom_id in lines
-        if job_id in ends
+        for line_number, job_id, custom_id in takewhile(lambda line: line[1] in ends, lines)
         for outcome, code, status_code, request_id, message, body in [ends[job_id]]
     ]
 

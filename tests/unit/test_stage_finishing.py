@@ -6,10 +6,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sqlalchemy import update
 
 from broker.assembler import Assembler
-from broker.database.tables import batch
+from broker.database.tables import batch, batch_count
 from broker.domain.errors import BrokerError, ErrorCode
 from broker.domain.job import BatchStatus
 from broker.domain.outcome import Outcome
@@ -90,7 +92,7 @@ def _files(record):
 
 
 def test_each_line_stands_once_in_one_file_in_the_order_of_the_input(world, monkeypatch):
-    monkeypatch.setattr("broker.assembler._LINES_PER_PAGE", 2)
+    monkeypatch.setattr("broker.batch_files._LINES_PER_PAGE", 2)
     record = world.take_in(b"bad\n" + some_lines(3) + b"bad\n" + some_lines(4, "b") + b"bad\nbad")
     (shard,) = world.claimed()
     refused = a_failure(1, ErrorCode.ENGINE_REFUSED, status_code=400, body=b'{"error":{"message":"no"}}')
@@ -151,9 +153,120 @@ def test_a_failure_in_the_middle_leaves_no_half_file(world, monkeypatch):
         return b"{}\n"
 
     with monkeypatch.context() as broken:
-        broken.setattr("broker.assembler._success", break_after_one)
+        broken.setattr("broker.batch_files._success", break_after_one)
         with pytest.raises(BrokerError, match="No space left"):
             assembler.step()
     assert [path.name for path in world.folder.iterdir() if "jsonl" in path.name] == []
     assembler.step()
     assert len(_files(record)[0]) == 3
+
+
+def _content(record):
+    return [Path(path).read_bytes() for path in (record.output_path, record.error_path)]
+
+
+def _draft(path):
+    return Path(path).with_name(f".{Path(path).name}.part")
+
+
+def _written_so_far(record):
+    """What another process sees of the drafts, by name of each line."""
+    lines = [
+        line for path in (record.output_path, record.error_path) for line in _draft(path).read_bytes().splitlines()
+    ]
+    return [msgspec.json.decode(line)["custom_id"] for line in lines]
+
+
+@pytest.fixture
+def ahead(monkeypatch):
+    """Lines are written ahead as soon as two more have ended."""
+    monkeypatch.setattr("broker.assembler._AHEAD_LINES", 2)
+    monkeypatch.setattr("broker.batch_files._LINES_PER_PAGE", 3)
+
+
+@settings(max_examples=15)
+@given(draws=st.data())
+def test_what_is_written_ahead_is_what_would_be_written_at_the_end(make_world, ahead, draws):
+    world = make_world()
+    source = b"".join(
+        draws.draw(st.sampled_from([b"bad\n", *[some_lines(1, f"n{place}-")] * 2])) for place in range(12)
+    )
+    record = world.take_in(source + some_lines(1, "last"))
+    (shard,) = world.claimed()
+    assembler = Assembler(world.database, world.clock)
+    order = draws.draw(st.permutations(range(shard.jobs_count)))
+    for number, index in enumerate(order):
+        assert assembler.step() == []
+        one = draws.draw(
+            st.sampled_from([a_job_ran(index), a_failure(index, ErrorCode.ENGINE_REFUSED, status_code=400)])
+        )
+        world.record(world.ran(shard, one, number=number))
+    assert len(assembler.step()) == 1
+    written = _content(record)
+    world.database.write(lambda connection: connection.execute(update(batch).values(finished_us=None)))
+    assert len(Assembler(world.database, world.clock).step()) == 1
+    assert _content(record) == written
+    assert sum(content.count(b"\n") for content in written) == 13
+
+
+def test_lines_are_written_ahead_up_to_the_first_that_runs(world, ahead):
+    record = world.take_in(b"bad\n" + some_lines(9))
+    (shard,) = world.claimed()
+    world.record(world.ran(shard, *(a_job_ran(index) for index in (0, 1, 2, 3, 5))))
+    assembler = Assembler(world.database, world.clock)
+    assembler.step()
+    assembler._ahead[record.batch_id]._output._file.flush()  # (buffers are not what is tested)
+    assembler._ahead[record.batch_id]._errors._file.flush()
+    assert _written_so_far(record) == ["a0", "a1", "a2", "a3", None]
+    assert not Path(record.output_path).exists()
+
+
+def test_a_process_that_led_before_spoils_nothing(world, ahead):
+    record = world.take_in(some_lines(9))
+    (shard,) = world.claimed()
+    world.record(world.ran(shard, *(a_job_ran(index) for index in range(4))))
+    before, now = Assembler(world.database, world.clock), Assembler(world.database, world.clock)
+    before.step()
+    now.step()
+    world.record(world.ran(shard, *(a_job_ran(index) for index in range(4, 9)), number=1))
+    with pytest.raises(BrokerError, match="another process writes it too"):
+        before.step()
+    assert _draft(record.output_path).exists()
+    assert len(now.step()) == 1
+    assert [line["custom_id"] for line in _files(record)[0]] == [f"a{place}" for place in range(9)]
+
+
+def test_a_process_that_led_before_forgets_what_another_finished(world, ahead):
+    record = world.take_in(some_lines(9))
+    (shard,) = world.claimed()
+    world.record(world.ran(shard, *(a_job_ran(index) for index in range(4))))
+    before = Assembler(world.database, world.clock)
+    before.step()
+    world.record(world.ran(shard, *(a_job_ran(index) for index in range(4, 9)), number=1))
+    assert len(Assembler(world.database, world.clock).step()) == 1
+    assert before.step() == []
+    assert (before._ahead, len(_files(record)[0])) == ({}, 9)
+
+
+def test_a_folder_that_takes_nothing_is_told_at_the_end_only(world, ahead):
+    blocked = world.folder / "blocked"
+    blocked.write_text("a file where the folder should be")
+    world.take_in(some_lines(5), output_path=str(blocked / "out.jsonl"), error_path=str(blocked / "err.jsonl"))
+    (shard,) = world.claimed()
+    world.record(world.ran(shard, *(a_job_ran(index) for index in range(4))))
+    assembler = Assembler(world.database, world.clock)
+    assert assembler.step() == []
+    world.record(world.ran(shard, a_job_ran(4), number=1))
+    with pytest.raises(BrokerError, match=r"can't write .*blocked"):
+        assembler.step()
+
+
+def test_a_line_without_an_end_is_never_left_out(world):
+    record = world.take_in(some_lines(3))
+    world.run_all()
+    world.database.write(lambda connection: connection.execute(update(batch).values(accepted_jobs=4)))
+    world.database.write(lambda connection: connection.execute(update(batch_count).values(succeeded=4)))
+    with pytest.raises(BrokerError, match="has 4 ended jobs and 0 refused lines, but 3 and 0 were found"):
+        Assembler(world.database, world.clock).step()
+    assert [path.name for path in world.folder.iterdir() if "jsonl" in path.name] == []
+    assert world.batch(record.batch_id).finished_us is None
