@@ -23,7 +23,10 @@ PLANTS = {
     "faults in the ledger": f"UPDATE attempt SET run_us = run_us + 1 WHERE job_id = {A_JOB}",
     "nano-USD sealed": f"UPDATE attempt SET cost_nano_usd = cost_nano_usd + 1 WHERE job_id = {A_JOB}",
     "nano-USD of batches": "UPDATE batch_count SET cost_nano_usd = cost_nano_usd + 1",
-    "shards left sent or running": "UPDATE shard SET state = 'running', closed_us = NULL WHERE true",
+    # With a lease that holds for years, or the rescuer would mend it before it is found.
+    "shards left sent or running": (
+        "UPDATE shard SET state = 'running', closed_us = NULL, lease_until_us = 1::bigint << 52"
+    ),
     "doubled: names with two jobs": "UPDATE job SET custom_id = 'batch0-1', batch_id = NULL WHERE line_number = 1",
 }
 
