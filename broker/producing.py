@@ -76,13 +76,24 @@ class JobsPublisher:
 
 
 class Replies:
-    """What the broker tells a producer, in one queue of its own; for one thread. `ring` has the broker's keys."""
+    """What the broker tells a producer, in one queue of its own; for one thread. `ring` has the broker's keys.
+
+    Replies to another tenant, who named this queue, are moved aside.
+    """
 
     def __init__(
-        self, bus_url: str, queue: str, ring: KeyRing, *, clock: Clock = utc_now_us, prefetch: int = 100
+        self,
+        bus_url: str,
+        queue: str,
+        ring: KeyRing,
+        *,
+        tenant: str = "default",
+        clock: Clock = utc_now_us,
+        prefetch: int = 100,
     ) -> None:
         self._inbox = Inbox(bus_url, [queue], prefetch)
         self._ring = ring
+        self._tenant = tenant
         self._clock = clock
         self._limit = prefetch
         self._unacknowledged: list[Delivery] = []
@@ -94,11 +105,14 @@ class Replies:
         found = []
         for delivery in self._inbox.receive(self._limit, wait_seconds):
             try:
-                found.append(open_reply(self._ring, delivery.envelope, self._clock()).body)
+                opened = open_reply(self._ring, delivery.envelope, self._clock())
+                if opened.audience != self._tenant:
+                    raise EnvelopeError(f"it is for tenant {opened.audience[:64]!r}, and not for {self._tenant!r}")
             except EnvelopeError as error:
                 _log.warning("reply_rejected", queue=delivery.queue, reason=str(error))
                 self._inbox.reject([delivery])
             else:
+                found.append(opened.body)
                 self._unacknowledged.append(delivery)
         return found
 

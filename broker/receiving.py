@@ -1,14 +1,15 @@
 """Receiving: the door on the bus. Producers' signed jobs come in bulk, are stored, and only then acknowledged.
 
-Each job is admitted by itself, under the rules of the HTTP door. A message that comes again stores nothing twice: a job
-without an idempotency key has one by its envelope. Where the door is full nothing more is received until it isn't, so
-what waits, waits on the bus.
+A message's jobs belong to its key's owner, the tenant, whatever it says. Each is admitted by itself, under the rules of
+the HTTP door. A message that comes again stores nothing twice: a job without an idempotency key has one by its
+envelope. Where the door is full nothing more is received until it isn't, so what waits, waits on the bus.
 """
 
 from __future__ import annotations
 
 import queue
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Protocol
@@ -91,7 +92,7 @@ class _Message(msgspec.Struct, frozen=True):
 
 
 class Receiving:
-    """Takes jobs in from one bus, for one tenant. `step` is for one thread."""
+    """Takes jobs in from one bus, for every tenant with a producer's key in force. `step` is for one thread."""
 
     def __init__(
         self,
@@ -103,7 +104,6 @@ class Receiving:
         ring: KeyRing,
         clock: Clock,
         wakeups: Wakeups,
-        tenant_id: str,
     ) -> None:
         self._inbox = inbox
         self._database = database
@@ -112,7 +112,6 @@ class Receiving:
         self._ring = ring
         self._clock = clock
         self._wakeups = wakeups
-        self._tenant_id = tenant_id
         self._held: list[_Message] = []
 
     def step(self) -> bool:
@@ -143,17 +142,17 @@ class Receiving:
         opened = open_jobs(self._ring, delivery.envelope, self._clock())
         if opened.audience != "broker":
             raise EnvelopeError("it is for somebody else")
-        if opened.owner != self._tenant_id:
-            raise EnvelopeError(f"its key is of tenant {opened.owner!r}, and this broker serves {self._tenant_id!r}")
         reply_to = opened.body.reply_to
         if reply_to and not _is_reply_queue(reply_to):
             raise EnvelopeError(f"reply_to must be {REPLY_QUEUES} and at most {_REPLY_TO_CHARS_MAX} letters and digits")
         if len(delivery.envelope) > MESSAGE_BYTES_MAX:
             raise EnvelopeError(f"it has {len(delivery.envelope):,} bytes; the limit is {MESSAGE_BYTES_MAX:,}")
         digest = sha256(delivery.envelope).digest()
-        return _Message(delivery, digest, opened.owner, reply_to, self._admit_all(opened.body.jobs, digest))
+        return _Message(
+            delivery, digest, opened.owner, reply_to, self._admit_all(opened.body.jobs, digest, opened.owner)
+        )
 
-    def _admit_all(self, text: bytes, digest: bytes) -> list[_Entry]:
+    def _admit_all(self, text: bytes, digest: bytes, tenant_id: str) -> list[_Entry]:
         try:
             if not text.isascii():
                 text.decode()  # what the decoder skips, it does not check
@@ -163,9 +162,9 @@ class Receiving:
         except (ValueError, RecursionError) as error:  # msgspec's and UTF-8's errors are ValueErrors
             message = f"jobs is not a list of jobs in JSON and UTF-8: {error}"
             return [_Entry(0, derived_key(digest, 0), refusal=Refusal(ErrorCode.INVALID_FIELD, "jobs", message))]
-        return [self._admit(part, place, derived_key(digest, place)) for place, part in enumerate(parts)]
+        return [self._admit(part, place, derived_key(digest, place), tenant_id) for place, part in enumerate(parts)]
 
-    def _admit(self, part: msgspec.Raw, place: int, key: str) -> _Entry:
+    def _admit(self, part: msgspec.Raw, place: int, key: str, tenant_id: str) -> _Entry:
         try:
             request = _read_one(part)
         except (msgspec.DecodeError, RecursionError) as error:
@@ -173,7 +172,7 @@ class Receiving:
             return _Entry(place, key, refusal=Refusal(ErrorCode.INVALID_FIELD, f"[{place}]", message))
         if request.idempotency_key is None:
             request = msgspec.structs.replace(request, idempotency_key=key)
-        found = admit_job(request, self._lanes, self._tenant_id, self._clock())
+        found = admit_job(request, self._lanes, tenant_id, self._clock())
         asked = _Entry(place, request.idempotency_key or key, fingerprint(request))
         match found:
             case Refusal(field="idempotency_key"):
@@ -187,13 +186,16 @@ class Receiving:
 
     def _recognise(self, messages: list[_Message]) -> list[_Message]:
         """A job that was taken in when its message first came stays so, though it would be refused today."""
-        refused = [entry for message in messages for entry in message.refused if entry.fingerprint]
-        if refused:
-            keys = [entry.key for entry in refused]
-            known = self._database.read(
-                lambda connection: submissions.known_keys(connection, self._tenant_id, keys),
-            )
-            for entry in refused:
+        by_tenant: dict[str, list[_Entry]] = defaultdict(list)
+        for message in messages:
+            by_tenant[message.tenant_id] += [entry for entry in message.refused if entry.fingerprint]
+        asked = {tenant_id: [entry.key for entry in refused] for tenant_id, refused in by_tenant.items() if refused}
+
+        def work(connection: Connection) -> dict[str, dict[str, submissions.Known]]:
+            return {tenant_id: submissions.known_keys(connection, tenant_id, keys) for tenant_id, keys in asked.items()}
+
+        for tenant_id, known in (self._database.read(work) if asked else {}).items():
+            for entry in by_tenant[tenant_id]:
                 before = known.get(entry.key)
                 if before and before.fingerprint == entry.fingerprint:
                     entry.job_id, entry.refusal = before.job_id, None
@@ -229,7 +231,7 @@ class Receiving:
 
         while True:
             try:
-                self._submitting.offer(jobs, lambda answer: answers.put((message, answer)), also)
+                self._submitting.offer(message.tenant_id, jobs, lambda answer: answers.put((message, answer)), also)
             except DoorFull:
                 time.sleep(_FULL_SECONDS)
             except BrokerError:

@@ -7,6 +7,7 @@ whoever finds it full is told to come again.
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -50,6 +51,7 @@ Answer = list[Submitted] | KeyTaken | Exception
 
 
 class _Offer(msgspec.Struct):
+    tenant_id: str
     jobs: Sequence[Admitted]
     bytes_count: int
     answer: Callable[[Answer], None]
@@ -57,27 +59,27 @@ class _Offer(msgspec.Struct):
 
 
 class Submitting:
-    """Takes single jobs in, for one tenant."""
+    """Takes single jobs in, for any number of tenants."""
 
-    def __init__(self, database: Database, clock: Clock, wakeups: Wakeups, tenant_id: str) -> None:
+    def __init__(self, database: Database, clock: Clock, wakeups: Wakeups) -> None:
         self._database = database
         self._clock = clock
         self._wakeups = wakeups
-        self._tenant_id = tenant_id
+        self._tenants: frozenset[str] = frozenset()  # those that the database has
         self._condition = threading.Condition()
         self._offers: list[_Offer] = []
         self._jobs_waiting = 0
         self._bytes_waiting = 0
         self._closed = False
-        database.write(lambda connection: submissions.ensure_tenant(connection, tenant_id, clock()))
 
     def offer(
         self,
+        tenant_id: str,
         jobs: Sequence[Admitted],
         answer: Callable[[Answer], None],
         also: Callable[[Connection, list[Submitted]], None] | None = None,
     ) -> None:
-        """Store the jobs, all or none, then call `answer` from another thread. DoorFull when there is no room.
+        """Store a tenant's jobs, all or none, then call `answer` from another thread. DoorFull when there is no room.
 
         `also` writes what is to be kept with them, in the same transaction.
         """
@@ -88,7 +90,7 @@ class Submitting:
             full = self._jobs_waiting + len(jobs) > _JOBS_WAITING_MAX or self._bytes_waiting + size > _BYTES_WAITING_MAX
             if full and self._offers:
                 raise DoorFull(f"{self._jobs_waiting:,} jobs wait to be stored: send this again in a second")
-            self._offers.append(_Offer(jobs, size, answer, also))
+            self._offers.append(_Offer(tenant_id, jobs, size, answer, also))
             self._jobs_waiting += len(jobs)
             self._bytes_waiting += size
             self._condition.notify()
@@ -124,6 +126,7 @@ class Submitting:
             _log.warning("jobs_not_stored", offers=len(offers), error=type(error).__name__)
             answers = [error] * len(offers)
         else:
+            self._tenants |= {offer.tenant_id for offer in offers}
             self._wakeups.notify(Topic.DISPATCHER)
         _log.debug("jobs_taken_in", offers=len(offers))
         for offer, answer in zip(offers, answers, strict=True):
@@ -131,28 +134,42 @@ class Submitting:
 
     def _store(self, connection: Connection, offers: list[_Offer]) -> list[Answer]:
         now_us = self._clock()
-        keys = [one.idempotency_key for offer in offers for one in offer.jobs if one.idempotency_key is not None]
-        known = submissions.known_keys(connection, self._tenant_id, keys) if keys else {}
-        new_keys: dict[str, Admitted] = {}
-        fresh: list[Admitted] = []
-        taken: list[int | None] = []
+        by_tenant: dict[str, list[_Offer]] = defaultdict(list)
         for offer in offers:
-            place = _place_of_conflict(offer.jobs, known, new_keys)
-            taken.append(place)
-            if place is None:
-                fresh += _fresh(offer.jobs, known, new_keys)
-        ids = submissions.insert(connection, self._tenant_id, [one.job for one in fresh], now_us) if fresh else []
-        id_of = dict(zip(map(id, fresh), ids, strict=True))
-        made = {key: Known(id_of[id(one)], one.fingerprint) for key, one in new_keys.items()}
-        submissions.remember_keys(connection, self._tenant_id, made, now_us)
-        known |= made
-        answers: list[Answer] = []
-        for offer, place in zip(offers, taken, strict=True):
-            submitted = [] if place is not None else [_submitted(one, id_of, known) for one in offer.jobs]
-            if place is None and offer.also:
-                offer.also(connection, submitted)
-            answers.append(submitted if place is None else KeyTaken(place))
-        return answers
+            by_tenant[offer.tenant_id].append(offer)
+        # In one order, here and below, as another process may store for the same tenants meanwhile.
+        for tenant_id in sorted(by_tenant.keys() - self._tenants):
+            submissions.ensure_tenant(connection, tenant_id, now_us)
+        answers = {
+            tenant_id: iter(_store_of(connection, tenant_id, by_tenant[tenant_id], now_us))
+            for tenant_id in sorted(by_tenant)
+        }
+        return [next(answers[offer.tenant_id]) for offer in offers]
+
+
+def _store_of(connection: Connection, tenant_id: str, offers: list[_Offer], now_us: int) -> list[Answer]:
+    keys = [one.idempotency_key for offer in offers for one in offer.jobs if one.idempotency_key is not None]
+    known = submissions.known_keys(connection, tenant_id, keys) if keys else {}
+    new_keys: dict[str, Admitted] = {}
+    fresh: list[Admitted] = []
+    taken: list[int | None] = []
+    for offer in offers:
+        place = _place_of_conflict(offer.jobs, known, new_keys)
+        taken.append(place)
+        if place is None:
+            fresh += _fresh(offer.jobs, known, new_keys)
+    ids = submissions.insert(connection, tenant_id, [one.job for one in fresh], now_us) if fresh else []
+    id_of = dict(zip(map(id, fresh), ids, strict=True))
+    made = {key: Known(id_of[id(one)], one.fingerprint) for key, one in new_keys.items()}
+    submissions.remember_keys(connection, tenant_id, made, now_us)
+    known |= made
+    answers: list[Answer] = []
+    for offer, place in zip(offers, taken, strict=True):
+        submitted = [] if place is not None else [_submitted(one, id_of, known) for one in offer.jobs]
+        if place is None and offer.also:
+            offer.also(connection, submitted)
+        answers.append(submitted if place is None else KeyTaken(place))
+    return answers
 
 
 def _place_of_conflict(jobs: Sequence[Admitted], known: dict[str, Known], new_keys: dict[str, Admitted]) -> int | None:

@@ -47,7 +47,7 @@ class BatchTerms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Desk:
-    """Answers for the one tenant there is. Every method blocks on the database."""
+    """Answers for the door's one tenant; other tenants' jobs are unknown here. Every method blocks on the database."""
 
     def __init__(self, front: Front, lines_max: int | None, upload_bytes_max: int) -> None:
         self._front = front
@@ -74,7 +74,7 @@ class Desk:
 
     def offer(self, jobs: Sequence[Admitted], answer: Callable[[Answer], None]) -> None:
         """See `Submitting.offer`."""
-        self._front.submitting.offer(jobs, answer)
+        self._front.submitting.offer(TENANT, jobs, answer)
 
     def watch(self, job_id: bytes, told: Callable[[], None]) -> None:
         """See `Endings.watch`."""
@@ -93,7 +93,7 @@ class Desk:
 
     def has_ended(self, job_id: bytes) -> bool:
         """Whether the job has an outcome."""
-        found = self._database.read(lambda connection: has_ended(connection, job_id))
+        found = self._database.read(lambda connection: has_ended(connection, job_id, TENANT))
         if found is None:
             raise _unknown_job(format_id("job", job_id))
         return found
@@ -101,7 +101,7 @@ class Desk:
     def result(self, text: str) -> JobResult:
         """What an ended job brought."""
         job_id = parse_job_id(text)
-        found = self._database.read(lambda connection: find_result(connection, job_id))
+        found = self._database.read(lambda connection: find_result(connection, job_id, TENANT))
         if found is None:
             status = self._standing(text).status
             raise Refused(409, "not_ended", f"{text} has not ended: it is {status}")
@@ -142,7 +142,7 @@ class Desk:
 
     def _standing(self, text: str) -> Standing:
         job_id = parse_job_id(text)
-        found = self._database.read(lambda connection: standing(connection, job_id))
+        found = self._database.read(lambda connection: standing(connection, job_id, TENANT))
         if found is None:
             raise _unknown_job(text)
         return found

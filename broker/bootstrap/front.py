@@ -8,6 +8,7 @@ from pathlib import Path
 from broker.bootstrap.outlook import Outlook
 from broker.clock import Clock
 from broker.database.connection import Connection, Database
+from broker.database.submissions import ensure_tenant
 from broker.domain.lane import Lane
 from broker.health import Health
 from broker.intake import Intake
@@ -18,7 +19,7 @@ from broker.wakeups import Wakeups
 __all__ = ["TENANT", "Front"]
 
 TENANT = "default"
-"""The one tenant, until API keys bring theirs."""
+"""Whose all is that comes over HTTP, by the commands or in a file. On the bus the producer's key says whose it is."""
 
 
 class Front:
@@ -55,4 +56,5 @@ class Front:
         models = {model for lane in lanes for model in lane.engine.models}
         largest = max(body_bytes_max(lane) for lane in lanes)
         self.intake = Intake(database, models, clock, wakeups, largest)
-        self.submitting = Submitting(database, clock, wakeups, TENANT)
+        database.write(lambda connection: ensure_tenant(connection, TENANT, clock()))
+        self.submitting = Submitting(database, clock, wakeups)

@@ -10,7 +10,7 @@ from typing import assert_never
 import msgspec
 
 from broker.assembler import Assembler
-from broker.bootstrap.front import TENANT, Front
+from broker.bootstrap.front import Front
 from broker.bootstrap.jobs_bus import JobsBus
 from broker.bootstrap.stages import POLL_SECONDS, Stages
 from broker.bus.envelope import KeyRing, Signer
@@ -175,7 +175,6 @@ class Roles:
             ring=wiring.ring,
             clock=front.clock,
             wakeups=front.wakeups,
-            tenant_id=TENANT,
         )
         # Not the leader alone: the bus gives each message to one of those that are there.
         wiring.stages.loop("receiving", receiving.step, wiring.stages.pause)

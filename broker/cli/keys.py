@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from broker.bootstrap.front import TENANT
 from broker.bootstrap.stored_keys import remember_signer
 from broker.bus.envelope import KeyRole
 from broker.catalog.lanes import load_lanes
@@ -23,6 +22,7 @@ from broker.cli.printing import OutputFormat, print_rows, say
 from broker.clock import utc_now_us
 from broker.database.keys import all_keys, revoke
 from broker.database.postgres import open_postgres
+from broker.domain.bus_jobs import is_tenant_name
 from broker.domain.errors import UsageError
 from broker.keys import load_or_create_signer, trust_text
 from broker.settings import Settings
@@ -54,14 +54,16 @@ def create_lane_key(
 
 @producer_app.command("create")
 def create_producer_key(
-    tenant: Annotated[str, typer.Argument(help="Whose jobs it signs.")],
+    tenant: Annotated[str, typer.Argument(help="Whose jobs it signs: 1 to 64 of a-z, 0-9, - and _.")],
     to: Annotated[Path, typer.Option("--to", help="Folder for producer-TENANT.key and broker.pub.")] = Path(),
     database_url: DatabaseOption = None,
     data: DataOption = None,
 ) -> None:
     """Make a producer's signing key, and write it with the broker's public keys, which replies are verified with."""
-    if tenant != TENANT:
-        raise UsageError(f"{tenant!r} is no tenant; until there are others, producers' keys are of {TENANT!r}")
+    if not is_tenant_name(tenant):
+        raise UsageError(
+            f"TENANT is {tenant[:80]!r}; it must be 1 to 64 of a-z, 0-9, - and _, and begin with a letter or a digit"
+        )
     _create(read_settings(data), database_url, to, f"producer-{tenant}", KeyRole.PRODUCER, tenant)
 
 
@@ -78,8 +80,11 @@ def _create(settings: Settings, database_url: str | None, to: Path, name: str, r
         known = database.read(all_keys)
     finally:
         database.close()
-    if any(key.key_id == signer.key_id and key.revoked_us is not None for key in known):
+    stored = next(key for key in known if key.key_id == signer.key_id)
+    if stored.revoked_us is not None:
         raise UsageError(f"{path} holds the revoked key {signer.key_id}: move it away for a new one")
+    if (stored.role, stored.owner) != (role, owner):
+        raise UsageError(f"{path} holds a key of {stored.role} {stored.owner}: move it away for one of {role} {owner}")
     trusted = [(key.key_id, key.public_key) for key in known if key.role == KeyRole.BROKER and key.revoked_us is None]
     (to / "broker.pub").write_text(trust_text(trusted))
     whose = "workers" if role is KeyRole.LANE else "producers"

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from broker.batch_run import TENANT
 from broker.bootstrap.embedded import DATABASE_FILE, open_database
 from broker.bootstrap.roles import Role
 from broker.bootstrap.stored_keys import remember_signer
@@ -44,6 +43,7 @@ def show_summary(
         str, typer.Option("--by", help=f"Keys to group by, with commas: {', '.join(GROUP_KEYS)}.")
     ] = "provider",
     batch: Annotated[str | None, typer.Option("--batch", help="Only this batch.")] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Only this tenant.")] = None,
     since: Annotated[
         str | None, typer.Option("--since", help="Only from this UTC time on, as 2026-11-22[T10:00].")
     ] = None,
@@ -55,7 +55,7 @@ def show_summary(
     """Jobs, attempts, tokens, cost, waste and latencies by provider, model, day, or whatever you ask for."""
     keys = [key.strip() for key in by.split(",") if key.strip()]
     filters = Filters(
-        tenant_id=TENANT,
+        tenant_id=tenant,
         batch_id=_batch_id(batch),
         since_us=_time_us("--since", since),
         until_us=_time_us("--until", until),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
-__all__ = ["JOBS_QUEUE", "REFUSED", "REPLY_QUEUES", "JobReply", "SubmitJobs", "derived_key"]
+__all__ = ["JOBS_QUEUE", "REFUSED", "REPLY_QUEUES", "JobReply", "SubmitJobs", "derived_key", "is_tenant_name"]
 
 JOBS_QUEUE = "jobs"
 """Where producers publish."""
@@ -47,3 +49,8 @@ class JobReply(msgspec.Struct, frozen=True, array_like=True, tag="job_reply"):
 def derived_key(envelope_digest: bytes, place: int) -> str:
     """The idempotency key of a job that has none of its own: by its envelope's SHA-256 and its place in the list."""
     return f"bus:{envelope_digest.hex()[:32]}:{place}"
+
+
+def is_tenant_name(text: str) -> bool:
+    """Whether a tenant may be called so: it names files, and stands in messages and logs."""
+    return re.fullmatch("[a-z0-9][a-z0-9_-]{0,63}", text) is not None

@@ -54,19 +54,19 @@ class JobResult(msgspec.Struct, frozen=True):
     body: bytes
 
 
-def has_ended(connection: Connection, job_id: bytes) -> bool | None:
-    """Whether the job has an outcome; None when there is no such job."""
+def has_ended(connection: Connection, job_id: bytes, tenant_id: str) -> bool | None:
+    """Whether the job has an outcome; None when this tenant has no such job."""
     row = connection.execute(
         select(job_outcome.c.job_id)
         .select_from(job)
         .outerjoin(job_outcome, job_outcome.c.job_id == job.c.job_id)
-        .where(job.c.job_id == job_id)
+        .where(job.c.job_id == job_id, job.c.tenant_id == tenant_id)
     ).one_or_none()
     return None if row is None else row[0] is not None
 
 
-def standing(connection: Connection, job_id: bytes) -> Standing | None:
-    """How far the job is; None when there is no such job."""
+def standing(connection: Connection, job_id: bytes, tenant_id: str) -> Standing | None:
+    """How far the job is; None when this tenant has no such job."""
     found = connection.execute(
         select(
             *(job.c[name] for name in ("job_id", "tenant_id", "batch_id", "custom_id", "submitted_us", "deadline_us")),
@@ -82,7 +82,7 @@ def standing(connection: Connection, job_id: bytes) -> Standing | None:
         .outerjoin(job_outcome, job_outcome.c.job_id == job.c.job_id)
         .outerjoin(result, result.c.job_id == job.c.job_id)
         .outerjoin(cancel_request, cancel_request.c.job_id == job.c.job_id)
-        .where(job.c.job_id == job_id)
+        .where(job.c.job_id == job_id, job.c.tenant_id == tenant_id)
     ).one_or_none()
     if found is None:
         return None
@@ -99,12 +99,13 @@ def standing(connection: Connection, job_id: bytes) -> Standing | None:
     )
 
 
-def find_result(connection: Connection, job_id: bytes) -> JobResult | None:
-    """What the job brought; None when it has not ended, or doesn't exist."""
+def find_result(connection: Connection, job_id: bytes, tenant_id: str) -> JobResult | None:
+    """What this tenant's job brought; None when it has not ended, or doesn't exist."""
     row = connection.execute(
         select(job_outcome.c.outcome, job_outcome.c.error_code, result.c.status_code, result.c.message, result.c.body)
+        .join(job, job.c.job_id == job_outcome.c.job_id)
         .outerjoin(result, result.c.job_id == job_outcome.c.job_id)
-        .where(job_outcome.c.job_id == job_id)
+        .where(job_outcome.c.job_id == job_id, job.c.tenant_id == tenant_id)
     ).one_or_none()
     if row is None:
         return None

@@ -18,7 +18,7 @@ from broker.receiving import MESSAGES_PER_STEP, Receiving
 from broker.submitting import Submitting
 from tests.unit.builders import DAY_SECONDS, MODEL, SECOND_US, World, a_signer
 
-TENANT = "default"
+TENANT, OTHER_TENANT = "default", "another"
 QUEUE = "replies.mine"
 
 
@@ -54,11 +54,11 @@ class ProducersWorld:
         self.ring = KeyRing(
             {
                 "producer": PublicKey(KeyRole.PRODUCER, TENANT, producer_key.public_key()),
-                "other": PublicKey(KeyRole.PRODUCER, "another", other_key.public_key()),
+                "other": PublicKey(KeyRole.PRODUCER, OTHER_TENANT, other_key.public_key()),
                 "broker": PublicKey(KeyRole.BROKER, "broker", broker_key.public_key()),
             }
         )
-        self.submitting = Submitting(world.database, world.clock, world.wakeups, TENANT)
+        self.submitting = Submitting(world.database, world.clock, world.wakeups)
         self._thread = threading.Thread(target=self.submitting.run, daemon=True)
         self._thread.start()
         self.inbox = CountingInbox(self.url, [JOBS_QUEUE], MESSAGES_PER_STEP)
@@ -84,7 +84,6 @@ class ProducersWorld:
             ring=self.ring,
             clock=world.clock,
             wakeups=world.wakeups,
-            tenant_id=TENANT,
         )
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from broker.domain.bus_jobs import JOBS_QUEUE, JobReply, derived_key
 from broker.domain.errors import BrokerError, ErrorCode
 from broker.submitting import DoorFull
 from tests.unit.builders import DAY_SECONDS, NOW_US, SECOND_US
-from tests.unit.producers import QUEUE, ProducersWorld, a_request
+from tests.unit.producers import OTHER_TENANT, QUEUE, TENANT, ProducersWorld, a_request
 
 
 @pytest.fixture
@@ -136,7 +136,6 @@ def _foreign(bus):
         "noise": b"noise",
         "stranger": bus.sealed(good, signer=bus.stranger),
         "a broker's key": bus.sealed(good, signer=bus.broker),
-        "another tenant": bus.sealed(good, signer=bus.other),
         "another kind": bus.broker.seal(Kind.REPLY, "broker", reply, now_us=NOW_US, valid_us=SECOND_US),
         "no jobs inside": bus.producer.seal(Kind.JOBS, "broker", reply, now_us=NOW_US, valid_us=SECOND_US),
         "for somebody else": bus.sealed(good, audience="lane-a"),
@@ -163,6 +162,58 @@ def test_kinds_and_roles_are_not_mixed_up(bus):
     forged = bus.producer.seal(Kind.REPLY, "default", JobReply("k", None, "failed"), now_us=NOW_US, valid_us=1)
     with pytest.raises(EnvelopeError, match="by a producer key"):
         open_reply(bus.ring, forged, NOW_US)
+
+
+def test_a_jobs_tenant_is_its_keys_owner(bus):
+    """Of several tenants at once, each with the others' idempotency key; and again when their messages come again."""
+    said = [
+        bus.sealed([a_request(name, idempotency_key="k"), a_request(name)], signer=signer, reply_to=QUEUE)
+        for name, signer in (("ours", bus.producer), ("theirs", bus.other), ("theirs", bus.other))
+    ]
+    bus.put(*said)
+    bus.receive(3)
+    bus.put(*said)
+    bus.receive(3)
+    names = [row.tenant_id for row in bus.world.rows(tables.job)]
+    assert sorted(names) == [OTHER_TENANT] * 3 + [TENANT] * 2
+    tenant_of = {row.job_id: row.tenant_id for row in bus.world.rows(tables.job)}
+    assert all(row.tenant_id == tenant_of[row.job_id] for row in bus.world.rows(tables.reply))
+    of_key = {row.tenant_id: row.job_id for row in bus.world.rows(tables.idempotency) if row.idempotency_key == "k"}
+    assert {tenant: tenant_of[job_id] for tenant, job_id in of_key.items()} == {
+        TENANT: TENANT,
+        OTHER_TENANT: OTHER_TENANT,
+    }
+    assert bus.dead() == 0
+
+
+def test_one_tenants_key_refuses_nothing_of_another(bus):
+    bus.put(bus.sealed([a_request("one", idempotency_key="k")]))
+    bus.receive(1)
+    bus.put(bus.sealed([a_request("two", idempotency_key="k")], signer=bus.other, reply_to=QUEUE))
+    bus.put(bus.sealed([a_request("two", idempotency_key="k")], reply_to=QUEUE))
+    bus.receive(2)
+    told = {row.tenant_id: row.message for row in _asked(bus)}
+    assert told == {OTHER_TENANT: None, TENANT: "idempotency_key: this idempotency key stands for another job already"}
+
+
+def test_what_would_be_refused_today_is_known_by_its_own_tenant_alone(bus):
+    deadline = "2027-01-15T08:00:10Z"  # ten seconds from NOW_US
+    request = a_request(deadline=deadline, idempotency_key="k")
+    bus.put(bus.sealed([request]))
+    bus.receive(1)
+    bus.world.clock.advance(20)
+    bus.put(bus.sealed([request], reply_to=QUEUE), bus.sealed([request], reply_to=QUEUE, signer=bus.other))
+    bus.receive(2)
+    told = {row.tenant_id: (row.error_code, row.job_id is None) for row in _asked(bus)}
+    assert told == {TENANT: (None, False), OTHER_TENANT: (ErrorCode.INVALID_FIELD, True)}
+
+
+def test_a_revoked_key_is_no_tenants(bus):
+    sealed = bus.sealed([a_request()], signer=bus.other)
+    bus.ring.replace({})
+    bus.put(sealed)
+    bus.receive(1)
+    assert (bus.dead(), bus.world.count(tables.job)) == (1, 0)
 
 
 def test_what_is_not_stored_yet_is_not_acknowledged(bus, monkeypatch):
@@ -204,11 +255,11 @@ def test_while_the_door_is_full_nothing_more_is_received(bus):
     class FullAtFirst:
         offers = 0
 
-        def offer(self, jobs, answer, also):
+        def offer(self, tenant_id, jobs, answer, also):
             self.offers += 1
             if self.offers < 4:
                 raise DoorFull("full")
-            bus.submitting.offer(jobs, answer, also)
+            bus.submitting.offer(tenant_id, jobs, answer, also)
 
     bus.jobs.publish([a_request()])
     inbox = Inbox(bus.url, [JOBS_QUEUE], 10)
@@ -225,16 +276,16 @@ def test_at_the_end_what_can_not_be_stored_stays_on_the_bus(bus):
     bus.inbox.close()
     assert bus.waiting() == 1
     with pytest.raises(BrokerError, match="stopping"):
-        bus.submitting.offer([], lambda _answer: None)
+        bus.submitting.offer(TENANT, [], lambda _answer: None)
 
 
 def test_a_message_that_can_never_be_stored_is_left_out_alone(bus):
     class Choosy:
-        def offer(self, jobs, answer, also):
+        def offer(self, tenant_id, jobs, answer, also):
             if b"poison" in jobs[0].job.body:
                 threading.Thread(target=answer, args=(ValueError("no"),)).start()
             else:
-                bus.submitting.offer(jobs, answer, also)
+                bus.submitting.offer(tenant_id, jobs, answer, also)
 
     bus.jobs.publish([a_request("good")])
     bus.jobs.publish([a_request("poison")])

@@ -141,11 +141,11 @@ def test_a_lane_that_is_held_gets_no_shard(make_world):
 
 
 def test_a_key_stands_for_one_job_within_a_commit_and_after_it(world):
-    door = Submitting(world.database, world.clock, world.wakeups, "t")
+    door = Submitting(world.database, world.clock, world.wakeups)
     answers = []
     same, other = b"s" * 32, b"o" * 32
     for jobs in ([("a", same)], [("a", same)], [("a", other)], [("b", same), ("b", other)], [("c", same)]):
-        door.offer([Admitted(a_single(), key, print_) for key, print_ in jobs], answers.append)
+        door.offer("t", [Admitted(a_single(), key, print_) for key, print_ in jobs], answers.append)
     door.close()
     thread = threading.Thread(target=door.run)
     thread.start()
