@@ -25,7 +25,10 @@ from broker.domain.job import BatchStatus, Constraints
 from broker.domain.lane import Lane
 from broker.intake import BatchRequest
 from broker.ledger.questions import Filters, summary
+from broker.ledger.speeds import learned_speeds
 from broker.rules.grouping import canonical_constraints
+from broker.rules.placement.feasible import Prospect
+from broker.rules.submission import check_batch
 
 __all__ = [
     "TENANT",
@@ -41,6 +44,7 @@ __all__ = [
 
 _HASH_CHUNK_BYTES = 1 << 20
 _PROGRESS_SECONDS = 0.2
+_WINDOW_SECONDS_DEFAULT = 86_400
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,6 +156,7 @@ class BatchRun:
         source = self._options.source
         output = self._options.output or default_output(source)
         _check_writable(output)
+        self._check_window()
         request = BatchRequest(
             tenant_id=TENANT,
             source_name=str(source.absolute()),
@@ -159,11 +164,31 @@ class BatchRun:
             source_bytes=self._source.size_bytes,
             output_path=str(output.absolute()),
             error_path=str(error_path_of(output).absolute()),
-            window_seconds=self._options.window_seconds or 86_400,
+            window_seconds=self._window_seconds,
             max_cost_nano_usd=self._options.max_cost_nano_usd,
             constraints=Constraints(lanes=self._options.lanes),
         )
         return self._embedded.front.intake.create_batch(request), False
+
+    @property
+    def _window_seconds(self) -> int:
+        return self._options.window_seconds or _WINDOW_SECONDS_DEFAULT
+
+    def _check_window(self) -> None:
+        """Raises UsageError where no lane, each with one instance here, can do a single job in time.
+
+        The ledger must have shown how fast they are: what the catalog guesses refuses nobody's file.
+        """
+        lanes = self._embedded.front.lanes
+        speeds = self._embedded.database.read(lambda connection: learned_speeds(connection, lanes))
+        prospects = {
+            name: Prospect(1, {model: speed.job_s for model, speed in of_lane.items()})
+            for name, of_lane in speeds.items()
+            if all(speed.jobs for speed in of_lane.values())
+        }
+        refusal = check_batch(lanes, prospects, "{}", self._window_seconds)
+        if refusal:
+            raise UsageError(f"--{refusal.message}")
 
     def _check_same_terms(self, known: BatchRecord) -> None:
         """Terms are fixed when a batch is made; other ones are another batch. A budget may be raised or lowered."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Protocol
 
@@ -28,11 +28,12 @@ from broker.domain.bus_jobs import REPLY_QUEUES, derived_key
 from broker.domain.errors import BrokerError, ErrorCode
 from broker.domain.lane import Lane
 from broker.rules.admission import Refusal
+from broker.rules.placement.feasible import Prospect
 from broker.rules.submission import Admitted, JobRequest, admit_job, fingerprint
 from broker.submitting import Answer, DoorFull, KeyTaken, Submitted, Submitting
 from broker.wakeups import Topic, Wakeups
 
-__all__ = ["MESSAGES_PER_STEP", "JobsInbox", "Receiving"]
+__all__ = ["MESSAGES_PER_STEP", "JobsInbox", "LanesOutlook", "Receiving"]
 
 MESSAGES_PER_STEP = 64
 JOBS_PER_MESSAGE_MAX = 1_000
@@ -60,6 +61,16 @@ class JobsInbox(Protocol):
 
     def reject(self, deliveries: Sequence[Delivery]) -> None:
         """Move them aside."""
+
+
+class LanesOutlook(Protocol):
+    """The part of `broker.bootstrap.outlook.Outlook` that receiving needs; both answers come at once."""
+
+    def lanes(self) -> Sequence[Lane]:
+        """The lanes of the catalog, at the prices that hold."""
+
+    def prospects(self) -> Mapping[str, Prospect]:
+        """What the planner last said of each lane."""
 
 
 class _Entry(msgspec.Struct):
@@ -100,7 +111,7 @@ class Receiving:
         inbox: JobsInbox,
         database: Database,
         submitting: Submitting,
-        lanes: Sequence[Lane],
+        outlook: LanesOutlook,
         ring: KeyRing,
         clock: Clock,
         wakeups: Wakeups,
@@ -108,7 +119,7 @@ class Receiving:
         self._inbox = inbox
         self._database = database
         self._submitting = submitting
-        self._lanes = lanes
+        self._outlook = outlook
         self._ring = ring
         self._clock = clock
         self._wakeups = wakeups
@@ -172,7 +183,8 @@ class Receiving:
             return _Entry(place, key, refusal=Refusal(ErrorCode.INVALID_FIELD, f"[{place}]", message))
         if request.idempotency_key is None:
             request = msgspec.structs.replace(request, idempotency_key=key)
-        found = admit_job(request, self._lanes, tenant_id, self._clock())
+        lanes, prospects = self._outlook.lanes(), self._outlook.prospects()
+        found = admit_job(request, lanes, tenant_id, self._clock(), prospects)
         asked = _Entry(place, request.idempotency_key or key, fingerprint(request))
         match found:
             case Refusal(field="idempotency_key"):

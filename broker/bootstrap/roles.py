@@ -171,7 +171,7 @@ class Roles:
             inbox=wiring.jobs_bus.inbox,
             database=front.database,
             submitting=front.submitting,
-            lanes=front.lanes,
+            outlook=front.outlook,
             ring=wiring.ring,
             clock=front.clock,
             wakeups=front.wakeups,

@@ -163,6 +163,17 @@ def test_lanes_keeps_to_the_lanes_it_names(program):
     assert (refused.code, refused.sentence) == (2, "--lanes names 'gone'; the catalog has azure, oracle, tpu")
 
 
+def test_a_window_too_short_for_lanes_known_to_be_slow_is_refused(program):
+    program.three_lanes(1.5)
+    program.give([request(number) for number in range(12)])
+    program.finish("--lanes", "tpu")
+    ran = program.run("--new", "--lanes", "tpu", "--window", "1s")
+    assert ran.code == 2
+    assert ran.sentence.startswith("--window leaves 1 s; the fastest lane allowed needs 2")
+    assert ran.sentence.endswith("the nearest window that would do is 3s")
+    assert len(program.calls()) == 12
+
+
 def test_a_window_that_closes_ends_what_waits_and_keeps_the_rest(program):
     program.three_lanes(0.4, slots=1, shard_jobs_max=1)
     program.give(request(number) for number in range(60))

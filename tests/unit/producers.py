@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 
+from broker.bootstrap.outlook import Outlook
 from broker.bus.drivers.memory import MemoryDriver, MemoryOptions, discard_bus
 from broker.bus.envelope import KeyRing, KeyRole, Kind, PublicKey
 from broker.bus.inbox import Inbox
@@ -61,6 +62,7 @@ class ProducersWorld:
         self.submitting = Submitting(world.database, world.clock, world.wakeups)
         self._thread = threading.Thread(target=self.submitting.run, daemon=True)
         self._thread.start()
+        self.outlook = Outlook(world.database, world.lanes, world.clock)
         self.inbox = CountingInbox(self.url, [JOBS_QUEUE], MESSAGES_PER_STEP)
         self.receiving = self.receiver(self.inbox)
         self.publisher = Publisher(self.url)
@@ -80,7 +82,7 @@ class ProducersWorld:
             inbox=inbox,
             database=world.database,
             submitting=submitting or self.submitting,
-            lanes=world.lanes,
+            outlook=self.outlook,
             ring=self.ring,
             clock=world.clock,
             wakeups=world.wakeups,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from hashlib import sha256
 
 import pytest
@@ -11,11 +12,13 @@ from sqlalchemy.exc import OperationalError
 
 from broker.bus.envelope import EnvelopeError, Kind, open_jobs, open_reply
 from broker.bus.inbox import Inbox
-from broker.database import tables
+from broker.database import plans, tables
 from broker.domain.bus_jobs import JOBS_QUEUE, JobReply, derived_key
 from broker.domain.errors import BrokerError, ErrorCode
+from broker.ledger.prices import BookEntry, import_book
+from broker.rules.placement.learning import Speed
 from broker.submitting import DoorFull
-from tests.unit.builders import DAY_SECONDS, NOW_US, SECOND_US
+from tests.unit.builders import DAY_SECONDS, MODEL, NOW_US, SECOND_US, a_price
 from tests.unit.producers import OTHER_TENANT, QUEUE, TENANT, ProducersWorld, a_request
 
 
@@ -87,6 +90,30 @@ def test_each_job_is_refused_for_itself(bus, bad, code, said):
     assert said in refused.message
     assert first.job_id
     assert last.job_id
+
+
+def test_what_the_planner_and_the_prices_say_holds_on_the_bus_too(bus):
+    """Until the outlook has looked, it knows the catalog alone; then a budget and a window that nothing can keep."""
+    lane = bus.world.lanes[0]
+    slow = Speed(job_s=0.5, used_s=0.5, usual_s=0.5, believed_s=0.5)  # of one of 64 at once: 32 s
+    word = plans.LanePlan(lane=str(lane.name), desired=1, usable=1, ready=1, speeds={MODEL: slow})
+    bus.world.database.write(lambda connection: plans.write_lane_plans(connection, [word], 1, NOW_US))
+    dear = BookEntry(str(lane.name), a_price(36_000_000_000_000, version="2026-06-01.dear"))
+    bus.world.database.write(lambda connection: import_book(connection, "b", "b.csv", [dear], NOW_US))
+    bus.world.clock.advance(10)
+    bus.outlook.lanes()
+    deadline = time.monotonic() + 10
+    while not bus.outlook.prospects():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    late, costly = a_request(window="5s"), a_request(budget_usd="0.001", window="10m")
+    bus.put(bus.sealed([late, costly, a_request(window="10m")], reply_to=QUEUE))
+    bus.receive(1)
+    first, second, third = _asked(bus)
+    assert (first.error_code, second.error_code) == (ErrorCode.DEADLINE_IMPOSSIBLE, ErrorCode.BUDGET_EXCEEDED)
+    assert first.message.startswith("window leaves 5 s; the fastest lane allowed needs ")
+    assert "the nearest window that would do is " in first.message
+    assert third.job_id
 
 
 @pytest.mark.parametrize("jobs", [b"{}", b"[", b"[]", b'["\xff"]', json.dumps([1] * 1_001).encode()])
