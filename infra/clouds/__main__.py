@@ -10,18 +10,21 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
-import pytest
+import msgspec
 
 from broker.catalog.lanes import load_lanes
 from infra.clouds.batch import check_output, write_batch
 from infra.clouds.buses import three_buses
 from infra.clouds.processes import Failed, Processes
-from infra.clouds.report import print_report
+from infra.clouds.report import cloud_of, print_report
+from infra.servers.process import ServerFailed, ServerMissing
 
 _CATALOG = Path(__file__).with_name("lanes.toml")
 _START_SECONDS = 90.0
@@ -30,10 +33,15 @@ _START_SECONDS = 90.0
 def main() -> None:
     """Exit code 0 when every job stands once in the ledger and once in the output; 1 with the reason otherwise."""
     given = _parser().parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that nothing is left running
     folder = Path(tempfile.mkdtemp(prefix="clouds-"))
     try:
         _demonstrate(folder, given)
-    except (Failed, pytest.skip.Exception, pytest.fail.Exception) as error:  # the servers were made for tests
+    except ServerMissing as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)
+    except (Failed, ServerFailed) as error:
         sys.stderr.write(f"{error}\n")
         sys.stderr.write(f"The logs are in {folder}.\n")
         sys.exit(1)
@@ -54,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demonstrate(folder: Path, given: argparse.Namespace) -> None:
     began = time.monotonic()
+    _say(began, "starting PostgreSQL, Google's Pub/Sub emulator, and our emulators of Service Bus and OCI Queue")
     with three_buses() as buses, Processes(folder) as processes:
         processes.tell(
             BROKER_DATABASE_URL=buses.database_url,
@@ -62,29 +71,39 @@ def _demonstrate(folder: Path, given: argparse.Namespace) -> None:
             BROKER_TRUSTED=str(folder / "broker.pub"),
             **buses.variables,
         )
-        _say(began, "PostgreSQL, the Pub/Sub emulator and the emulators of Service Bus and OCI Queue are up")
-        processes.run("broker", "bus", "apply")
+        made = processes.run("broker", "bus", "apply", "--format", "json", shown=False)
+        _say(began, f"they are up; `broker bus apply` made their queues: {_counted(made)}")
         lanes = load_lanes(str(_CATALOG))
         for lane in lanes:
             processes.run("broker", "keys", "lane", "create", str(lane.name), "--to", str(folder), shown=False)
         processes.start("broker", "broker", "serve", "--port", "0")
         address = re.search(r"http://[\w.:]+", processes.wait_to_say("broker", "http://", _START_SECONDS))
         processes.tell(BROKER_URL=address[0] if address else "")
+        _say(
+            began, f"the broker is up on {address[0] if address else 'its port'}; starting {len(lanes)} lanes' workers"
+        )
         for lane in lanes:
             name = str(lane.name)
             key = str(folder / f"lane-{name}.key")
             processes.start(f"worker-{name}", "broker", "worker", "--lane", name, "--key", key)
         for lane in lanes:
             processes.wait_to_say(f"worker-{lane.name}", "Ready", _START_SECONDS)
-        _say(began, f"the broker and {len(lanes)} workers are up")
         source = write_batch(folder / "batch.jsonl", given.jobs, given.model_jobs)
-        _say(began, f"a batch of {given.jobs:,} echo jobs and {given.model_jobs} for the real model")
+        _say(began, f"the workers are up; running {given.jobs:,} echo jobs and {given.model_jobs} on the real model")
         given.output.parent.mkdir(parents=True, exist_ok=True)
         wait = ("--wait", "--window", given.window, "--output", str(given.output))
         processes.run("broker", "batch", "create", str(source), *wait)
         print_report(buses, lanes, given.jobs + given.model_jobs)
         check_output(source, given.output)
         _say(began, f"every job stands once in the ledger, and once in {given.output}")
+        _say(began, "stopping all of it")
+    _say(began, "nothing is left running")
+
+
+def _counted(made: str) -> str:
+    """How many queues each cloud has now, from what `broker bus apply` says."""
+    clouds = Counter(cloud_of(line["bus"]) for line in msgspec.json.decode(made))
+    return ", ".join(f"{count} on {cloud}" for cloud, count in clouds.items())
 
 
 def _say(began: float, sentence: str) -> None:

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import msgspec
 
-from tests.services.private_emulator import PrivateOciQueue, PrivateServiceBus
-from tests.services.private_postgres import PrivatePostgres
-from tests.services.private_pubsub import PrivatePubSub
+from infra.servers.emulators import PrivateOciQueue, PrivateServiceBus
+from infra.servers.postgres import PrivatePostgres
+from infra.servers.pubsub import PrivatePubSub
 
 __all__ = ["Buses", "three_buses"]
 

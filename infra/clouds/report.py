@@ -13,11 +13,16 @@ from broker.ledger.questions import Filters, summary
 from infra.clouds.buses import Buses
 from infra.clouds.processes import Failed
 
-__all__ = ["print_report"]
+__all__ = ["cloud_of", "print_report"]
 
 _CLOUDS = {"lanepubsub": "Google Pub/Sub", "laneasb": "Azure Service Bus", "laneoci": "OCI Queue"}
 _NANO = 1_000_000_000
 _TITLES = ("lane", "its work came over", "jobs", "attempts", "cost USD", "waited ms", "ran ms")
+
+
+def cloud_of(bus_url: str) -> str:
+    """The cloud whose queues are at this URL."""
+    return _CLOUDS[urlsplit(bus_url).scheme]
 
 
 def print_report(buses: Buses, lanes: Sequence[Lane], jobs_count: int) -> None:
@@ -30,13 +35,17 @@ def print_report(buses: Buses, lanes: Sequence[Lane], jobs_count: int) -> None:
     table, used = [_TITLES], set()
     for lane in lanes:
         if (row := rows.get(str(lane.name))) is not None:
-            cloud = _CLOUDS[urlsplit(bus_url_of(lane, buses.variables)).scheme]
+            cloud = cloud_of(bus_url_of(lane, buses.variables))
             used.add(cloud)
             cost = f"{row['cost_nano_usd'] // _NANO}.{row['cost_nano_usd'] % _NANO:09}"
             counts = (f"{row['succeeded']:,}", f"{row['attempts']:,}", cost)
             times = (f"{row['queue_ms_p50']:,}", f"{row['run_ms_p50']:,}")
             table.append((str(lane.name), f"{cloud}, {lane.shards_queue}", *counts, *times))
     _print(table)
+    sys.stdout.write(
+        "Emulators and this machine's CPU stand in for the clouds: times are real, the dollars what\n"
+        "these seconds would have cost there at list price.\n"
+    )
     succeeded = sum(row["succeeded"] for row in rows.values())
     if succeeded != jobs_count:
         raise Failed(f"the ledger has {succeeded:,} of {jobs_count:,} jobs as succeeded")

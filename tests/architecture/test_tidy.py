@@ -120,6 +120,20 @@ def orphans(sources: dict[str, str]) -> list[str]:
     ]
 
 
+def imports_of_tests(sources: dict[str, str]) -> list[str]:
+    """What people run must not need what only developers have."""
+    return sorted(
+        {
+            name
+            for name, node in nodes(sources, ast.Import, ast.ImportFrom)
+            for module in (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            )
+            if not name.startswith("tests/") and module.split(".")[0] in {"tests", "pytest"}
+        }
+    )
+
+
 def bare_ignores(sources: dict[str, str]) -> list[str]:
     return [
         f"{name}:{token.start[0]} {token.string}"
@@ -183,6 +197,16 @@ def test_no_module_is_an_orphan():
     assert orphans(
         {"broker/a.py": "x = 1", "broker/b.py": "from broker import a", "tests/t.py": "import broker.b"}
     ) == ["broker.b"]
+
+
+def test_nothing_but_tests_imports_tests():
+    assert imports_of_tests(SOURCES) == []
+    planted = {
+        "infra/a.py": "from tests.services import x",
+        "infra/b.py": "import pytest",
+        "tests/c.py": "import tests.a",
+    }
+    assert imports_of_tests(planted) == ["infra/a.py", "infra/b.py"]
 
 
 def test_every_ignore_has_its_code_and_its_reason():
