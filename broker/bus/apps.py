@@ -5,6 +5,7 @@ One worker per process: Celery's event loop, its shutdown flag and its task regi
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,6 +30,16 @@ HEARTBEAT_SECONDS = 20
 
 class NotTaken(Exception):
     """Raised by `run_shard`: this worker does not run the shard, and another may. The bus has it back."""
+
+
+class _WithoutRejects(logging.Filter):
+    """What is given back is said in one line of ours; Celery's would have a traceback of three errors."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], Reject))
+
+
+_WITHOUT_REJECTS = _WithoutRejects()
 
 
 def producer_app(bus_url: str, transport_options: Mapping[str, Any] | None = None) -> Celery:
@@ -81,6 +92,7 @@ def worker_app(
         worker_redirect_stdouts=False,
     )
     app.steps["worker"].add(PromptShutdown)
+    logging.getLogger(trace.__name__).addFilter(_WITHOUT_REJECTS)
 
     # Not shared: Celery would give two apps of one process the first one's function.
     @app.task(name=TASK_NAME, shared=False, ignore_result=True)
@@ -88,7 +100,8 @@ def worker_app(
         try:
             run_shard(envelope)
         except NotTaken as error:
-            raise Reject(str(error), requeue=True) from error
+            log.warning("shard_given_back", worker=name, reason=str(error))
+            raise Reject(str(error), requeue=True) from None
 
     return app
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 
 import pytest
+from structlog.testing import capture_logs
 
 from broker.bus.apps import NotTaken, start_in_process, worker_app
 from broker.bus.publisher import Publisher
@@ -35,7 +37,7 @@ def test_a_shard_whose_claim_failed_may_be_claimed_when_the_bus_brings_it_again(
     assert not once.claim(question).granted
 
 
-def test_what_was_not_taken_comes_again():
+def test_what_was_not_taken_comes_again_and_is_told_in_one_line(caplog):
     url = f"lanemem://claims-{uuid.uuid4().hex}"
     brought, done = [], threading.Event()
 
@@ -48,12 +50,36 @@ def test_what_was_not_taken_comes_again():
     publisher = Publisher(url)
     worker = start_in_process(worker_app("claims", url, ["lane.a.shards"], 1, run_shard=run_shard))
     try:
+        with capture_logs() as told:
+            publisher.publish_shards("lane.a.shards", [b"envelope"])
+            assert done.wait(5)
+    finally:
+        worker.stop(5)
+        publisher.close()
+    assert brought == [b"envelope", b"envelope"]
+    reason = {"worker": "claims", "reason": "the broker can't be asked"}
+    assert [one for one in told if one["log_level"] == "warning"] == [
+        {"event": "shard_given_back", "log_level": "warning", **reason}
+    ]
+    assert [record.name for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_a_task_that_fails_is_still_logged_with_its_traceback(caplog):
+    url, done = f"lanemem://claims-{uuid.uuid4().hex}", threading.Event()
+
+    def run_shard(_envelope):
+        done.set()
+        raise ValueError("a bug")
+
+    publisher = Publisher(url)
+    worker = start_in_process(worker_app("claims", url, ["lane.a.shards"], 1, run_shard=run_shard))
+    try:
         publisher.publish_shards("lane.a.shards", [b"envelope"])
         assert done.wait(5)
     finally:
         worker.stop(5)
         publisher.close()
-    assert brought == [b"envelope", b"envelope"]
+    assert [record.exc_info[0] for record in caplog.records if record.name == "celery.app.trace"] == [ValueError]
 
 
 class AwayForOneRenewal:
