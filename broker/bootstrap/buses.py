@@ -11,7 +11,7 @@ import msgspec
 
 from broker.bus.claim_check import PARKED_BYTES_MAX, ClaimCheck, envelope_bytes_max
 from broker.bus.inbox import Inbox
-from broker.bus.payload_store import PayloadStore
+from broker.bus.payload_store import PayloadStore, StoreUnavailable
 from broker.bus.publisher import Publisher
 from broker.domain.errors import UsageError
 from broker.domain.lane import Lane
@@ -52,12 +52,19 @@ def _fitted(lane: Lane, parked_bytes_max: int) -> Lane:
     return msgspec.structs.replace(lane, message_bytes_max=carried, parked_bytes_max=parked_bytes_max)
 
 
-def open_store(url: str) -> PayloadStore:
-    """The object store for what a bus can't carry. Raises UsageError where the URL names none."""
+def open_store(url: str, *, makes_folder: bool) -> PayloadStore:
+    """The object store for what a bus can't carry.
+
+    Raises UsageError where the URL names none, or a folder that can't be written and read. Any other store is first
+    asked when it is needed: it may be away now, and back by then.
+    """
     try:
-        return PayloadStore(url)
-    except ValueError as error:
+        store = PayloadStore(url, makes_folder=makes_folder)
+        if not store.signs:
+            store.check()
+    except (ValueError, StoreUnavailable) as error:
         raise UsageError(f"BROKER_PAYLOADS_URL: {error}") from None
+    return store
 
 
 class Buses:

@@ -61,7 +61,9 @@ class LaneWorker:
         self._door = HttpLeaseDoor(terms.url, signer, clock)
         self._presence = Presence(self._door, clock, worker_id=self.worker_id, lane=lane.name, slots=lane.slots)
         ring = read_trusted(terms.trusted)
-        place: Place = SharedPlace(open_store(terms.payloads_url)) if terms.payloads_url else SignedPlace(self._upload)
+        place: Place = SignedPlace(self._upload)
+        if terms.payloads_url:
+            place = SharedPlace(open_store(terms.payloads_url, makes_folder=False))
         self._side = WorkerSide(
             name=f"lane-{lane.name}",
             lanes=[lane],

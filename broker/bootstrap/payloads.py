@@ -25,10 +25,10 @@ _log = structlog.get_logger(__name__)
 
 
 class Payloads:
-    """Bodies that go by reference. Raises UsageError where `url` names no store."""
+    """Bodies that go by reference. Raises UsageError where `url` names no store that can be used."""
 
     def __init__(self, url: str, database: Database) -> None:
-        self._store = open_store(url)
+        self._store = open_store(url, makes_folder=True)
         self._database = database
 
     def claim_check(self, signer: Signer, ring: KeyRing, clock: Clock) -> ClaimCheck:

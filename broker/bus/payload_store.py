@@ -11,10 +11,12 @@ Credentials come from the environment or the machine's identity, as `obstore` fi
 from __future__ import annotations
 
 import datetime as dt
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 __all__ = ["NoPlace", "PayloadMissing", "PayloadStore", "StoreUnavailable", "StoredPayload"]
 
@@ -42,9 +44,12 @@ class StoredPayload(NamedTuple):
 
 
 class PayloadStore:
-    """Bodies by path. Raises ValueError for a URL that names no store; nothing is connected yet."""
+    """Bodies by path. Raises ValueError for a URL that names no store; nothing is connected yet.
 
-    def __init__(self, url: str) -> None:
+    A shared folder is made where it isn't there, if this side is the one that `makes_folder`; else it must be there.
+    """
+
+    def __init__(self, url: str, *, makes_folder: bool = True) -> None:
         import obstore  # noqa: PLC0415 (whoever has no store never pays for loading it)
         from obstore import store  # noqa: PLC0415 (likewise)
 
@@ -53,12 +58,27 @@ class PayloadStore:
             raise ValueError(f"the payloads' URL begins with {scheme!r}; it must be one of {', '.join(SCHEMES)}")
         self._obstore = obstore
         self._errors = (obstore.exceptions.BaseError, OSError)
-        settings: dict[str, Any] = {"mkdir": True} if scheme == "file" else _REMOTE
+        self._folder = Path(unquote(urlsplit(url).path)) if scheme == "file" else None
+        if self._folder and not makes_folder and not self._folder.is_dir():
+            raise ValueError(f"there is no folder {self._folder}: it must be the one that the broker's processes have")
+        settings: dict[str, Any] = {"mkdir": makes_folder} if scheme == "file" else _REMOTE
         try:
             self._store = store.from_url(url, **settings)
-        except obstore.exceptions.BaseError as error:
+        except self._errors as error:
             raise ValueError(f"the payloads' URL can't be used: {_first_line(error)}") from None
         self.signs = scheme != "file"
+
+    def check(self) -> None:
+        """Raises StoreUnavailable unless a body can be stored, read again and deleted."""
+        path, data = f"checks/{secrets.token_hex(8)}", secrets.token_bytes(8)
+        self.put(path, data)
+        try:
+            if self.get(path, len(data)) != data:
+                raise StoreUnavailable("what is read is not what was stored")
+        except PayloadMissing as error:
+            raise StoreUnavailable(str(error)) from None
+        finally:
+            self.delete([path])
 
     def put(self, path: str, data: bytes) -> None:
         """Returns when the store has it. Raises StoreUnavailable."""
