@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from broker.bus.driver import PublishError
@@ -19,7 +20,7 @@ from broker.bus.envelope import Kind, Signer
 from broker.clock import Clock
 from broker.database import replies
 from broker.database.connection import Connection, Database
-from broker.domain.bus_jobs import JobReply
+from broker.domain.bus_jobs import MESSAGE_BYTES_MAX, JobReply
 from broker.ledger.replies_due import DueReply, due_of, due_page, refusals
 from broker.wakeups import Topic, Wakeups
 
@@ -46,16 +47,27 @@ class ReplyPublisher(Protocol):
 
 
 class Notifier:
-    """Empties `reply`. `step` is for one thread; endings come in on others."""
+    """Empties `reply`. `step` is for one thread; endings come in on others.
+
+    A reply that would have more than `message_bytes_max` bytes goes without its body.
+    """
 
     def __init__(
-        self, *, database: Database, publisher: ReplyPublisher, signer: Signer, clock: Clock, wakeups: Wakeups
+        self,
+        *,
+        database: Database,
+        publisher: ReplyPublisher,
+        signer: Signer,
+        clock: Clock,
+        wakeups: Wakeups,
+        message_bytes_max: int = MESSAGE_BYTES_MAX,
     ) -> None:
         self._database = database
         self._publisher = publisher
         self._signer = signer
         self._clock = clock
         self._wakeups = wakeups
+        self._message_bytes_max = message_bytes_max
         self._lock = threading.Lock()
         self._heard: deque[bytes] = deque(maxlen=_ENDINGS_KEPT_MAX)
         self._after = _FIRST
@@ -140,7 +152,13 @@ class Notifier:
             body_bytes=due.body_bytes,
             body=due.body,
         )
-        return self._signer.seal(Kind.REPLY, due.asked.tenant_id, told, now_us=self._clock(), valid_us=_VALID_US)
+        sealed = self._envelope(due.asked.tenant_id, told)
+        if len(sealed) > self._message_bytes_max and told.body:
+            sealed = self._envelope(due.asked.tenant_id, msgspec.structs.replace(told, body=b""))
+        return sealed
+
+    def _envelope(self, tenant_id: str, told: JobReply) -> bytes:
+        return self._signer.seal(Kind.REPLY, tenant_id, told, now_us=self._clock(), valid_us=_VALID_US)
 
 
 def _by_queue(due: Sequence[DueReply]) -> dict[str, list[DueReply]]:

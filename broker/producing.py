@@ -11,16 +11,26 @@ import time
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import structlog
 
-from broker.bus.driver import BusUnavailable
+from broker.bus.claim_check import envelope_bytes_max
+from broker.bus.driver import BusUnavailable, MessageTooLarge
 from broker.bus.envelope import EnvelopeError, KeyRing, Kind, Signer, open_reply
 from broker.bus.inbox import Delivery, Inbox
 from broker.bus.publisher import Publisher
 from broker.clock import Clock, utc_now_us
-from broker.domain.bus_jobs import JOBS_QUEUE, REPLY_QUEUES, JobReply, SubmitJobs, derived_key
+from broker.domain.bus_jobs import (
+    JOBS_PER_MESSAGE_MAX,
+    JOBS_QUEUE,
+    MESSAGE_BYTES_MAX,
+    REPLY_QUEUES,
+    JobReply,
+    SubmitJobs,
+    derived_key,
+)
 
 __all__ = ["JobsPublisher", "Replies"]
 
@@ -37,6 +47,8 @@ class JobsPublisher:
         self, bus_url: str, signer: Signer, *, clock: Clock = utc_now_us, patience_seconds: float = 30
     ) -> None:
         self._publisher = Publisher(bus_url)
+        self._bus = urlsplit(bus_url).scheme
+        self._bytes_max = min(envelope_bytes_max(bus_url), MESSAGE_BYTES_MAX)
         self._signer = signer
         self._clock = clock
         self._patience_seconds = patience_seconds
@@ -48,12 +60,20 @@ class JobsPublisher:
 
         While the bus can't be reached it tries again, with the same message, so that nothing runs twice. Raises
         BusUnavailable when patience is at its end: whether the bus has the message is then unknown, and only jobs with
-        idempotency keys of their own may be published again without running twice.
+        idempotency keys of their own may be published again without running twice. Before anything is sent it raises
+        ValueError for jobs or a queue that no broker would take, and MessageTooLarge for more than the bus carries.
         """
+        if not 0 < len(jobs) <= JOBS_PER_MESSAGE_MAX:
+            raise ValueError(f"jobs has {len(jobs):,} jobs; one message has 1 to {JOBS_PER_MESSAGE_MAX:,}")
         if reply_to and not reply_to.startswith(REPLY_QUEUES):
             raise ValueError(f"reply_to is {reply_to!r}; it must begin with {REPLY_QUEUES}")
         body = SubmitJobs(os.urandom(_NONCE_BYTES), msgspec.json.encode(jobs), reply_to)
         sealed = self._signer.seal(Kind.JOBS, "broker", body, now_us=self._clock(), valid_us=valid_seconds * 1_000_000)
+        if len(sealed) > self._bytes_max:
+            raise MessageTooLarge(
+                f"the message of {len(jobs):,} jobs has {len(sealed):,} bytes; on this bus, {self._bus}://, it may have"
+                f" {self._bytes_max:,}: publish fewer jobs at once, or send what is too large over HTTP"
+            )
         self._send(sealed)
         digest = sha256(sealed).digest()
         return [job.get("idempotency_key") or derived_key(digest, place) for place, job in enumerate(jobs)]

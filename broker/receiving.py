@@ -24,7 +24,7 @@ from broker.database import submissions
 from broker.database.connection import Connection, Database
 from broker.database.replies import AskedReply, ask
 from broker.database.sqlite import is_passing
-from broker.domain.bus_jobs import REPLY_QUEUES, derived_key
+from broker.domain.bus_jobs import JOBS_PER_MESSAGE_MAX, MESSAGE_BYTES_MAX, REPLY_QUEUES, derived_key
 from broker.domain.errors import BrokerError, ErrorCode
 from broker.domain.lane import Lane
 from broker.rules.admission import Refusal
@@ -36,8 +36,6 @@ from broker.wakeups import Topic, Wakeups
 __all__ = ["MESSAGES_PER_STEP", "JobsInbox", "LanesOutlook", "Receiving"]
 
 MESSAGES_PER_STEP = 64
-JOBS_PER_MESSAGE_MAX = 1_000
-MESSAGE_BYTES_MAX = 16_000_000
 _WAIT_SECONDS = 0.2  # how late it may notice that it is to stop
 _FULL_SECONDS = 0.05
 _ANSWER_SECONDS = 60.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from broker.bus.claim_check import envelope_bytes_max
 from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
 from broker.domain.bus_jobs import JOBS_QUEUE
@@ -16,6 +17,7 @@ class JobsBus:
     def __init__(self, url: str) -> None:
         self.inbox = Inbox(url, [JOBS_QUEUE], MESSAGES_PER_STEP)
         self.publisher = Publisher(url)
+        self.message_bytes_max = envelope_bytes_max(url)
 
     def close(self) -> None:
         """Disconnect; what was not acknowledged comes again."""

@@ -195,6 +195,7 @@ class Roles:
             signer=wiring.signer,
             clock=front.clock,
             wakeups=front.wakeups,
+            message_bytes_max=wiring.jobs_bus.message_bytes_max,
         )
         self._loop(Role.NOTIFIER, notifier.step, Topic.NOTIFIER)
 

@@ -6,10 +6,25 @@ import re
 
 import msgspec
 
-__all__ = ["JOBS_QUEUE", "REFUSED", "REPLY_QUEUES", "JobReply", "SubmitJobs", "derived_key", "is_tenant_name"]
+__all__ = [
+    "JOBS_PER_MESSAGE_MAX",
+    "JOBS_QUEUE",
+    "MESSAGE_BYTES_MAX",
+    "REFUSED",
+    "REPLY_QUEUES",
+    "JobReply",
+    "SubmitJobs",
+    "derived_key",
+    "is_tenant_name",
+]
 
 JOBS_QUEUE = "jobs"
 """Where producers publish."""
+
+JOBS_PER_MESSAGE_MAX = 1_000
+
+MESSAGE_BYTES_MAX = 16_000_000
+"""Of a signed message of jobs; a bus may carry less."""
 
 REPLY_QUEUES = "replies."
 """What the name of a queue for replies begins with, so that no producer can have the broker write anywhere else."""
@@ -33,7 +48,8 @@ class JobReply(msgspec.Struct, frozen=True, array_like=True, tag="job_reply"):
     """What became of one job, told at least once: tell two apart by `job_id`, or where it was refused by `key`.
 
     `key` is the job's idempotency key, the producer's own or the one that `derived_key` gives it. `body` is the
-    engine's reply; empty although `body_bytes` isn't where it was too large for a message: HTTP alone brings it then.
+    engine's reply; empty although `body_bytes` isn't where it was too large for a message: HTTP alone brings it then,
+    to the tenant `default`.
     """
 
     key: str

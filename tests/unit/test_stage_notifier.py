@@ -31,9 +31,9 @@ def _submitted(bus, *requests, reply_to=QUEUE):
     return keys
 
 
-def _another(bus, publisher=None):
+def _another(bus, publisher=None, **parts):
     world = bus.world
-    parts = {"database": world.database, "clock": world.clock, "wakeups": world.wakeups}
+    parts |= {"database": world.database, "clock": world.clock, "wakeups": world.wakeups}
     return Notifier(publisher=publisher or bus.publisher, signer=bus.broker, **parts)
 
 
@@ -181,6 +181,16 @@ def test_a_body_too_large_for_a_message_is_named_by_its_size(bus, monkeypatch):
     _submitted(bus, a_request())
     bus.world.run_all()
     bus.notify_all()
+    (told,) = bus.told(1)
+    assert (told.status, told.body_bytes, told.body) == ("succeeded", 7, b"")
+
+
+def test_a_body_that_the_bus_can_not_carry_is_named_by_its_size(bus):
+    _submitted(bus, a_request())
+    bus.world.run_all()
+    narrow = _another(bus, message_bytes_max=1)
+    while narrow.step():
+        pass
     (told,) = bus.told(1)
     assert (told.status, told.body_bytes, told.body) == ("succeeded", 7, b"")
 

@@ -10,12 +10,14 @@ from hashlib import sha256
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from broker.bus.driver import MessageTooLarge
 from broker.bus.envelope import EnvelopeError, Kind, open_jobs, open_reply
 from broker.bus.inbox import Inbox
 from broker.database import plans, tables
-from broker.domain.bus_jobs import JOBS_QUEUE, JobReply, derived_key
+from broker.domain.bus_jobs import JOBS_PER_MESSAGE_MAX, JOBS_QUEUE, JobReply, derived_key
 from broker.domain.errors import BrokerError, ErrorCode
 from broker.ledger.prices import BookEntry, import_book
+from broker.producing import JobsPublisher
 from broker.rules.placement.learning import Speed
 from broker.submitting import DoorFull
 from tests.unit.builders import DAY_SECONDS, MODEL, NOW_US, SECOND_US, a_price
@@ -67,6 +69,20 @@ def test_two_messages_alike_are_two_messages(bus):
     bus.jobs.publish([a_request()])
     bus.receive(2)
     assert bus.world.count(tables.job) == 2
+
+
+def test_what_its_bus_can_not_carry_is_refused_before_it_is_sent(bus):
+    jobs = JobsPublisher(f"{bus.url}&max_message_bytes=10000", bus.producer, clock=bus.world.clock)
+    with pytest.raises(MessageTooLarge) as caught:
+        jobs.publish([a_request("x" * 3_000), a_request("y" * 3_000)])
+    assert "the message of 2 jobs has 6," in str(caught.value)
+    assert "on this bus, lanemem://, it may have 6,000: publish fewer jobs at once" in str(caught.value)
+    for count in (0, JOBS_PER_MESSAGE_MAX + 1):
+        with pytest.raises(ValueError, match=f"jobs has {count:,} jobs; one message has 1 to 1,000"):
+            jobs.publish([a_request()] * count)
+    jobs.publish([a_request()])
+    jobs.close()
+    assert bus.waiting() == 1
 
 
 @pytest.mark.parametrize(
