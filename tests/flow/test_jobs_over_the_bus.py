@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from urllib.parse import urlsplit, urlunsplit
 
@@ -33,11 +34,18 @@ def served(tmp_path, postgres_url, redis_url):
             client.delete(*ours)
 
 
-def test_jobs_over_the_bus_survive_a_kill_are_told_of_and_proven(served):
-    served.broker("keys", "lane", "create", "tpu")
+def test_a_producers_key_is_of_one_tenant_with_a_plain_name(served):
     served.broker("keys", "producer", "create", "default")
     for odd in ("No Body", "../up", "a" * 65):
         assert "must be 1 to 64 of a-z, 0-9" in served.broker("keys", "producer", "create", odd, code=2)
+    shutil.copy(served.folder / "producer-default.key", served.folder / "producer-blue.key")
+    said = served.broker("keys", "producer", "create", "blue", code=2)
+    assert "holds a key of producer default: move it away for one of producer blue" in said
+
+
+def test_jobs_over_the_bus_survive_a_kill_are_told_of_and_proven(served):
+    served.broker("keys", "lane", "create", "tpu")
+    served.broker("keys", "producer", "create", "default")
     signer, _ = read_signer(served.folder / "producer-default.key")
     ring = read_trusted(served.folder / "broker.pub")
     first = served.serve()
