@@ -155,7 +155,8 @@ class Inbox:
 
     def _drain(self, limit: int, deadline: float) -> None:
         connection = self._connection
-        if connection is None:
+        # One that failed at an acknowledgement would be waited on for ever: py-amqp reads nothing, and says nothing.
+        if connection is None or not connection.connected:
             raise BusUnavailable("the inbox is not connected")
         with suppress(TimeoutError, BlockingIOError):
             while not self._arrived:

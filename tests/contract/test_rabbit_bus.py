@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import suppress
 
 import kombu
 import pytest
@@ -130,6 +131,26 @@ def test_a_full_queue_names_what_it_refused_of_a_batch(rabbitmq_url, rabbit_queu
     there = {int(delivery.envelope) for delivery in received(inbox, 30, 1.0)}
     assert there == set(range(30)) - refused
     assert refused
+    inbox.close()
+    publisher.close()
+
+
+def test_an_inbox_goes_on_when_an_acknowledgement_met_a_dead_connection(private_rabbit):
+    queue = f"contract.{uuid.uuid4().hex}"
+    publisher, inbox = Publisher(private_rabbit.url), Inbox(private_rabbit.url, [queue], 10)
+    publisher.publish_events(queue, [b"before"])
+    before = received(inbox, 1, 10.0)
+    time.sleep(QUORUM["settle_seconds"])
+    private_rabbit.control("stop_app")
+    private_rabbit.control("start_app")
+    inbox.acknowledge(before)
+    with suppress(BusUnavailable):
+        publisher.publish_events(queue, [b"lost with the connection"])
+    publisher.publish_events(queue, [b"after"])
+    found, deadline = set(), time.monotonic() + 20
+    while b"after" not in found and time.monotonic() < deadline:
+        found.update(delivery.envelope for delivery in inbox.receive(10, 1.0))
+    assert {b"before", b"after"} <= found
     inbox.close()
     publisher.close()
 
