@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 
 from broker.catalog.prices import price_of
+from broker.catalog.throughputs import Throughput, best_throughput, published_throughputs, read_throughputs
 from broker.domain.errors import UsageError
 from broker.domain.lane import EngineSettings, Lane, LaneName, Market, Price, PriceMeter, Provider, Supply
 
@@ -49,7 +51,7 @@ class _LaneEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     engine: _EngineEntry
     bus_url: str = "lanemem://embedded"
     slots: int = 1
-    jobs_per_second: float = 1.0
+    jobs_per_second: float | None = None
     shard_jobs_max: int = 512
     shard_seconds: float = 10.0
     message_bytes_max: int = 4_000_000
@@ -64,6 +66,7 @@ class _LaneEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     lane: list[_LaneEntry]
+    throughputs: str | None = None
 
 
 def load_lanes(catalog: str | Path) -> list[Lane]:
@@ -78,7 +81,8 @@ def load_lanes(catalog: str | Path) -> list[Lane]:
         raise UsageError(f"{name} is not valid TOML: {error}") from None
     except msgspec.ValidationError as error:
         raise UsageError(f"{name}: {error}") from None
-    lanes = [_lane(name, entry) for entry in parsed.lane]
+    figures = _figures(catalog, parsed.throughputs)
+    lanes = [_lane(name, entry, figures) for entry in parsed.lane]
     if not lanes:
         raise UsageError(f"{name} names no lane")
     doubled = {lane.name for lane in lanes if sum(other.name == lane.name for other in lanes) > 1}
@@ -98,14 +102,28 @@ def _read(catalog: str | Path) -> tuple[str, str]:
         raise UsageError(f"{catalog} is not valid TOML: it is not UTF-8") from None
 
 
-def _lane(file: str, entry: _LaneEntry) -> Lane:
+def _figures(catalog: str | Path, own: str | None) -> list[Throughput]:
+    """The throughputs of the file that the catalog names, from where it lies, before those that ship."""
+    if own is None:
+        return list(published_throughputs())
+    path = Path(catalog).parent / own
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{catalog}: throughputs names {path}, which can't be read: {error.strerror}") from None
+    return read_throughputs(str(path), content, days_max=None) + list(published_throughputs())
+
+
+def _lane(file: str, entry: _LaneEntry, figures: Sequence[Throughput]) -> Lane:
     _check(file, entry)
+    price = _price(file, entry)
+    if entry.jobs_per_second is None:
+        entry = msgspec.structs.replace(entry, jobs_per_second=_believed_speed(file, entry, price, figures))
     fields: dict[str, Any] = {
         name: getattr(entry, name)
         for name in entry.__struct_fields__
         if name not in {"name", "price", "engine", "supply"}
     }
-    price = _price(file, entry)
     return Lane(
         name=LaneName(entry.name),
         price=price,
@@ -138,7 +156,7 @@ def _check(file: str, entry: _LaneEntry) -> None:
     if entry.shard_jobs_max > _SHARD_JOBS_MAX:
         raise UsageError(f"{where}: shard_jobs_max is {entry.shard_jobs_max}; it must be at most {_SHARD_JOBS_MAX}")
     for name, number in (
-        ("jobs_per_second", entry.jobs_per_second),
+        ("jobs_per_second", 1.0 if entry.jobs_per_second is None else entry.jobs_per_second),
         ("shard_seconds", entry.shard_seconds),
         ("engine.request_timeout_seconds", entry.engine.request_timeout_seconds),
     ):
@@ -153,6 +171,29 @@ def _check(file: str, entry: _LaneEntry) -> None:
             raise UsageError(f"{where}: {name} is {number}; it must be 0 or more")
     if not entry.engine.models:
         raise UsageError(f"{where}: engine.models is empty; name at least one model")
+
+
+def _believed_speed(file: str, entry: _LaneEntry, price: Price, figures: Sequence[Throughput]) -> float:
+    """Jobs per second of one slot, by what is published of its slowest model. Raises UsageError where nothing is."""
+    where = f"{file}, lane {entry.name!r}: jobs_per_second is left out, and"
+    if price.meter is PriceMeter.TOKEN or entry.stand_in:
+        reason = "it is paid by the token" if price.meter is PriceMeter.TOKEN else "its hardware is a stand-in"
+        raise UsageError(f"{where} no published throughput applies, as {reason}; say how fast one slot is")
+    speeds = []
+    for model in entry.engine.models:
+        found = best_throughput(
+            figures,
+            model,
+            entry.accelerator,
+            entry.accelerator_count,
+            precision=entry.precision,
+            concurrency=entry.engine.concurrency * entry.slots,
+        )
+        if found is None:
+            hardware = f"{entry.accelerator} x {entry.accelerator_count}"
+            raise UsageError(f"{where} no throughput of {model} on {hardware} is known; say how fast one slot is")
+        speeds.append(found[1])
+    return min(speeds) / entry.slots
 
 
 def _supply(file: str, entry: _LaneEntry, price: Price) -> Supply:

@@ -6,15 +6,15 @@ of a core (`unit`), by the hour, on demand and spot; or of a million tokens, for
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from hashlib import sha256
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
+from broker.catalog.csv_rows import CsvRow, read_rows
 from broker.catalog.known_hardware import known_accelerators, known_regions
 from broker.catalog.prices import price_of
 from broker.domain.errors import UsageError
@@ -57,20 +57,14 @@ class PriceFile(msgspec.Struct, frozen=True):
 
 def read_prices(name: str, content: bytes, lanes: Sequence[Lane], today: date | None = None) -> PriceFile:
     """The book in a file. Raises UsageError with one sentence naming file, row and field."""
-    try:
-        reader = csv.DictReader(content.decode("utf-8-sig").splitlines())
-    except UnicodeDecodeError:
-        raise UsageError(f"{name} is not a CSV file in UTF-8") from None
-    header = reader.fieldnames or []
-    unknown = sorted({column for column in header if column not in _COLUMNS})
-    if unknown or any(column not in header for column in _NEEDED):
-        fault = f"has the column {unknown[0]!r}" if unknown else f"lacks the column {_missing(header)}"
-        raise UsageError(f"{name} {fault}; a price book has {', '.join(_COLUMNS)}")
     day = today or datetime.now(UTC).date()
-    rows = [_Row(name, number, row, lanes, day) for number, row in enumerate(reader, start=2)]
+
+    def make(number: int, row: dict[str, Any]) -> _Row:
+        return _Row(name, number, row, lanes, day)
+
+    rows = read_rows(name, content, _COLUMNS, _NEEDED, "a price book", make)
     if not rows:
         raise UsageError(f"{name} has no prices")
-    _refuse_doubles(rows)
     prices = {lane: price for row in rows for lane, price in row.prices().items()}
     if not prices:
         known = ", ".join(sorted(str(lane.name) for lane in lanes))
@@ -79,29 +73,13 @@ def read_prices(name: str, content: bytes, lanes: Sequence[Lane], today: date | 
     return PriceFile(f"{newest}.{sha256(content).hexdigest()[:8]}", prices, len(rows))
 
 
-def _missing(header: Sequence[str]) -> str:
-    return next(column for column in _NEEDED if column not in header)
-
-
-def _refuse_doubles(rows: Sequence[_Row]) -> None:
-    seen: dict[tuple[str, ...], _Row] = {}
-    for row in rows:
-        first = seen.setdefault(row.key, row)
-        if first is not row:
-            row.refuse("row", f"is of the same thing as row {first.number}: {', '.join(filter(None, row.key))}")
-
-
-class _Row:
+class _Row(CsvRow):
     """One row, checked as it is made."""
 
     def __init__(self, file: str, number: int, row: dict[str, Any], lanes: Sequence[Lane], today: date) -> None:
-        self.number = number
-        self._file = file
-        self._row = row
-        if None in row or any(value is None for value in row.values()):
-            self.refuse("row", "has more or fewer cells than the header")
+        super().__init__(file, number, row)
         self._lanes = self._its_lanes(lanes)
-        self._check_origin(today)
+        self.check_origin(today, _DAYS_MAX)
         self.is_by_token = bool(self.text("input_usd_per_mtok") or self.text("output_usd_per_mtok"))
         if self.is_by_token:
             self._check_tokens()
@@ -111,13 +89,6 @@ class _Row:
         self.key = tuple(
             self.text(field) for field in ("lane", "provider", "region", "accelerator", "accelerator_count", "unit")
         )
-
-    def text(self, field: str) -> str:
-        """A cell without the space around it; empty where there is no such column."""
-        return str(self._row.get(field) or "").strip()
-
-    def refuse(self, field: str, fault: str) -> NoReturn:
-        raise UsageError(f"{self._file}, row {self.number}, {field}: {fault}")
 
     def prices(self) -> dict[str, Price]:
         """The price for each lane that this row is about."""
@@ -150,18 +121,6 @@ class _Row:
             and str(lane.accelerator_count) == self.text("accelerator_count")
         ]
 
-    def _check_origin(self, today: date) -> None:
-        if not self.text("source"):
-            self.refuse("source", "is empty; every figure names where it was read")
-        try:
-            as_of = date.fromisoformat(self.text("as_of"))
-        except ValueError:
-            self.refuse("as_of", f"{self.text('as_of')[:40]!r} is no date such as 2026-11-22")
-        if as_of > today + timedelta(days=1):
-            self.refuse("as_of", f"{as_of} lies ahead")
-        if (today - as_of).days > _DAYS_MAX:
-            self.refuse("as_of", f"{as_of} is stale: {(today - as_of).days} days old; the limit is {_DAYS_MAX}")
-
     def _check_tokens(self) -> None:
         if not self.text("lane"):
             self.refuse("lane", "is empty; a price by the token names its lane")
@@ -183,11 +142,9 @@ class _Row:
         zone = region.rpartition("-")[0] if provider == Provider.GOOGLE_TPU else region
         if region != "*" and not {(provider, region), (provider, zone)} & (ours | known_regions()):
             self.refuse("region", f"{region[:40]!r} is unknown at {provider}")
-        count = self.text("accelerator_count")
-        if not count.isdigit() or int(count) < 1:
-            self.refuse("accelerator_count", f"{count[:20]!r} is not a number of 1 or more")
+        count = self.whole("accelerator_count")
         known = known_accelerators().get(self.text("accelerator").lower())
-        if known and int(count) not in known.counts:
+        if known and count not in known.counts:
             self.refuse("accelerator_count", f"there is no instance with {self.text('accelerator')} x {count}")
 
     def _check_hours(self) -> None:

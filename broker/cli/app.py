@@ -15,6 +15,7 @@ _MODULES = {
     "jobs": "jobs",
     "lanes": "lanes",
     "prices": "prices",
+    "throughputs": "throughputs",
     "quote": "quote",
     "ledger": "ledger",
     "serve": "serve",
