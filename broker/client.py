@@ -23,6 +23,7 @@ __all__ = [
     "Client",
     "DoorError",
     "InputError",
+    "InstanceView",
     "JobState",
     "LaneView",
     "PricesTaken",
@@ -151,6 +152,28 @@ class LaneView(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str | None
     job_seconds: dict[str, float]
     is_slower: bool
+
+
+class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
+    """An instance of a lane; `state` is starting, running, draining, stopped or lost.
+
+    `seconds` up as far as is known, and what they cost at the list price that holds now, in nano-dollars; None where
+    that isn't known, or the lane is paid by the token.
+    """
+
+    id: str
+    lane: str
+    state: str
+    resource_id: str
+    worker_id: str
+    slots: int
+    started_at: str
+    ready_at: str | None
+    draining_at: str | None
+    stopped_at: str | None
+    last_seen_at: str
+    seconds: int
+    list_cost_nano_usd: int | None
 
 
 class PricesTaken(msgspec.Struct, frozen=True):
@@ -289,6 +312,11 @@ class Client:
     def steer_lane(self, name: str, deed: str) -> LaneView:
         """`pause`, `drain` or `resume` a lane."""
         return self._ask("POST", f"/v1/lanes/{name}/{deed}", LaneView)
+
+    def instances(self, lane: str | None = None, *, ended: bool = False) -> list[InstanceView]:
+        """The lanes' instances, oldest first; with `ended`, also those that stopped or were lost."""
+        asked = {"ended": str(ended).lower()} | ({"lane": lane} if lane else {})
+        return self._ask("GET", "/v1/instances", dict[str, list[InstanceView]], params=asked)["instances"]
 
     def import_prices(self, name: str, content: bytes) -> PricesTaken:
         """Have a price book hold."""

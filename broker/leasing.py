@@ -11,7 +11,7 @@ from typing import Protocol
 import structlog
 
 from broker.clock import Clock
-from broker.database import shards, workers
+from broker.database import instances, shards, workers
 from broker.database.connection import Connection, Database
 from broker.database.shards import Holding
 from broker.domain.parked import AskUpload, UploadAnswer
@@ -94,15 +94,18 @@ class LeaseDoor:
         return self._uploads.sign_upload(question)
 
     def report(self, presence: WorkerPresence) -> PresenceAnswer:
-        """Count on this worker for a while, or no longer."""
+        """Count on this worker for a while, or no longer, and note what became of its instance."""
 
         def work(connection: Connection) -> int:
             now_us = self._clock()
             workers.note_presence(connection, presence, now_us)
+            instances.note_instance(connection, presence, now_us)
             return now_us
 
         now_us = self._database.write(work, durable=False, idempotent=True)
-        if presence.leaving:
+        if presence.gone:
+            _log.info("instance_stopped", worker=presence.worker_id, lane=presence.lane)
+        elif presence.leaving:
             _log.info("worker_leaves", worker=presence.worker_id, lane=presence.lane)
         return PresenceAnswer(now_us)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from broker.domain.errors import UsageError
+from broker.domain.presence import RESOURCE_ID_CHARS_MAX
 
 __all__ = ["Settings", "load_settings"]
 
@@ -20,7 +21,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     `database_url`: of the PostgreSQL database that `broker serve` works on. `lane_key` and `trusted`: a worker's
     signing key, and the file of the broker's public keys that it takes orders from. `jobs_bus_url`: of the bus that
     producers publish their jobs on. `payloads_url`: of the object store or shared folder for bodies that a lane's bus
-    can't carry.
+    can't carry. `resource_id`: what a worker's cloud calls its machine.
     """
 
     data: Path = Path("broker-data")
@@ -34,6 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trusted: Path | None = None
     jobs_bus_url: str | None = None
     payloads_url: str | None = None
+    resource_id: str | None = None
 
 
 _LEVELS = ("debug", "info", "warning", "error")
@@ -47,6 +49,12 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     level = environment.get("BROKER_LOG_LEVEL", "info").lower()
     if level not in _LEVELS:
         raise UsageError(f"BROKER_LOG_LEVEL is {level!r}; it must be one of {', '.join(_LEVELS)}")
+    resource_id = environment.get("BROKER_RESOURCE_ID") or None
+    if resource_id is not None and not (resource_id.isprintable() and len(resource_id) <= RESOURCE_ID_CHARS_MAX):
+        raise UsageError(
+            f"BROKER_RESOURCE_ID is {resource_id[:40]!r};"
+            f" it must be at most {RESOURCE_ID_CHARS_MAX} printable characters"
+        )
     return Settings(
         data=Path(environment.get("BROKER_DATA") or "broker-data"),
         catalog=environment.get("BROKER_CATALOG") or "demo",
@@ -59,6 +67,7 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
         trusted=_path(environment.get("BROKER_TRUSTED")),
         jobs_bus_url=environment.get("BROKER_JOBS_BUS_URL") or None,
         payloads_url=environment.get("BROKER_PAYLOADS_URL") or None,
+        resource_id=resource_id,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import NamedTuple, TypeVar
 
@@ -176,36 +175,48 @@ def _message_of(response: httpx.Response) -> str:
 
 
 class Presence:
-    """Says that the worker is there, three times per term that the broker counts on it, until it leaves."""
+    """Says that the worker is there, three times per term that the broker counts on it, until its last word."""
 
-    def __init__(self, door: HttpLeaseDoor, clock: SetClock, *, worker_id: str, lane: str, slots: int) -> None:
+    def __init__(
+        self, door: HttpLeaseDoor, clock: SetClock, *, worker_id: str, lane: str, slots: int, resource_id: str
+    ) -> None:
         self._door = door
         self._clock = clock
-        self._here = WorkerPresence(worker_id, lane, slots)
-        self._left = threading.Event()
+        self._slots = slots
+        self._here = WorkerPresence(worker_id, lane, 0, resource_id=resource_id)
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
 
-    def announce(self) -> None:
-        """Say it once, now. Raises DoorShut."""
-        self._report(self._here)
-
     def start(self) -> None:
-        """Go on saying it."""
+        """From now on say where the worker stands: at first that it starts, which is no capacity yet."""
         self._thread.start()
 
+    def announce(self) -> None:
+        """Say at once that it can take shards. Raises DoorShut."""
+        self._here = msgspec.structs.replace(self._here, slots=self._slots)
+        self._report(self._here)
+
     def leave(self) -> None:
-        """Say that the worker takes nothing more, if the broker can be asked; the last word."""
-        self._left.set()
-        self._attempt(lambda: self._report(msgspec.structs.replace(self._here, leaving=True)))
+        """Say at once that it takes nothing more, if the broker can be asked; it goes on saying so."""
+        self._here = msgspec.structs.replace(self._here, leaving=True)
+        self._attempt()
+
+    def end(self) -> None:
+        """Say that it has gone; the last word."""
+        if not self._ended.is_set():
+            self._ended.set()
+            self._here = msgspec.structs.replace(self._here, leaving=True, gone=True)
+            self._attempt()
 
     def _run(self) -> None:
-        said = True
-        while not self._left.wait(PRESENCE_SECONDS / 3 if said else _AGAIN_SECONDS):
-            said = self._attempt(self.announce)
+        while not self._ended.is_set():
+            said = self._attempt()
+            if self._ended.wait(PRESENCE_SECONDS / 3 if said or self._here.is_starting else _AGAIN_SECONDS):
+                break
 
-    def _attempt(self, say: Callable[[], object]) -> bool:
+    def _attempt(self) -> bool:
         try:
-            say()
+            self._report(self._here)
         except DoorShut as error:
             _log.warning("presence_failed", worker=self._here.worker_id, reason=str(error))
             return False

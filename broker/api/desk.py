@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from broker.api.errors import Refused
+from broker.api.instances import InstanceView, show_instances
 from broker.api.prices import PricesView, take_prices_in
 from broker.api.views import BatchView, JobView, LaneView, batch_view, job_view, lane_view
 from broker.bootstrap.front import TENANT, Front
@@ -285,6 +286,10 @@ class Desk:
     def import_prices(self, name: str, content: bytes) -> PricesView:
         """See `take_prices_in`."""
         return take_prices_in(self._front, name, content)
+
+    def instances(self, lane: str | None, ended: bool) -> list[InstanceView]:
+        """See `show_instances`."""
+        return show_instances(self._front, self._priced, lane, ended=ended)
 
     def desired(self, name: str) -> int:
         """How many instances the planner wants of a lane."""

@@ -8,7 +8,7 @@ from litestar import get, post
 from litestar.datastructures import State
 from litestar.params import FromPath, FromQuery
 
-from broker.api import prices
+from broker.api import instances, prices
 from broker.api.gate import Scope
 from broker.api.threads import in_thread
 from broker.api.views import LaneView
@@ -67,5 +67,6 @@ routes = [
     drain_lane,
     resume_lane,
     ledger_summary,
+    *instances.routes,
     *prices.routes,
 ]

@@ -15,7 +15,7 @@ from broker.domain.lane import Lane
 from broker.domain.money import NANO_PER_USD, PICO_PER_USD
 from broker.ledger.standing import Standing
 
-__all__ = ["BatchView", "JobView", "LaneView", "batch_view", "job_view", "lane_view", "price_text", "usd"]
+__all__ = ["BatchView", "JobView", "LaneView", "batch_view", "iso_time", "job_view", "lane_view", "price_text", "usd"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -114,16 +114,16 @@ def job_view(found: Standing, late_us: int | None = None) -> JobView:
         model=found.model,
         constraints=msgspec.json.decode(found.constraints),
         tags=msgspec.json.decode(found.tags) if found.tags else {},
-        submitted_at=_time(found.submitted_us),
-        deadline=_time(found.deadline_us),
-        ended_at=None if found.ended_us is None else _time(found.ended_us),
+        submitted_at=iso_time(found.submitted_us),
+        deadline=iso_time(found.deadline_us),
+        ended_at=None if found.ended_us is None else iso_time(found.ended_us),
         budget_usd=None if found.budget_nano_usd is None else usd(found.budget_nano_usd),
         cost_usd=usd(found.cost_nano_usd),
         attempts=found.attempts,
         lane=found.lane,
         error={"code": found.error_code, "message": found.message} if failed else None,
         cancel_requested=found.cancel_requested,
-        expected_late_at=None if late_us is None or found.ended_us is not None else _time(late_us),
+        expected_late_at=None if late_us is None or found.ended_us is not None else iso_time(late_us),
         batch_id=format_id("batch", found.batch_id) if found.batch_id else None,
         custom_id=found.custom_id,
         redrive_of=format_id("job", found.redrive_of) if found.redrive_of else None,
@@ -136,9 +136,9 @@ def batch_view(record: BatchRecord, counts: Counts, late_us: int | None = None) 
         id=format_id("batch", record.batch_id),
         status=record.status,
         name=record.name,
-        created_at=_time(record.created_us),
-        deadline=_time(record.deadline_us),
-        finished_at=None if record.finished_us is None else _time(record.finished_us),
+        created_at=iso_time(record.created_us),
+        deadline=iso_time(record.deadline_us),
+        finished_at=None if record.finished_us is None else iso_time(record.finished_us),
         max_cost_usd=None if record.max_cost_nano_usd is None else usd(record.max_cost_nano_usd),
         constraints=msgspec.json.decode(record.constraints),
         bytes_in=record.source_bytes,
@@ -154,7 +154,7 @@ def batch_view(record: BatchRecord, counts: Counts, late_us: int | None = None) 
         attempts=counts.attempts,
         cost_usd=usd(counts.cost_nano_usd),
         wasted_usd=usd(counts.wasted_nano_usd),
-        expected_late_at=None if late_us is None else _time(late_us),
+        expected_late_at=None if late_us is None else iso_time(late_us),
     )
 
 
@@ -203,5 +203,6 @@ def _plain(amount: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _time(moment_us: int) -> str:
+def iso_time(moment_us: int) -> str:
+    """ISO 8601 (UTC), to the millisecond."""
     return (_EPOCH + timedelta(microseconds=moment_us)).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from broker.bootstrap.buses import open_store
-from broker.bootstrap.worker_side import WorkerSide, new_worker_id
+from broker.bootstrap.worker_side import WorkerSide, new_resource_id, new_worker_id
 from broker.bus.claim_check import ClaimCheck, Place, SharedPlace
 from broker.bus.payload_store import StoreUnavailable
 from broker.bus.signed_place import SignedPlace
@@ -38,7 +38,8 @@ class WorkerTerms(msgspec.Struct, frozen=True, kw_only=True):
 
     `key` and `trusted` are files: the lane's signing key, and the broker's public keys. `payloads_url`: of the store
     for large bodies, for a worker that shares the broker's folder or may use its store; any other gets by with URLs
-    that the broker signs. `drain_seconds`: how long it may take to hand back what runs.
+    that the broker signs. `drain_seconds`: how long it may take to hand back what runs. `resource_id`: what the cloud,
+    and its bill, call this machine; unless it is said, the host's name with the time of the start.
     """
 
     url: str
@@ -47,6 +48,7 @@ class WorkerTerms(msgspec.Struct, frozen=True, kw_only=True):
     trusted: Path
     payloads_url: str | None = None
     drain_seconds: float = 10.0
+    resource_id: str | None = None
 
 
 class LaneWorker:
@@ -59,7 +61,15 @@ class LaneWorker:
         self._terms = terms
         clock = SetClock()
         self._door = HttpLeaseDoor(terms.url, signer, clock)
-        self._presence = Presence(self._door, clock, worker_id=self.worker_id, lane=lane.name, slots=lane.slots)
+        self.resource_id = terms.resource_id or new_resource_id()
+        self._presence = Presence(
+            self._door,
+            clock,
+            worker_id=self.worker_id,
+            lane=lane.name,
+            slots=lane.slots,
+            resource_id=self.resource_id,
+        )
         ring = read_trusted(terms.trusted)
         place: Place = SignedPlace(self._upload)
         if terms.payloads_url:
@@ -97,16 +107,22 @@ class LaneWorker:
         return f"lane {self.lane.name} can't work: {asked}; `broker keys list` shows which keys are in force"
 
     def start(self, stop: threading.Event, say: Callable[[str], None]) -> bool:
-        """Bring up the engine, say so, take shards. Waits for the broker, and says that once with `say`.
+        """Say that it starts, bring up the engine, say so, take shards. Waits for the broker, and says that with `say`.
 
         False when `stop` was set meanwhile. Raises BrokerError where the engine or the broker says no.
         """
+        self._presence.start()
         self._side.start_engines()
         if not self._announce(stop, say):
             return False
-        self._presence.start()
         self._side.start_worker()
-        _log.info("worker_started", worker=self.worker_id, lane=self.lane.name, slots=self.lane.slots)
+        _log.info(
+            "worker_started",
+            worker=self.worker_id,
+            lane=self.lane.name,
+            slots=self.lane.slots,
+            resource_id=self.resource_id,
+        )
         return True
 
     def _upload(self, lane: str, shard_id: bytes, digest: bytes, size: int) -> UploadAnswer:
@@ -139,5 +155,6 @@ class LaneWorker:
         self._door.shut()
         self._side.stop(interrupted=False, timeout_seconds=self._terms.drain_seconds)
         self._side.close()
+        self._presence.end()
         self._door.close()
         _log.info("worker_stopped", worker=self.worker_id, lane=self.lane.name)

@@ -19,7 +19,7 @@ from broker.bootstrap.stages import Stages
 from broker.bootstrap.stored_keys import StoredKeys, remember_signer
 from broker.bus.envelope import KeyRing, KeyRole, Signer
 from broker.clock import SetClock
-from broker.database import workers
+from broker.database import instances, workers
 from broker.database.connection import Connection
 from broker.database.known_lanes import remember_lanes
 from broker.database.leadership import Leadership, Slot, take_slot
@@ -150,6 +150,8 @@ class Served:
             self._every(_BEAT_SECONDS, "beat", self._beat)
         if Role.KEEPER in self._terms.roles and self._payloads:
             self._every(SWEEP_SECONDS, "payloads", self._payloads.sweep)
+        if Role.KEEPER in self._terms.roles:
+            self._every(PRESENCE_SECONDS, "instances", self._notice_lost)
 
     def stop(self) -> None:
         """End what each stage is at, and let go of all; harmless when it has ended."""
@@ -203,6 +205,11 @@ class Served:
             workers.beat(connection, Role.API, self.clock())
 
         self.database.write(work, durable=False, idempotent=True)
+
+    def _notice_lost(self) -> None:
+        count = self.database.write(lambda connection: instances.notice_lost(connection, self.clock()), idempotent=True)
+        if count:
+            _log.warning("instances_lost", count=count)
 
     def _keep(self) -> None:
         """The keeper's hourly round: next months' partitions, and no trace of processes that are long gone."""

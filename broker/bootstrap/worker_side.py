@@ -8,6 +8,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -25,7 +26,7 @@ from workers.engines import open_engine
 from workers.lease import ClaimedOnce, LeaseDoor
 from workers.runner import Deployment, ShardRunner
 
-__all__ = ["WorkerSide", "new_worker_id"]
+__all__ = ["WorkerSide", "new_resource_id", "new_worker_id"]
 
 _STOP_SECONDS = 4.0
 
@@ -35,6 +36,11 @@ _log = structlog.get_logger(__name__)
 def new_worker_id() -> str:
     """The name of this process, which no other has, nor had: in containers, host and process number come again."""
     return f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def new_resource_id() -> str:
+    """What to call this machine where nobody said how its cloud does: its host name, and when this process began."""
+    return f"{socket.gethostname()[:64]}@{datetime.now(UTC).strftime('%Y-%m-%dT%H:%M:%SZ')}"
 
 
 class WorkerSide:

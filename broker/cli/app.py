@@ -14,6 +14,7 @@ _MODULES = {
     "batch": "batch",
     "jobs": "jobs",
     "lanes": "lanes",
+    "instances": "instances",
     "prices": "prices",
     "throughputs": "throughputs",
     "quote": "quote",

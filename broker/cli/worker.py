@@ -16,6 +16,7 @@ from broker.cli.printing import say
 from broker.cli.signals import stopping_on_signals
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.lane import Lane
+from broker.domain.presence import RESOURCE_ID_CHARS_MAX
 from broker.logs import log_to_stderr
 
 __all__ = ["app"]
@@ -37,10 +38,17 @@ def worker(
     ] = None,
     catalog: CatalogOption = None,
     drain_seconds: Annotated[float, typer.Option("--drain-seconds", help="To hand back what runs.")] = 10.0,
+    resource_id: Annotated[
+        str | None,
+        typer.Option(
+            "--resource-id", help="What the cloud calls this machine [BROKER_RESOURCE_ID, or host and start]."
+        ),
+    ] = None,
     log_level: LogLevelOption = None,
 ) -> None:
     """Work one lane, beside its accelerator: no database, only the lane's bus, its key, and the broker's door."""
     settings = read_settings(None, catalog, log_level)
+    resource = _resource_id(resource_id) or settings.resource_id
     chosen = _lane(lane, load_lanes(settings.catalog))
     broker_url = url or settings.url
     if not broker_url:
@@ -52,6 +60,7 @@ def worker(
         trusted=trusted or settings.trusted or Path("broker.pub"),
         payloads_url=settings.payloads_url,
         drain_seconds=drain_seconds,
+        resource_id=resource,
     )
     log_to_stderr(settings.log_level)
     stop = threading.Event()
@@ -67,6 +76,14 @@ def worker(
                 raise BrokerError("the worker lost its bus for good; the log says why")
         say("Stopping: handing back what runs…")
     say("Stopped.")
+
+
+def _resource_id(given: str | None) -> str | None:
+    if given and not (given.isprintable() and len(given) <= RESOURCE_ID_CHARS_MAX):
+        raise UsageError(
+            f"--resource-id is {given[:40]!r}; it must be at most {RESOURCE_ID_CHARS_MAX} printable characters"
+        )
+    return given
 
 
 def _lane(name: str, lanes: list[Lane]) -> Lane:

@@ -37,6 +37,8 @@ OPERATIONAL = (
     "batch_count",
     "cancel_request",
     "commit_mark",
+    "desired_change",
+    "instance",
     "job",
     "lane",
     "lane_plan",

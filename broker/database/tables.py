@@ -23,6 +23,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from broker.database.capacity_tables import desired_change, instance
 from broker.database.planning_tables import arrival_count, assignment, lane_plan, late_group, plan
 from broker.database.types import Digest, Id, metadata
 
@@ -34,7 +35,9 @@ __all__ = [
     "batch_refusal",
     "cancel_request",
     "commit_mark",
+    "desired_change",
     "idempotency",
+    "instance",
     "job",
     "lane",
     "lane_plan",

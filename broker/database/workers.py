@@ -30,9 +30,22 @@ LaneRest = tuple[int, float, ErrorCode]
 
 
 def note_presence(connection: Connection, said: WorkerPresence, now_us: int) -> None:
-    """A worker said that it is there, or that it leaves."""
-    values = {"lane": said.lane, "slots": said.slots, "seen_us": now_us, "left_us": now_us if said.leaving else None}
-    _put(connection, worker, {"worker_id": said.worker_id}, values, once={"started_us": now_us})
+    """A worker said that it is there, or that it leaves. One that is only starting is no capacity yet.
+
+    One that left has left: a word that was under way then, and comes late, doesn't bring it back.
+    """
+    if said.is_starting:
+        return
+    left_us = now_us if said.leaving else None
+    fresh = _insert(connection, worker).values(
+        worker_id=said.worker_id, lane=said.lane, slots=said.slots, started_us=now_us, seen_us=now_us, left_us=left_us
+    )
+    renewed = {
+        "slots": fresh.excluded.slots,
+        "seen_us": fresh.excluded.seen_us,
+        "left_us": func.coalesce(worker.c.left_us, fresh.excluded.left_us),
+    }
+    connection.execute(fresh.on_conflict_do_update(index_elements=[worker.c.worker_id], set_=renewed))
 
 
 def live_slots(connection: Connection, since_us: int) -> dict[str, int]:
@@ -85,17 +98,11 @@ def wake(connection: Connection, lanes: Sequence[str]) -> None:
     connection.execute(delete(lane_rest).where(lane_rest.c.lane.in_(list(lanes))))
 
 
-def _put(
-    connection: Connection,
-    table: Table,
-    key: dict[str, Any],
-    values: dict[str, Any],
-    once: dict[str, Any] | None = None,
-) -> None:
-    """Insert the row, or set `values` on the one that is there; `once` is for a new row alone."""
-    kind = postgresql if connection.dialect.name == "postgresql" else sqlite
-    connection.execute(
-        kind.insert(table)
-        .values(**key, **values, **(once or {}))
-        .on_conflict_do_update(index_elements=list(key), set_=values)
-    )
+def _put(connection: Connection, table: Table, key: dict[str, Any], values: dict[str, Any]) -> None:
+    """Insert the row, or set `values` on the one that is there."""
+    fresh = _insert(connection, table).values(**key, **values)
+    connection.execute(fresh.on_conflict_do_update(index_elements=list(key), set_=values))
+
+
+def _insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)

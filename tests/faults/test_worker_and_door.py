@@ -21,8 +21,10 @@ from broker.bus.publisher import Publisher
 from broker.bus.redis_queues import RedisQueues
 from broker.clock import utc_now_us
 from broker.database import shards
+from broker.database.instances import find_instances
 from broker.database.tables import shard
 from broker.domain.ids import new_id
+from broker.domain.instance import InstanceState
 from broker.domain.shard import ShardSpan, ShardState
 from broker.keys import load_or_create_signer, public_bytes, trust_text
 from broker.leasing import LeaseDoor
@@ -59,8 +61,19 @@ class Stand:
         self.door = Door(app, listen("127.0.0.1", self.port))
         self.door.start()
 
-    def start_worker(self):
-        words = ["worker", "--lane", self.name, "--url", self.url, "--key", "lane.key", "--trusted", "broker.pub"]
+    def start_worker(self, *more):
+        words = [
+            "worker",
+            "--lane",
+            self.name,
+            "--url",
+            self.url,
+            "--key",
+            "lane.key",
+            "--trusted",
+            "broker.pub",
+            *more,
+        ]
         process = self.program.start(*words, "--catalog", str(self.program.catalog))
         threading.Thread(target=lambda: self.said.extend(process.stdout), daemon=True).start()
         return process
@@ -89,6 +102,15 @@ class Stand:
     def states(self, shard_ids):
         chosen = select(shard.c.state).where(shard.c.shard_id.in_(shard_ids))
         return list(self.database.read(lambda connection: connection.execute(chosen).scalars().all()))
+
+    def instance(self, after_seconds: float = 0.0):
+        """The one instance as it is known, or will be."""
+        now_us = utc_now_us() + round(after_seconds * 1_000_000)
+        found = self.database.read(
+            lambda connection: find_instances(connection, now_us, self.name, ended=True, limit=10)
+        )
+        assert len(found) <= 1
+        return found[0] if found else None
 
     def waiting_messages(self) -> int:
         import redis
@@ -145,6 +167,35 @@ def test_a_worker_that_waits_for_the_door_ends_when_it_is_told_to(stand):
         assert process.wait(10) == 0
     finally:
         kill_group(process)
+
+
+def test_an_instance_is_known_from_its_start_to_its_end(stand):
+    stand.open_door()
+    process = stand.start_worker("--resource-id", "//compute.example/vm-1")
+    try:
+        _until(lambda: (one := stand.instance()) and one.state is InstanceState.RUNNING, process)
+        (shard_id,) = stand.send_shards(1)
+        _until(lambda: stand.states([shard_id]) == [ShardState.RUNNING], process)
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        kill_group(process)
+    one = stand.instance()
+    assert (one.state, one.resource_id, one.slots) == (InstanceState.STOPPED, "//compute.example/vm-1", 1)
+    assert one.started_us <= one.ready_us < one.draining_us < one.stopped_us == one.last_seen_us
+
+
+def test_an_instance_that_is_killed_is_lost(stand):
+    stand.open_door()
+    process = stand.start_worker()
+    try:
+        _until(lambda: (one := stand.instance()) and one.state is InstanceState.RUNNING, process)
+    finally:
+        kill_group(process)
+    assert stand.instance(14).state is InstanceState.RUNNING
+    lost = stand.instance(21)
+    assert (lost.state, lost.stopped_us) == (InstanceState.LOST, None)
+    assert re.fullmatch(r".+@\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", lost.resource_id)
 
 
 def test_a_worker_whose_key_was_revoked_says_so_once_and_gives_back_what_it_had_not_begun(stand):

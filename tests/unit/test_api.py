@@ -97,7 +97,7 @@ def all_routes(app):
 
 def test_every_route_names_a_scope_and_only_health_needs_no_token(door):
     routes = all_routes(door.app)
-    assert len(routes) == 19
+    assert len(routes) == 20
     for (method, path), scope in routes.items():
         assert isinstance(scope, Scope), path
         asked = path.replace("{job:str}", ID).replace("{batch:str}", ID).replace("{name:str}", "one")
@@ -147,6 +147,8 @@ def test_loopback_names_are_served(door, host):
         ("POST", "/v1/batches?name=", 400, "invalid_field"),
         ("POST", "/v1/lanes/x/drain", 404, "unknown_lane"),
         ("GET", "/v1/ledger/summary?by=moon", 400, "invalid_field"),
+        ("GET", "/v1/instances?lane=x", 404, "unknown_lane"),
+        ("GET", "/v1/instances?ended=perhaps", 400, "invalid_request"),
         ("DELETE", "/v1/lanes", 405, "method_not_allowed"),
     ],
 )

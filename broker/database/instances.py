@@ -1,0 +1,171 @@
+"""Statements on instances: what their workers say, who fell silent, and what there is on each lane."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, case, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from broker.database.tables import instance
+from broker.domain.ids import new_id
+from broker.domain.instance import InstanceState
+from broker.domain.presence import PRESENCE_SECONDS, RESOURCE_ID_CHARS_MAX, WorkerPresence
+
+__all__ = [
+    "InstanceCounts",
+    "InstanceRecord",
+    "find_instances",
+    "instances_by_lane",
+    "note_instance",
+    "notice_lost",
+]
+
+_PRESENCE_US = int(PRESENCE_SECONDS * 1_000_000)
+_LIVE = [state for state in InstanceState if state.is_live]
+
+
+class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """An instance as it stood when it was read; times in Unix microseconds, None where it didn't come to that."""
+
+    instance_id: bytes
+    worker_id: str
+    lane: str
+    resource_id: str
+    slots: int
+    state: InstanceState
+    started_us: int
+    ready_us: int | None
+    draining_us: int | None
+    stopped_us: int | None
+    last_seen_us: int
+
+
+class InstanceCounts(msgspec.Struct, frozen=True):
+    """How many live instances a lane has, by what they are at."""
+
+    starting: int = 0
+    running: int = 0
+    draining: int = 0
+
+
+def note_instance(connection: Connection, said: WorkerPresence, now_us: int) -> None:
+    """A worker said where it stands. Words may come twice or out of order: the furthest of them holds.
+
+    A lost instance lives again with its next word; a stopped one has said its last.
+    """
+    kind = postgresql if connection.dialect.name == "postgresql" else sqlite
+    ready_us = None if said.is_starting or said.leaving else now_us
+    draining_us = now_us if said.leaving else None
+    stopped_us = now_us if said.gone else None
+    fresh = kind.insert(instance).values(
+        instance_id=new_id(),
+        worker_id=said.worker_id,
+        lane=said.lane,
+        resource_id=(said.resource_id or said.worker_id)[:RESOURCE_ID_CHARS_MAX],
+        slots=said.slots,
+        state=_state_said(said),
+        started_us=now_us,
+        ready_us=ready_us,
+        draining_us=draining_us,
+        stopped_us=stopped_us,
+        last_seen_us=now_us,
+    )
+    columns = instance.c
+    was_ready = or_(columns.ready_us.is_not(None), fresh.excluded.ready_us.is_not(None))
+    was_draining = or_(columns.draining_us.is_not(None), fresh.excluded.draining_us.is_not(None))
+    connection.execute(
+        fresh.on_conflict_do_update(
+            index_elements=[columns.worker_id],
+            set_={
+                "slots": case((fresh.excluded.slots > columns.slots, fresh.excluded.slots), else_=columns.slots),
+                "state": case(
+                    (fresh.excluded.stopped_us.is_not(None), InstanceState.STOPPED),
+                    (was_draining, InstanceState.DRAINING),
+                    (was_ready, InstanceState.RUNNING),
+                    else_=InstanceState.STARTING,
+                ),
+                "ready_us": func.coalesce(columns.ready_us, fresh.excluded.ready_us),
+                "draining_us": func.coalesce(columns.draining_us, fresh.excluded.draining_us),
+                "stopped_us": fresh.excluded.stopped_us,
+                "last_seen_us": fresh.excluded.last_seen_us,
+            },
+            where=columns.stopped_us.is_(None),
+        )
+    )
+
+
+def notice_lost(connection: Connection, now_us: int) -> int:
+    """Instances of which nothing was heard for longer than a presence lasts are lost; how many that were."""
+    silent = instance.c.last_seen_us < now_us - _PRESENCE_US
+    found = connection.execute(
+        update(instance)
+        .where(instance.c.stopped_us.is_(None), instance.c.state.in_(_LIVE), silent)
+        .values(state=InstanceState.LOST)
+    )
+    return found.rowcount
+
+
+def instances_by_lane(connection: Connection, now_us: int) -> dict[str, InstanceCounts]:
+    """The live instances of each lane, by what they are at; a lane without any is left out. One grouped read."""
+    rows = connection.execute(
+        select(instance.c.lane, instance.c.state, func.count())
+        .where(
+            instance.c.stopped_us.is_(None),
+            instance.c.state.in_(_LIVE),
+            instance.c.last_seen_us >= now_us - _PRESENCE_US,
+        )
+        .group_by(instance.c.lane, instance.c.state)
+    )
+    found: dict[str, InstanceCounts] = {}
+    for lane, state, count in rows:
+        counts = found.get(lane, InstanceCounts())
+        found[lane] = msgspec.structs.replace(counts, **{str(state): count})
+    return found
+
+
+def find_instances(
+    connection: Connection, now_us: int, lane: str | None, *, ended: bool, limit: int
+) -> list[InstanceRecord]:
+    """The newest so many, oldest first: those that live, and with `ended` also those that stopped or were lost.
+
+    One that fell silent is told as lost, whether or not somebody has noted it yet.
+    """
+    query = select(instance).order_by(instance.c.started_us.desc(), instance.c.instance_id.desc()).limit(limit)
+    if lane is not None:
+        query = query.where(instance.c.lane == lane)
+    if not ended:
+        query = query.where(
+            instance.c.stopped_us.is_(None),
+            instance.c.state.in_(_LIVE),
+            instance.c.last_seen_us >= now_us - _PRESENCE_US,
+        )
+    return [_record(row, now_us) for row in reversed(connection.execute(query).all())]
+
+
+def _state_said(said: WorkerPresence) -> InstanceState:
+    if said.gone:
+        return InstanceState.STOPPED
+    if said.leaving:
+        return InstanceState.DRAINING
+    return InstanceState.STARTING if said.is_starting else InstanceState.RUNNING
+
+
+def _record(row: Row[Any], now_us: int) -> InstanceRecord:
+    state = InstanceState(row.state)
+    if state.is_live and row.last_seen_us < now_us - _PRESENCE_US:
+        state = InstanceState.LOST
+    return InstanceRecord(
+        instance_id=row.instance_id,
+        worker_id=row.worker_id,
+        lane=row.lane,
+        resource_id=row.resource_id,
+        slots=row.slots,
+        state=state,
+        started_us=row.started_us,
+        ready_us=row.ready_us,
+        draining_us=row.draining_us,
+        stopped_us=row.stopped_us,
+        last_seen_us=row.last_seen_us,
+    )
