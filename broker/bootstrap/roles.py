@@ -9,6 +9,7 @@ from typing import assert_never
 
 import msgspec
 
+from broker.announcer import Announcer
 from broker.assembler import Assembler
 from broker.bootstrap.front import Front
 from broker.bootstrap.jobs_bus import JobsBus
@@ -197,7 +198,15 @@ class Roles:
             wakeups=front.wakeups,
             message_bytes_max=wiring.jobs_bus.message_bytes_max,
         )
-        self._loop(Role.NOTIFIER, notifier.step, Topic.NOTIFIER)
+        announcer = Announcer(
+            database=front.database, publisher=wiring.jobs_bus.publisher, signer=wiring.signer, clock=front.clock
+        )
+
+        def step() -> bool:
+            announcer.step()
+            return notifier.step()
+
+        self._loop(Role.NOTIFIER, step, Topic.NOTIFIER)
 
     def _start_sealer(self) -> None:
         front, wiring = self._front, self._wiring

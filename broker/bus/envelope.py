@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from broker.domain.bus_jobs import JobReply, SubmitJobs
+from broker.domain.desired import LaneDesired
 from broker.domain.events import WorkerEvent
 from broker.domain.parked import AskUpload, Ticket
 from broker.domain.presence import WorkerPresence
@@ -35,6 +36,7 @@ __all__ = [
     "PublicKey",
     "Signer",
     "Written",
+    "open_desired",
     "open_event",
     "open_jobs",
     "open_lease_question",
@@ -73,6 +75,7 @@ class Kind(StrEnum):
     LEASE = "lease"  # likewise, at the lease door
     JOBS = "jobs"  # producer -> broker
     REPLY = "reply"  # broker -> producer
+    DESIRED = "desired"  # broker -> whoever starts and stops instances
     SHARD_TICKET = "shard-ticket"  # for a shard that waits in the object store
     EVENT_TICKET = "event-ticket"  # likewise
 
@@ -83,6 +86,7 @@ _SIGNED_BY = {
     Kind.LEASE: KeyRole.LANE,
     Kind.JOBS: KeyRole.PRODUCER,
     Kind.REPLY: KeyRole.BROKER,
+    Kind.DESIRED: KeyRole.BROKER,
     Kind.SHARD_TICKET: KeyRole.BROKER,
     Kind.EVENT_TICKET: KeyRole.LANE,
 }
@@ -122,6 +126,7 @@ _lease_decoder: msgspec.msgpack.Decoder[LeaseQuestion] = msgspec.msgpack.Decoder
 _event_decoder: msgspec.msgpack.Decoder[WorkerEvent] = msgspec.msgpack.Decoder(WorkerEvent)
 _jobs_decoder = msgspec.msgpack.Decoder(SubmitJobs)
 _reply_decoder = msgspec.msgpack.Decoder(JobReply)
+_desired_decoder = msgspec.msgpack.Decoder(LaneDesired)
 _ticket_decoder = msgspec.msgpack.Decoder(Ticket)
 
 
@@ -136,7 +141,7 @@ class Signer:
         self,
         kind: Kind,
         audience: str,
-        body: RunShard | WorkerEvent | LeaseQuestion | SubmitJobs | JobReply | Ticket,
+        body: RunShard | WorkerEvent | LeaseQuestion | SubmitJobs | JobReply | LaneDesired | Ticket,
         *,
         now_us: int,
         valid_us: int,
@@ -258,6 +263,15 @@ def open_reply(ring: KeyRing, envelope: bytes, now_us: int) -> Opened[JobReply]:
         return Opened(owner, content.audience, content.trace, content.expires_us, _reply_decoder.decode(content.body))
     except _UNREADABLE:
         raise EnvelopeError("the body is no reply") from None
+
+
+def open_desired(ring: KeyRing, envelope: bytes, now_us: int) -> Opened[LaneDesired]:
+    """What a lane should hold, verified; `audience` is the lane. Raises EnvelopeError."""
+    content, owner = ring.verify(envelope, Kind.DESIRED, now_us)
+    try:
+        return Opened(owner, content.audience, content.trace, content.expires_us, _desired_decoder.decode(content.body))
+    except _UNREADABLE:
+        raise EnvelopeError("the body says nothing of a lane") from None
 
 
 def open_ticket(ring: KeyRing, envelope: bytes, kind: Kind, now_us: int) -> Opened[Ticket]:

@@ -21,6 +21,7 @@ from kombu.utils.encoding import bytes_to_str
 from broker.bus.driver import BusUnavailable, Lease, MessageRefused, MessageTooLarge, PublishError
 from broker.bus.framing import decode_message, encode_message
 from broker.bus.redis_queues import RedisQueues, Taken, bell_of
+from broker.bus.topology import newest_kept
 
 __all__ = ["RedisChannel", "RedisTransport", "RedissTransport"]
 
@@ -170,8 +171,12 @@ class RedisChannel(kombu_redis.Channel):
                 fitting.append((index, data))
         cause: Exception = MessageRefused(f"queue {queue!r} is full: it holds {self.max_messages} messages")
         done = 0
+        kept = newest_kept(queue)
         try:
-            done = self.queues.push(queue, [data for _, data in fitting], self.max_messages)
+            if kept is not None:
+                done = self.queues.push_newest(queue, [data for _, data in fitting], kept)
+            else:
+                done = self.queues.push(queue, [data for _, data in fitting], self.max_messages)
         except _LOST as error:
             cause = BusUnavailable(f"the connection to Redis failed before it confirmed: {error!r}")
         except redis_client.ResponseError as error:

@@ -39,6 +39,17 @@ return count
 """
 )
 
+# KEYS: queue. ARGV: the most the queue keeps, items. What is oldest goes.
+_PUSH_NEWEST = (
+    _RING
+    + """
+for i = 2, #ARGV do redis.call('LPUSH', KEYS[1], ARGV[i]) end
+redis.call('LTRIM', KEYS[1], 0, tonumber(ARGV[1]) - 1)
+ring(KEYS[1])
+return #ARGV - 1
+"""
+)
+
 # KEYS: unacknowledged, index, queue, counter of tags. ARGV: how many.
 _TAKE = (
     _NOW
@@ -111,6 +122,7 @@ class RedisQueues:
         self._prefix = prefix
         self._unacked = [f"{prefix}lane-unacked", f"{prefix}lane-unacked-index"]
         self._push = client.register_script(_PUSH)
+        self._push_newest = client.register_script(_PUSH_NEWEST)
         self._take = client.register_script(_TAKE)
         self._give_back = client.register_script(_GIVE_BACK)
         self._renew = client.register_script(_RENEW)
@@ -127,6 +139,12 @@ class RedisQueues:
             if count < len(chunk):
                 break
         return done
+
+    def push_newest(self, queue: str, items: Sequence[bytes], kept_max: int) -> int:
+        """Append all of them, and keep the newest `kept_max`; how many were appended."""
+        for chunk in _chunks(items):
+            self._push_newest(keys=[self._prefix + queue], args=[kept_max, *(b"\0" + item for item in chunk)])
+        return len(items)
 
     def take(self, queue: str, count: int) -> list[Taken]:
         """Up to so many messages, from now on unacknowledged; doesn't wait."""

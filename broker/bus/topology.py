@@ -10,12 +10,14 @@ from kombu import Connection, Exchange, Queue
 from kombu.transport import TRANSPORT_ALIASES
 
 from broker.bus.serializer import register_serializer
+from broker.domain.desired import DESIRED_MESSAGES_MAX, DESIRED_QUEUE
 
 __all__ = [
     "AMQP_SCHEMES",
     "LANE_TRANSPORTS",
     "dead_letter_queue",
     "lane_queue",
+    "newest_kept",
     "open_connection",
     "plain_url",
     "prepare_kombu",
@@ -44,6 +46,8 @@ _REDIS_SCHEMES = frozenset({"redis", "rediss"})
 
 DEAD_LETTERS_MAX = 10_000
 QUEUE_TYPES = ("quorum", "classic")
+_NEWEST_KEPT = {DESIRED_QUEUE: DESIRED_MESSAGES_MAX}
+"""Queues that never refuse: when full, their oldest messages go. All others push back."""
 
 _AMQP_OPTIONS: dict[str, Callable[[str], Any]] = {
     "queue_type": str,
@@ -114,13 +118,18 @@ def transport_options_for(bus_url: str, transport_options: Mapping[str, Any] | N
 def lane_queue(bus_url: str, name: str, transport_options: Mapping[str, Any] | None = None) -> Queue:
     """The queue as producer and consumer both declare it: direct, by name.
 
-    On AMQP it is bounded and pushes back when full, and what it can't deliver goes to `<name>-dead`.
+    On AMQP it is bounded and pushes back when full, and what it can't deliver goes to `<name>-dead`. Where the newest
+    are kept, it drops what is oldest, and what it can't deliver.
     """
     if _scheme(bus_url) not in AMQP_SCHEMES:
         # kombu's gcpubsub makes topics for exchanges alone; where to publish is the queue's name on every bus.
         exchange = name if _scheme(bus_url) == "gcpubsub" else ""
         return Queue(name, Exchange(exchange), routing_key=name, durable=True)
     options = transport_options_for(bus_url, transport_options)
+    kept = newest_kept(name)
+    if kept is not None:
+        dropping = {"x-queue-type": options["queue_type"], "x-max-length": kept, "x-overflow": "drop-head"}
+        return LaneQueue(name, Exchange(""), routing_key=name, durable=True, queue_arguments=dropping)
     arguments = {
         "x-queue-type": options["queue_type"],
         "x-max-length": options["max_messages"],
@@ -131,6 +140,11 @@ def lane_queue(bus_url: str, name: str, transport_options: Mapping[str, Any] | N
     if options["queue_type"] == "quorum":
         arguments["x-delivery-limit"] = options["delivery_limit"]
     return LaneQueue(name, Exchange(""), routing_key=name, durable=True, queue_arguments=arguments)
+
+
+def newest_kept(name: str) -> int | None:
+    """How many messages this queue keeps, the newest; None for one that refuses what is too much."""
+    return _NEWEST_KEPT.get(name)
 
 
 def dead_letter_queue(queue: Queue) -> Queue | None:

@@ -14,11 +14,11 @@ from broker.bus.provisioning import BusPlan, QueueState, apply_bus, plan_bus
 from broker.catalog.lanes import load_lanes
 from broker.cli.options import CatalogOption, FormatOption, read_settings
 from broker.cli.printing import OutputFormat, print_rows, say
+from broker.domain.bus_jobs import JOBS_QUEUE
+from broker.domain.desired import DESIRED_QUEUE
 from broker.domain.errors import BrokerError, UsageError
 
 __all__ = ["app"]
-
-JOBS_QUEUE = "jobs"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="The queues that lanes need on their buses.")
 
@@ -51,7 +51,7 @@ def _asked(ask: Callable[[Mapping[str, Sequence[str]]], BusPlan], catalog: str |
     settings = read_settings(catalog=catalog)
     wanted: dict[str, list[str]] = defaultdict(list)
     if settings.jobs_bus_url is not None:
-        wanted[url or settings.jobs_bus_url].append(JOBS_QUEUE)
+        wanted[url or settings.jobs_bus_url] += [JOBS_QUEUE, DESIRED_QUEUE]
     for lane in load_lanes(settings.catalog):
         wanted[url or bus_url_of(lane)] += [lane.shards_queue, lane.events_queue]
     try:

@@ -9,8 +9,10 @@ import msgspec
 from sqlalchemy import Connection, Row, Select, delete, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from broker.database.desired import keep_changes
 from broker.database.planning_tables import assignment, lane_plan, late_group, plan
 from broker.database.tables import job, ready, work_group
+from broker.domain.desired import LaneDesired
 from broker.domain.ids import new_id
 from broker.rules.placement.learning import Speed
 from broker.rules.planning import Candidate, GroupPlan, Removed
@@ -142,7 +144,8 @@ def find(connection: Connection, assignment_id: bytes) -> Assignment | None:
 
 
 def write_lane_plans(connection: Connection, lanes: Sequence[LanePlan], generation: int, now_us: int) -> None:
-    """The planner's newest word on these lanes."""
+    """The planner's newest word on these lanes; where they should hold another number, that is kept to be told."""
+    keep_changes(connection, [LaneDesired(one.lane, one.desired, one.ready, generation, now_us) for one in lanes])
     kind = postgresql if connection.dialect.name == "postgresql" else sqlite
     for one in lanes:
         values = {

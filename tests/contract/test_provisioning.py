@@ -143,7 +143,7 @@ def test_the_commands_know_the_queue_of_producers(empty_vhost, tmp_path, monkeyp
     catalog.write_text(CATALOG.format(url=empty_vhost))
     monkeypatch.setenv("BROKER_JOBS_BUS_URL", empty_vhost)
     planned = CliRunner().invoke(app, ["bus", "plan", "--catalog", str(catalog)])
-    assert "6 missing: `broker bus apply` makes them." in planned.output
+    assert "7 missing: `broker bus apply` makes them." in planned.output
 
 
 @pytest.fixture(scope="module")

@@ -43,13 +43,25 @@ def test_a_producers_key_is_of_one_tenant_with_a_plain_name(served):
     assert "holds a key of producer default: move it away for one of producer blue" in said
 
 
+def _capacity_is_known_and_told(served):
+    served.until(lambda: "vm-7" in served.broker("instances", "list", "--format", "csv"), "the instance is shown")
+    (instance,) = json.loads(served.broker("instances", "list", "--lane", "tpu", "--format", "json"))
+    assert (instance["state"], instance["resource_id"]) == ("running", "vm-7")
+    assert instance["list_nano_usd"] > 0
+    served.until(
+        lambda: '"lane":"tpu","desired":1,"ready":1,' in (served.folder / "lanes.log").read_text(), "the event"
+    )
+
+
 def test_jobs_over_the_bus_survive_a_kill_are_told_of_and_proven(served):
     served.broker("keys", "lane", "create", "tpu")
     served.broker("keys", "producer", "create", "default")
     signer, _ = read_signer(served.folder / "producer-default.key")
     ring = read_trusted(served.folder / "broker.pub")
     first = served.serve()
-    served.start("worker", "--lane", "tpu", "--url", (served.data / "url").read_text().strip())
+    served.start("lanes", "watch", "--format", "json")
+    url = (served.data / "url").read_text().strip()
+    served.start("worker", "--lane", "tpu", "--url", url, "--resource-id", "vm-7")
     jobs, replies = JobsPublisher(served.bus_url, signer), Replies(served.bus_url, QUEUE, ring)
     keys, told = [], {}
 
@@ -75,6 +87,8 @@ def test_jobs_over_the_bus_survive_a_kill_are_told_of_and_proven(served):
     hear(602, "all replies")
     jobs.close()
     replies.close()
+
+    _capacity_is_known_and_told(served)
 
     assert set(told) == set(keys)
     refused = told[keys[-2]]
