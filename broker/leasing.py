@@ -11,7 +11,7 @@ from typing import Protocol
 import structlog
 
 from broker.clock import Clock
-from broker.database import instances, shards, workers
+from broker.database import instances, shards
 from broker.database.connection import Connection, Database
 from broker.database.shards import Holding
 from broker.domain.parked import AskUpload, UploadAnswer
@@ -98,8 +98,7 @@ class LeaseDoor:
 
         def work(connection: Connection) -> int:
             now_us = self._clock()
-            workers.note_presence(connection, presence, now_us)
-            instances.note_instance(connection, presence, now_us)
+            instances.note_presence(connection, presence, now_us)
             return now_us
 
         now_us = self._database.write(work, durable=False, idempotent=True)

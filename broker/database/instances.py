@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Row, case, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from broker.database.tables import instance
+from broker.database.workers import presence_statement
 from broker.domain.ids import new_id
 from broker.domain.instance import InstanceState
 from broker.domain.presence import PRESENCE_SECONDS, RESOURCE_ID_CHARS_MAX, WorkerPresence
@@ -18,7 +19,7 @@ __all__ = [
     "InstanceRecord",
     "find_instances",
     "instances_by_lane",
-    "note_instance",
+    "note_presence",
     "notice_lost",
 ]
 
@@ -50,16 +51,26 @@ class InstanceCounts(msgspec.Struct, frozen=True):
     draining: int = 0
 
 
-def note_instance(connection: Connection, said: WorkerPresence, now_us: int) -> None:
-    """A worker said where it stands. Words may come twice or out of order: the furthest of them holds.
+def note_presence(connection: Connection, said: WorkerPresence, now_us: int) -> None:
+    """A worker said where it stands: it is counted on, or no longer, and its instance is known. One round trip.
 
-    A lost instance lives again with its next word; a stopped one has said its last.
+    Words may come twice or out of order: the furthest of them holds. A lost instance lives again with its next word; a
+    stopped one has said its last.
     """
-    kind = postgresql if connection.dialect.name == "postgresql" else sqlite
+    known, present = _instance_statement(connection, said, now_us), presence_statement(connection, said, now_us)
+    if present is not None and connection.dialect.name == "postgresql":
+        known, present = known.add_cte(present.cte("present")), None
+    connection.execute(known)
+    if present is not None:
+        connection.execute(present)
+
+
+def _instance_statement(connection: Connection, said: WorkerPresence, now_us: int) -> postgresql.Insert | sqlite.Insert:
+    on_postgresql = connection.dialect.name == "postgresql"
     ready_us = None if said.is_starting or said.leaving else now_us
     draining_us = now_us if said.leaving else None
     stopped_us = now_us if said.gone else None
-    fresh = kind.insert(instance).values(
+    fresh = (postgresql.insert(instance) if on_postgresql else sqlite.insert(instance)).values(
         instance_id=new_id(),
         worker_id=said.worker_id,
         lane=said.lane,
@@ -75,24 +86,22 @@ def note_instance(connection: Connection, said: WorkerPresence, now_us: int) -> 
     columns = instance.c
     was_ready = or_(columns.ready_us.is_not(None), fresh.excluded.ready_us.is_not(None))
     was_draining = or_(columns.draining_us.is_not(None), fresh.excluded.draining_us.is_not(None))
-    connection.execute(
-        fresh.on_conflict_do_update(
-            index_elements=[columns.worker_id],
-            set_={
-                "slots": case((fresh.excluded.slots > columns.slots, fresh.excluded.slots), else_=columns.slots),
-                "state": case(
-                    (fresh.excluded.stopped_us.is_not(None), InstanceState.STOPPED),
-                    (was_draining, InstanceState.DRAINING),
-                    (was_ready, InstanceState.RUNNING),
-                    else_=InstanceState.STARTING,
-                ),
-                "ready_us": func.coalesce(columns.ready_us, fresh.excluded.ready_us),
-                "draining_us": func.coalesce(columns.draining_us, fresh.excluded.draining_us),
-                "stopped_us": fresh.excluded.stopped_us,
-                "last_seen_us": fresh.excluded.last_seen_us,
-            },
-            where=columns.stopped_us.is_(None),
-        )
+    return fresh.on_conflict_do_update(
+        index_elements=[columns.worker_id],
+        set_={
+            "slots": case((fresh.excluded.slots > columns.slots, fresh.excluded.slots), else_=columns.slots),
+            "state": case(
+                (fresh.excluded.stopped_us.is_not(None), InstanceState.STOPPED),
+                (was_draining, InstanceState.DRAINING),
+                (was_ready, InstanceState.RUNNING),
+                else_=InstanceState.STARTING,
+            ),
+            "ready_us": func.coalesce(columns.ready_us, fresh.excluded.ready_us),
+            "draining_us": func.coalesce(columns.draining_us, fresh.excluded.draining_us),
+            "stopped_us": fresh.excluded.stopped_us,
+            "last_seen_us": fresh.excluded.last_seen_us,
+        },
+        where=columns.stopped_us.is_(None),
     )
 
 

@@ -20,7 +20,7 @@ __all__ = [
     "forget_long_gone",
     "lane_rests",
     "live_slots",
-    "note_presence",
+    "presence_statement",
     "rest",
     "wake",
 ]
@@ -29,13 +29,15 @@ LaneRest = tuple[int, float, ErrorCode]
 """Until when a lane rests, for how many seconds that was, and its last fault."""
 
 
-def note_presence(connection: Connection, said: WorkerPresence, now_us: int) -> None:
-    """A worker said that it is there, or that it leaves. One that is only starting is no capacity yet.
+def presence_statement(
+    connection: Connection, said: WorkerPresence, now_us: int
+) -> postgresql.Insert | sqlite.Insert | None:
+    """What notes that a worker is there, or leaves; None for one that is only starting, which is no capacity yet.
 
     One that left has left: a word that was under way then, and comes late, doesn't bring it back.
     """
     if said.is_starting:
-        return
+        return None
     left_us = now_us if said.leaving else None
     fresh = _insert(connection, worker).values(
         worker_id=said.worker_id, lane=said.lane, slots=said.slots, started_us=now_us, seen_us=now_us, left_us=left_us
@@ -45,7 +47,7 @@ def note_presence(connection: Connection, said: WorkerPresence, now_us: int) -> 
         "seen_us": fresh.excluded.seen_us,
         "left_us": func.coalesce(worker.c.left_us, fresh.excluded.left_us),
     }
-    connection.execute(fresh.on_conflict_do_update(index_elements=[worker.c.worker_id], set_=renewed))
+    return fresh.on_conflict_do_update(index_elements=[worker.c.worker_id], set_=renewed)
 
 
 def live_slots(connection: Connection, since_us: int) -> dict[str, int]:
