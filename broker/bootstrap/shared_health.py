@@ -8,11 +8,12 @@ import time
 import structlog
 
 from broker.clock import Clock
-from broker.database import workers
+from broker.database import lane_health
 from broker.database.connection import Connection, Database
-from broker.database.workers import LaneRest
 from broker.domain.errors import ErrorCode
-from broker.health import rest_seconds_after
+from broker.health import LaneState, lane_trusts, resting_lanes
+from broker.rules.placement import health as rule
+from broker.rules.placement.health import LIVE
 
 __all__ = ["SharedLaneHealth"]
 
@@ -28,45 +29,65 @@ class SharedLaneHealth:
         self._database = database
         self._clock = clock
         self._lock = threading.Lock()
-        self._rests: dict[str, LaneRest] = {}
+        self._states: dict[str, LaneState] = {}
         self._read_at = float("-inf")
 
     def fault(self, lane: str, code: ErrorCode) -> None:
         """See `Health.fault`."""
 
-        def work(connection: Connection) -> LaneRest | None:
-            now_us = self._clock()
-            until_us, last_seconds, _ = workers.lane_rests(connection).get(lane, (0, 0.0, code))
-            if now_us < until_us:
+        def work(connection: Connection) -> rule.Health | None:
+            known = lane_health.kept_health(connection).get(lane)
+            before = known.health if known else rule.WELL
+            after = rule.faulted(before, self._now_s(), LIVE)
+            if after == before:
                 return None
-            seconds = rest_seconds_after(last_seconds)
-            taken = (now_us + int(seconds * 1_000_000), seconds, code)
-            workers.rest(connection, lane, taken)
-            return taken
+            lane_health.keep_health(connection, lane, LaneState(after, code))
+            return after
 
-        until_us, *_ = self._known().get(lane, (0, 0.0, code))
-        if self._clock() >= until_us and (taken := self._database.write(work)):
+        if lane not in self.resting() and (taken := self._database.write(work)):
             self._forget()
-            _log.warning("lane_rested", lane=lane, error_code=code, seconds=taken[1])
+            _log.warning("lane_rested", lane=lane, error_code=code, seconds=taken.rest_s)
 
     def success(self, lane: str) -> None:
         """See `Health.success`."""
-        if lane in self._known():
-            self._database.write(lambda connection: workers.wake(connection, [lane]))
+
+        def work(connection: Connection) -> rule.Health | None:
+            known = lane_health.kept_health(connection).get(lane)
+            if known is None:
+                return None
+            after = rule.succeeded(known.health, self._now_s(), LIVE)
+            if after == rule.WELL:
+                lane_health.forget_health(connection, lane)
+            elif after != known.health:
+                lane_health.keep_health(connection, lane, LaneState(after, known.code))
+            else:
+                return None
+            return after
+
+        known = self._known().get(lane)
+        if known is None or rule.succeeded(known.health, self._now_s(), LIVE) == known.health:
+            return
+        if (after := self._database.write(work)) is not None:
             self._forget()
-            _log.info("lane_recovered", lane=lane)
+            _log.info("lane_recovered", lane=lane, is_well=after == rule.WELL)
 
     def resting(self) -> dict[str, ErrorCode]:
         """See `Health.resting`."""
-        now_us = self._clock()
-        return {lane: code for lane, (until_us, _, code) in self._known().items() if now_us < until_us}
+        return resting_lanes(self._known(), self._now_s())
 
-    def _known(self) -> dict[str, LaneRest]:
+    def trusts(self) -> dict[str, float]:
+        """See `Health.trusts`."""
+        return lane_trusts(self._known(), self._now_s())
+
+    def _now_s(self) -> float:
+        return self._clock() / 1_000_000
+
+    def _known(self) -> dict[str, LaneState]:
         with self._lock:
             if time.monotonic() - self._read_at > _FRESH_SECONDS:
-                self._rests = self._database.read(workers.lane_rests)
+                self._states = self._database.read(lane_health.kept_health)
                 self._read_at = time.monotonic()
-            return self._rests
+            return self._states
 
     def _forget(self) -> None:
         with self._lock:

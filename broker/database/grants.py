@@ -51,8 +51,10 @@ OPERATIONAL = (
     "role_beat",
     "shard",
     "shard_span",
+    "share_limit",
     "signing_key",
     "tenant",
+    "work_count",
     "work_group",
     "worker",
 )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, String, Table, Text
+from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, String, Table, Text
 
 from broker.database.types import BigCounter, Digest, Id, metadata
 
-__all__ = ["arrival_count", "assignment", "lane_plan", "late_group", "plan"]
+__all__ = ["arrival_count", "assignment", "lane_plan", "late_group", "plan", "share_limit", "work_count"]
 
 plan = Table(
     "plan",
@@ -27,6 +27,7 @@ assignment = Table(
     Column("candidates", Text, nullable=False),  # JSON of rules.planning.Candidate, in the order of their use
     Column("removed", Text, nullable=False),  # JSON of rules.planning.Removed
     Index("ix_assignment_group", "group_id", "generation"),
+    Index("ix_assignment_generation", "generation"),
 )
 
 # The planner's newest word on each lane.
@@ -63,4 +64,26 @@ arrival_count = Table(
     Column("constraints", Text, nullable=False),
     Column("window_seconds", BigInteger, nullable=False),
     Column("jobs", BigInteger, nullable=False),
+)
+
+# How many jobs of a model each lane did in each ten minutes of the last week, for the suppliers' shares.
+work_count = Table(
+    "work_count",
+    metadata,
+    Column("minute", BigInteger, primary_key=True, autoincrement=False),  # their first, since 1970
+    Column("lane", String(128), primary_key=True),
+    Column("model", String(256), primary_key=True),
+    Column("jobs", BigInteger, nullable=False),
+    Column("counted_us", BigInteger, nullable=False),  # up to when the ledger had been counted by then
+)
+
+# Suppliers that have had more than their share of the work; the row goes when that is no longer so.
+share_limit = Table(
+    "share_limit",
+    metadata,
+    Column("provider", String(32), primary_key=True),
+    Column("share", Float, nullable=False),  # that it may have, 0 to 1
+    Column("part", Float, nullable=False),  # that it had
+    Column("due_by_us", BigInteger, nullable=False),  # what is due by then may go there nevertheless
+    Column("noticed_us", BigInteger, nullable=False),
 )

@@ -246,7 +246,7 @@ lane_state = Table(
     Column("changed_us", BigInteger, nullable=False),
 )
 
-# Lanes whose engines were at fault lately (broker.health); one success takes the row away.
+# Lanes whose engines were at fault lately (broker.health); the row goes with a success after the lane's full return.
 lane_rest = Table(
     "lane_rest",
     metadata,
@@ -254,6 +254,8 @@ lane_rest = Table(
     Column("until_us", BigInteger, nullable=False),
     Column("rest_seconds", Float, nullable=False),
     Column("error_code", String(32), nullable=False),
+    Column("since_us", BigInteger, nullable=False, server_default="0"),  # the first fault of those in a row
+    Column("back_us", BigInteger),  # the first success after the last of them
 )
 
 # Worker processes that said they are there; one that left says so.
@@ -298,6 +300,7 @@ shard = Table(
     Column("running", LargeBinary),  # bitmap of the indices that the last renewal named
     Column("hold_nano_usd", BigInteger, nullable=False),  # its expected cost, set aside from the batch's budget
     Column("closed_us", BigInteger),
+    Index("ix_shard_assignment", "assignment_id"),
     Index(
         "ix_shard_open",
         "lane",

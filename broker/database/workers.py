@@ -1,32 +1,23 @@
-"""Statements on who is there: workers, the roles of the broker, and lanes that rest."""
+"""Statements on who is there: workers, and the roles of the broker."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Table, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from broker.database.tables import lane_rest, role_beat, worker
-from broker.domain.errors import ErrorCode
+from broker.database.tables import role_beat, worker
 from broker.domain.presence import WorkerPresence
 
 __all__ = [
-    "LaneRest",
     "beat",
     "beat_us",
     "database_now_us",
     "forget_long_gone",
-    "lane_rests",
     "live_slots",
     "presence_statement",
-    "rest",
-    "wake",
 ]
-
-LaneRest = tuple[int, float, ErrorCode]
-"""Until when a lane rests, for how many seconds that was, and its last fault."""
 
 
 def presence_statement(
@@ -80,24 +71,6 @@ def beat(connection: Connection, role: str, now_us: int) -> None:
 def beat_us(connection: Connection, role: str) -> int | None:
     """When a role last said so."""
     return connection.execute(select(role_beat.c.beat_us).where(role_beat.c.role == role)).scalar_one_or_none()
-
-
-def lane_rests(connection: Connection) -> dict[str, LaneRest]:
-    """The lanes that were at fault lately, also those whose rest is over and that have not succeeded since."""
-    rows = connection.execute(select(lane_rest))
-    return {row.lane: (row.until_us, row.rest_seconds, ErrorCode(row.error_code)) for row in rows}
-
-
-def rest(connection: Connection, lane: str, taken: LaneRest) -> None:
-    """The lane rests from now on."""
-    until_us, rest_seconds, code = taken
-    values = {"until_us": until_us, "rest_seconds": rest_seconds, "error_code": code}
-    _put(connection, lane_rest, {"lane": lane}, values)
-
-
-def wake(connection: Connection, lanes: Sequence[str]) -> None:
-    """These lanes did their work."""
-    connection.execute(delete(lane_rest).where(lane_rest.c.lane.in_(list(lanes))))
 
 
 def _put(connection: Connection, table: Table, key: dict[str, Any], values: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from random import Random
 import msgspec
 
 from broker.domain.lane import Market
-from broker.rules.placement.health import Health, faulted, succeeded, trust
+from broker.rules.placement.health import SLOW, Health, faulted, is_resting, succeeded, trust
 from broker.rules.placement.lanes import LaneFacts, LaneNow, Supply
 from broker.simulation.faults import Outage, is_away
 
@@ -127,8 +127,11 @@ class Fleet:
         found = []
         for lane in self.lanes:
             away = is_away(lane.facts, self._outages, now_s)
-            lane.health = faulted(lane.health, now_s) if away else succeeded(lane.health, now_s)
-            level = 0.0 if away else trust(lane.health, now_s)
+            if away:
+                lane.health = faulted(lane.health, now_s, SLOW)
+            elif not is_resting(lane.health, now_s):  # nobody tries it before
+                lane.health = succeeded(lane.health, now_s, SLOW)
+            level = 0.0 if away else trust(lane.health, now_s, SLOW)
             found.append(LaneNow(len(lane.ready), len(lane.starting), level))
         return tuple(found)
 

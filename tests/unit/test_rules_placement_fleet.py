@@ -6,7 +6,6 @@ import pytest
 
 from broker.domain.lane import Market
 from broker.rules.placement.arrivals import ArrivalLog
-from broker.rules.placement.health import Health, faulted, succeeded, trust
 from broker.rules.placement.lanes import LaneNow, Supply
 from broker.rules.placement.policy import Policy
 from broker.rules.placement.work import Demands, Terms
@@ -115,18 +114,6 @@ def test_a_lane_at_rest_gets_nothing_and_comes_back_by_degrees():
     for level, wanted in ((0.0, (0, 3)), (0.25, (1, 2)), (1.0, (3, 0))):
         states = [LaneNow(trust=level), LaneNow()]
         assert a_plan(lanes, streams=[a_stream(25.0)], states=states)[0].desired == wanted
-
-
-def test_health_rests_longer_with_each_fault_and_forgets_after_a_full_return():
-    one = faulted(Health(), 0.0)
-    assert trust(one, 59.0) == 0.0
-    assert trust(one, 60.0) == 0.25
-    assert faulted(one, 30.0) == one  # still the same fault
-    two = faulted(one, 100.0)
-    assert two.rests_until_s - 100.0 == 120.0
-    assert 0.25 < trust(two, 460.0) < 1.0
-    assert succeeded(two, 400.0) == two
-    assert succeeded(two, 700.0) == Health()
 
 
 @pytest.mark.parametrize("today", [1.0, 0.5])
