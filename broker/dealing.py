@@ -1,7 +1,8 @@
 """Dealing: at the moment when lanes have room, whose jobs go next, and to which lane; as the newest plan orders.
 
 One decision for each shard. What must start soon goes first, then tenants in turn, earliest deadline first. A group's
-jobs take the first lane of their assignment with room; the lanes that its constraints forbid are not in it.
+jobs take the first lane of their assignment with room; the lanes that its constraints forbid are not in it. Lanes of a
+supplier that had more than its share come last, and wait for work that can't.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from broker.database import batches, lane_states, plans, ready, shards
+from broker.database import batches, lane_states, plans, ready, shards, work_counts
 from broker.database.batches import OpenTerms
 from broker.database.connection import Connection
 from broker.database.plans import Assignment, LanePlan
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane, Market, Supply
-from broker.health import Health
+from broker.health import Health, trusted_slots
 from broker.rules.placement.policy import Policy
 from broker.rules.placement.turns import Hand, Turns, Waiting
-from broker.rules.planning import Candidate, GroupPlan, pick_lane
+from broker.rules.planning import BeyondShare, Candidate, GroupPlan, pick_lane
 from broker.rules.sharding import fits_message
 
 __all__ = ["Capacity", "Choice", "Dealing", "Room"]
@@ -68,13 +69,14 @@ class Dealing:
         self._generation: int | None = None
         self._assignments: dict[bytes, Assignment] = {}
         self._lane_plans: dict[str, LanePlan] = {}
+        self._beyond: dict[str, BeyondShare] = {}
 
     def room(self, connection: Connection, shards_max: int) -> Room:
         """What the lanes have room for, and what the batches may spend."""
         self._follow_plan(connection)
         taken = shards.open_shards(connection)
         closed = lane_states.held_lanes(connection) | self._health.resting().keys()
-        slots = self._capacity(connection)
+        slots = trusted_slots(self._capacity(connection), self._health.trusts())
         free = {
             name: max(0, 2 * self._slots_to_use(name, slots.get(name, 0)) - taken.get(name, 0))
             for name in self._lanes
@@ -104,7 +106,9 @@ class Dealing:
 
     def has_room(self, waiting: Waiting, room: Room) -> bool:
         """Whether any lane that may serve the group could take a shard."""
-        return any(room.free.get(one.lane, 0) > 0 for one in self._assignments[waiting.group_id].plan.candidates)
+        plan = self._assignments[waiting.group_id].plan
+        passed = self._beyond if self._can_wait(waiting, plan, room) else {}
+        return any(room.free.get(one.lane, 0) > 0 for one in plan.candidates if one.lane not in passed)
 
     def choose(self, waiting: Waiting, first: WaitingSpan, room: Room) -> Choice | None:
         """The lane for the group's next shard, which begins with `first`: one with room whose messages can carry it."""
@@ -113,7 +117,7 @@ class Dealing:
         free = {
             name: slots for name, slots in room.free.items() if fits_message(self._lanes[name], first.body_bytes_max)
         }
-        picked = pick_lane(plan, free)
+        picked = pick_lane(plan, free, self._beyond, can_wait=self._can_wait(waiting, plan, room))
         if picked is None:
             return None
         candidate, reason = picked
@@ -131,7 +135,29 @@ class Dealing:
             group_id: one for group_id, one in self._assignments.items() if one.plan.candidates or one.plan.removed
         }
         self._lane_plans = plans.lane_plans(connection)
+        limits = work_counts.share_limits(connection)
+        self._beyond = {
+            name: limits[lane.provider]
+            for name, lane in self._lanes.items()
+            if lane.provider in limits and lane.supply is not Supply.ELASTIC  # of those the planner wants fewer
+        }
         self._plan_id, self._generation = plan_id, generation
+
+    def _can_wait(self, waiting: Waiting, plan: GroupPlan, room: Room) -> bool:
+        """Whether a lane within its supplier's share works, and will do it in time."""
+        due_by_us = max((one.due_by_us for one in self._beyond.values()), default=0)
+        return (
+            bool(self._beyond)
+            and waiting.deadline_s * _US > due_by_us
+            and any(
+                one.lane in room.free and one.lane not in self._beyond and self._is_used(one.lane)
+                for one in plan.candidates
+            )
+        )
+
+    def _is_used(self, name: str) -> bool:
+        said = self._lane_plans.get(name)
+        return said is not None and said.trouble is None and said.usable > 0
 
     def _slots_to_use(self, name: str, slots: int) -> int:
         """Those of the lane's instances that the plan wants used; none where it is in trouble."""

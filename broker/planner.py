@@ -1,21 +1,23 @@
 """Planner: how many instances each lane should hold, and for each group of waiting jobs which lanes may serve it.
 
 It sees groups and lanes, never single jobs. It looks once a second, more often while lanes work. It plans when a group
-waits that it doesn't know, when a lane's price, presence, speed or health changed, and every two seconds while work
-waits. What it decided anew makes a generation, kept with its reasons; the dispatcher checks in its own transaction that
-it acts on the newest. Groups that come and go are planned on: their next jobs don't wait for a look.
+waits that it doesn't know, when a lane's price, presence, speed or health changed, when a supplier goes beyond its
+share or comes back under it, and every two seconds while work waits. What it decided anew makes a generation, kept
+with its reasons; the dispatcher checks in its own transaction that it acts on the newest. Groups that come and go are
+planned on: their next jobs don't wait for a look.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from hashlib import sha256
 
 import msgspec
 import structlog
 
 from broker.clock import Clock
-from broker.database import plans
+from broker.database import plans, work_counts
 from broker.database.connection import Connection, Database
 from broker.database.fencing import alone
 from broker.database.plans import LanePlan
@@ -25,13 +27,14 @@ from broker.rules.placement.facts import facts_of, terms_of
 from broker.rules.placement.lanes import LaneNow
 from broker.rules.placement.planning import Memory, Plan, Situation, make_plan
 from broker.rules.placement.policy import Policy
+from broker.rules.placement.shares import done_by_provider, over_share, share_limits
 from broker.rules.placement.table import LaneTable
 from broker.rules.placement.work import Group
-from broker.rules.planning import GroupPlan, differs, recorded_plan
+from broker.rules.planning import BeyondShare, GroupPlan, differs, recorded_plan
 from broker.wakeups import Topic, Wakeups
 from broker.watching import Capacity, LaneSeen, Seen, Watching
 
-__all__ = ["Planner"]
+__all__ = ["Planner", "live_policy"]
 
 _US = 1_000_000
 _LOOK_SECONDS = 1.0
@@ -39,10 +42,17 @@ _BUSY_LOOK_SECONDS = 0.4
 _PLAN_SECONDS = 2.0
 _IDLE_SECONDS = 10.0
 _SPEED_TOLERANCE = 0.2
+_DUE_TOLERANCE_US = 30 * _US
 _PLANNED_MAX = 4_000
 """Groups beyond those that wait. The dispatcher forgets earlier, so that it acts on no decision that is not kept up."""
 
 _log = structlog.get_logger(__name__)
+
+
+def live_policy(shares: Mapping[str, float] | None = None) -> Policy:
+    """What the planner of a running broker is told. `shares`: each supplier's part of the work; `*` for all others."""
+    named = dict(shares or {})
+    return Policy(control_s=_PLAN_SECONDS, share_all=named.pop("*", 1.0), shares=named)
 
 
 class Planner:
@@ -60,12 +70,13 @@ class Planner:
     ) -> None:
         self._database = database
         self._wakeups = wakeups
-        self._policy = policy or Policy(control_s=_PLAN_SECONDS)
-        self._watching = Watching(database, lanes, clock, health, capacity)
+        self._policy = policy or live_policy()
+        self._watching = Watching(database, lanes, clock, health, capacity, counts_work=self._policy.limits_shares)
         self._memory = Memory()
         self._planned: dict[bytes, GroupPlan] = {}
         self._said: dict[str, LanePlan] = {}
         self._late: frozenset[bytes] = frozenset()
+        self._beyond: Mapping[str, BeyondShare] | None = None
         self._generation = -1
         self._planned_us = 0
         self.rest_seconds = _LOOK_SECONDS
@@ -76,7 +87,8 @@ class Planner:
         seen = self._watching.look()
         self.rest_seconds = _BUSY_LOOK_SECONDS if seen.is_busy else _LOOK_SECONDS
         if self._is_due(seen):
-            self._publish(seen, self._decide(seen))
+            plan, beyond = self._decide(seen)
+            self._publish(seen, plan, beyond)
 
     def _is_due(self, seen: Seen) -> bool:
         waits = bool(seen.waiting)
@@ -86,6 +98,8 @@ class Planner:
         if any(one.group_id not in self._planned for one in seen.waiting):
             return True
         if any(self._has_changed(one) for one in seen.lanes):
+            return True
+        if self._policy.limits_shares and self._over(seen) != (self._beyond or {}).keys():
             return True
         rest_s = (seen.now_us - self._planned_us) / _US
         return rest_s >= _PLAN_SECONDS if waits else self._watching.is_elastic and rest_s >= _IDLE_SECONDS
@@ -100,13 +114,17 @@ class Planner:
             for model, speed in one.speeds.items()
         )
 
+    def _over(self, seen: Seen) -> AbstractSet[str]:
+        """The suppliers that had more than their share."""
+        return over_share(done_by_provider(_table(seen), seen.done_lately), self._policy).keys()
+
     # Deciding.
 
-    def _decide(self, seen: Seen) -> Plan:
-        """The plan that follows from what was seen."""
-        table = LaneTable([facts_of(one.lane, one.speeds) for one in seen.lanes])
+    def _decide(self, seen: Seen) -> tuple[Plan, dict[str, BeyondShare]]:
+        """The plan that follows from what was seen, and the suppliers that had more than their share."""
+        table = _table(seen)
         service_s = _service_s(seen.lanes)
-        groups = []
+        groups: list[Group] = []
         for group_id, (deadline_us, jobs_count) in self._groups(seen).items():
             key = self._watching.keys[group_id]
             groups.append(
@@ -118,6 +136,7 @@ class Planner:
                     jobs=float(jobs_count),
                 )
             )
+        groups.sort(key=lambda group: group.start_by_s)
         now_s = seen.now_us / _US
         ahead_s = self._policy.start_slack * max(lane.start_s for lane in table.lanes) + 2 * self._policy.control_s
         situation = Situation(
@@ -125,16 +144,24 @@ class Planner:
             states=tuple(self._lane_now(one) for one in seen.lanes),
             groups=groups,
             streams=self._watching.streams(now_s, ahead_s, lambda terms: service_s.get(terms.kind, 0.0)),
+            done=done_by_provider(table, seen.done),
         )
         plan, self._memory = make_plan(table, situation, self._memory, self._policy)
-        return plan
+        lately = done_by_provider(table, seen.done_lately)
+        limits = share_limits(table, now_s, situation.states, groups, lately, self._policy)
+        service_max_s = max(service_s.values(), default=0.0)
+        beyond = {
+            one.provider: BeyondShare(one.provider, one.share, one.part, round((one.start_by_s + service_max_s) * _US))
+            for one in limits
+        }
+        return plan, beyond
 
     def _lane_now(self, one: LaneSeen) -> LaneNow:
         if one.trouble is not None:
             return LaneNow(0, 0, 0.0)
         said = self._said.get(one.name)
         starting = max(0, said.desired - one.ready) if said and one.lane.supply is Supply.ELASTIC else 0
-        return LaneNow(one.ready, starting, 1.0)
+        return LaneNow(one.ready, starting, one.trust)
 
     def _groups(self, seen: Seen) -> dict[bytes, tuple[int, int]]:
         """Deadline and jobs of each group that waits, and of those that may have more jobs by now."""
@@ -144,7 +171,7 @@ class Planner:
 
     # Publishing.
 
-    def _publish(self, seen: Seen, plan: Plan) -> None:
+    def _publish(self, seen: Seen, plan: Plan, beyond: Mapping[str, BeyondShare]) -> None:
         """Keep what is new of it, and tell the dispatcher. Nothing new makes no generation."""
         self._planned_us = seen.now_us
         lanes = {one.name: one.lane for one in seen.lanes}
@@ -162,13 +189,22 @@ class Planner:
                 late_us[group_id] = finish_us
         words = [self._word(one, desired) for one, desired in zip(seen.lanes, plan.desired, strict=True)]
         changed = [one for one in words if one.is_news(self._said.get(one.lane))]
-        if fresh or changed or late_us.keys() != self._late:
-            self._write(seen.now_us, fresh, changed, late_us)
+        if fresh or changed or late_us.keys() != self._late or self._is_news(beyond):
+            self._write(seen.now_us, fresh, changed, late_us, beyond)
+            self._beyond = beyond
             self._wakeups.notify(Topic.DISPATCHER)
         self._planned |= fresh
         self._said |= {one.lane: one for one in changed}
         self._late = frozenset(late_us)
         self._forget(seen.now_us, deadlines.keys())
+
+    def _is_news(self, beyond: Mapping[str, BeyondShare]) -> bool:
+        before = self._beyond
+        return (
+            before is None
+            or before.keys() != beyond.keys()
+            or any(abs(one.due_by_us - before[name].due_by_us) > _DUE_TOLERANCE_US for name, one in beyond.items())
+        )
 
     def _word(self, one: LaneSeen, desired: int) -> LanePlan:
         before = self._said.get(one.name)
@@ -185,7 +221,12 @@ class Planner:
         )
 
     def _write(
-        self, now_us: int, fresh: Mapping[bytes, GroupPlan], changed: Sequence[LanePlan], late_us: Mapping[bytes, int]
+        self,
+        now_us: int,
+        fresh: Mapping[bytes, GroupPlan],
+        changed: Sequence[LanePlan],
+        late_us: Mapping[bytes, int],
+        beyond: Mapping[str, BeyondShare],
     ) -> None:
         inputs = sha256(msgspec.msgpack.encode([sorted(fresh), list(changed)])).digest()
 
@@ -195,6 +236,7 @@ class Planner:
             plans.write_plan(connection, generation, fresh, inputs, now_us)
             plans.write_lane_plans(connection, changed, generation, now_us)
             plans.write_late_groups(connection, late_us, now_us)
+            work_counts.write_share_limits(connection, list(beyond.values()), now_us)
             return generation
 
         self._generation = self._database.write(work, durable=False)
@@ -210,6 +252,10 @@ class Planner:
             del self._planned[group_id]
         for group_id in [one for one in keys if one not in self._planned and one not in waiting]:
             del keys[group_id]
+
+
+def _table(seen: Seen) -> LaneTable:
+    return LaneTable([facts_of(one.lane, one.speeds) for one in seen.lanes])
 
 
 def _service_s(lanes: Sequence[LaneSeen]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from broker.domain.lane import Lane, Supply
 from broker.health import Health
 from broker.ledger.prices import PricedLanes
 from broker.ledger.speeds import newest_samples
+from broker.ledger.work_done import Counted, WorkDone
 from broker.rules.placement.expecting import Expecting, window_class_s
 from broker.rules.placement.facts import demands_of, instances_of
 from broker.rules.placement.learning import Sample, Speed, SpeedBook
@@ -40,12 +41,16 @@ _KEPT_MINUTES = 14 * 24 * 60
 
 
 class LaneSeen(msgspec.Struct, frozen=True):
-    """A lane at the price that holds: instances that are there, speeds by model, and why it gets no work, if so."""
+    """A lane at the price that holds: instances that are there, speeds by model, and why it gets no work, if so.
+
+    `trust`: what part of it its health allows, 0 to 1.
+    """
 
     lane: Lane
     ready: int
     speeds: dict[str, Speed]
     trouble: str | None
+    trust: float = 1.0
 
     @property
     def name(self) -> str:
@@ -53,13 +58,18 @@ class LaneSeen(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """One look. `generation` is that of the newest plan; `is_busy`: some lane has work."""
+    """One look. `generation` is that of the newest plan; `is_busy`: some lane has work.
+
+    `done`: jobs of the last week by lane and model, where shares are limited; `done_lately` of the last six hours.
+    """
 
     now_us: int
     generation: int
     waiting: list[GroupWaiting]
     lanes: list[LaneSeen]
     is_busy: bool
+    done: Mapping[tuple[str, str], float] = {}
+    done_lately: Mapping[tuple[str, str], float] = {}
 
 
 class _Read(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,13 +85,21 @@ class _Read(msgspec.Struct, frozen=True, kw_only=True):
     brought_us: dict[str, int]
     came: list[arrivals.Arrivals]
     keys: dict[bytes, GroupKey]
+    counted: Counted | None
 
 
 class Watching:
     """Remembers speeds, arrivals and the keys of groups; told of nothing, it looks for itself."""
 
     def __init__(
-        self, database: Database, lanes: Sequence[Lane], clock: Clock, health: Health, capacity: Capacity
+        self,
+        database: Database,
+        lanes: Sequence[Lane],
+        clock: Clock,
+        health: Health,
+        capacity: Capacity,
+        *,
+        counts_work: bool = False,
     ) -> None:
         self.keys: dict[bytes, GroupKey] = {}
         self.is_elastic = any(lane.supply is Supply.ELASTIC for lane in lanes)
@@ -92,6 +110,7 @@ class Watching:
         self._lanes = PricedLanes(lanes)
         self._speeds = SpeedBook(lanes)
         self._expecting = Expecting()
+        self._work = WorkDone() if counts_work else None
         self._brought_us: dict[str, int] = {}
         self._learned_us = clock() - int(_LEARN_SECONDS * _US)
         self._counted_us: int | None = None
@@ -107,6 +126,8 @@ class Watching:
             waiting=read.waiting,
             lanes=lanes,
             is_busy=bool(read.work),
+            done=self._work.week(read.now_us) if self._work else {},
+            done_lately=self._work.lately(read.now_us) if self._work else {},
         )
 
     def streams(self, now_s: float, ahead_s: float, service_s: Callable[[Terms], float]) -> list[Stream]:
@@ -136,6 +157,7 @@ class Watching:
             brought_us=brought_us,
             came=came,
             keys={group.group_id: group.key for group in groups},
+            counted=self._work.read(connection, now_us) if self._work else None,
         )
 
     def _learn(self, read: _Read) -> None:
@@ -144,6 +166,9 @@ class Watching:
         for sample in read.samples:
             self._speeds.observe(read.now_us / _US, sample)
         self._brought_us |= read.brought_us
+        if self._work and read.counted:
+            self._work.note(read.counted)
+            self._work.keep(self._database, read.now_us)
         self._learned_us = max([self._learned_us, *read.brought_us.values()])
         if self._counted_us is None:
             self._recall(read.now_us)
@@ -180,7 +205,8 @@ class Watching:
         name, now_s = str(lane.name), read.now_us / _US
         speeds = {model: self._speeds.speed(name, model, now_s) for model in lane.engine.models}
         slots = read.slots.get(name, 0)
-        return LaneSeen(lane, instances_of(lane, slots), speeds, self._trouble(lane, speeds, read) if slots else None)
+        trouble = self._trouble(lane, speeds, read) if slots else None
+        return LaneSeen(lane, instances_of(lane, slots), speeds, trouble, self._health.trusts().get(name, 1.0))
 
     def _trouble(self, lane: Lane, speeds: Mapping[str, Speed], read: _Read) -> str | None:
         """Why the lane gets no work, although it is there."""

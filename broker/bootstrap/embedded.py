@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -53,13 +53,16 @@ class Embedded:
 
     Use it as a context manager: inside, it works; on leaving, what runs is handed back and everything ends,
     within about five seconds where the engines let go in time. `failure` holds what a stage could not get
-    past, for the person to see.
+    past, for the person to see. `shares` limits suppliers, see `broker.catalog.shares`.
     """
 
-    def __init__(self, data: Path, lanes: Sequence[Lane], clock: Clock = utc_now_us) -> None:
+    def __init__(
+        self, data: Path, lanes: Sequence[Lane], clock: Clock = utc_now_us, *, shares: Mapping[str, float] | None = None
+    ) -> None:
         self._lock = lock_folder(data)
         self._data = data
         self._lanes = lanes
+        self._shares = shares or {}
         self.database = open_database(data)
         self.health = LaneHealth()
         self.front = Front(
@@ -165,6 +168,7 @@ class Embedded:
                 leads=lambda _role: lambda: True,
                 take_slot=lambda role: f"{role}-0",
                 keep=lambda: None,
+                shares=self._shares,
             )
         )
         roles.new_rescuer().recover()

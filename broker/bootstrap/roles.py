@@ -23,7 +23,7 @@ from broker.domain.lane import Lane
 from broker.leasing import LEASE_SECONDS
 from broker.ledger.checkpoints import CheckpointPlace
 from broker.notifier import Notifier
-from broker.planner import Planner
+from broker.planner import Planner, live_policy
 from broker.receiving import Receiving
 from broker.recorder import Recorder
 from broker.relay import ROWS_PER_STEP, Relay, ShardPublisher
@@ -61,7 +61,7 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     many messages to prefetch; `door_heard_us` says when the lease door last answered, where it is elsewhere;
     `upload_kept_seconds` is how old an upload without a batch must be to be thrown away;
     without a `jobs_bus` no jobs come over a bus, and the notifier has nobody to tell; `checkpoint_places` are where
-    the sealer publishes, and without any it seals nothing;
+    the sealer publishes, and without any it seals nothing; `shares` limits suppliers, by name or `*` for all others;
     `take_slot` gives a role the name of a stream that no other process writes.
     """
 
@@ -76,6 +76,7 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     leads: Callable[[Role], Callable[[], bool]]
     take_slot: Callable[[Role], str]
     keep: Callable[[], object]
+    shares: Mapping[str, float] = {}
     upload_kept_seconds: float = 0.0
     door_heard_us: Callable[[Connection], int | None] | None = None
     jobs_bus: JobsBus | None = None
@@ -101,7 +102,13 @@ class Roles:
                 self._start_receiving()
             case Role.PLANNER:
                 planner = Planner(
-                    front.database, front.lanes, front.clock, front.wakeups, front.health, self._wiring.capacity
+                    front.database,
+                    front.lanes,
+                    front.clock,
+                    front.wakeups,
+                    front.health,
+                    self._wiring.capacity,
+                    live_policy(self._wiring.shares),
                 )
                 wakeups = front.wakeups
                 self._wiring.stages.loop(

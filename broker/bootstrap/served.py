@@ -53,6 +53,7 @@ class ServedTerms(msgspec.Struct, frozen=True, kw_only=True):
 
     `drain_seconds`: how long the stages may take to end what they are at. `jobs_bus_url`: of the bus that producers
     publish their jobs on, where there is one; `payloads_url`: of the store for what a lane's bus can't carry, likewise.
+    `shares` limits suppliers, see `broker.catalog.shares`.
     """
 
     database_url: str
@@ -62,6 +63,7 @@ class ServedTerms(msgspec.Struct, frozen=True, kw_only=True):
     drain_seconds: float = 10.0
     jobs_bus_url: str | None = None
     payloads_url: str | None = None
+    shares: Mapping[str, float] = {}
 
 
 class Served:
@@ -135,6 +137,7 @@ class Served:
                 leads=self._leads,
                 take_slot=self._take_slot,
                 keep=self._keep,
+                shares=self._terms.shares,
                 upload_kept_seconds=_UPLOAD_KEPT_SECONDS,
                 door_heard_us=lambda connection: workers.beat_us(connection, Role.API),
                 jobs_bus=self._jobs_bus,

@@ -67,6 +67,7 @@ class _LaneEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     lane: list[_LaneEntry]
     throughputs: str | None = None
+    shares: dict[str, float] = {}  # see `catalog.shares`
 
 
 def load_lanes(catalog: str | Path) -> list[Lane]:

@@ -15,6 +15,7 @@ from broker.batch_run import BatchRun, RunOptions, allowed_lanes, read_source
 from broker.batch_run import Progress as BatchProgress
 from broker.bootstrap.embedded import Embedded
 from broker.catalog.lanes import DEMO_CATALOG, load_lanes
+from broker.catalog.shares import load_shares
 from broker.cli import uploads
 from broker.cli.options import CatalogOption, DataOption, parse_window, read_settings
 from broker.cli.printing import OutputFormat, complain, console, dollars, print_rows, say
@@ -55,7 +56,8 @@ def run(
     """Work a file off here and now, and leave the ledger behind. Interrupted, it resumes with the same command."""
     settings = read_settings(data, catalog)
     names = tuple(sorted(name.strip() for name in lanes.split(",") if name.strip())) if lanes else ()
-    chosen = allowed_lanes(load_lanes(settings.catalog), names)
+    every = load_lanes(settings.catalog)
+    shares, chosen = load_shares(settings.catalog, every), allowed_lanes(every, names)
     options = RunOptions(
         source=file,
         output=output,
@@ -67,7 +69,7 @@ def run(
     source = read_source(file, settings.batch_lines_max)
     log = settings.data / "broker.log"
     log_to_file(log, settings.log_level)
-    with Embedded(settings.data, chosen) as embedded:
+    with Embedded(settings.data, chosen, shares=shares) as embedded:
         batch = BatchRun(embedded, options, source)
         _introduce(batch, chosen, settings.catalog)
         if not batch.is_finished:

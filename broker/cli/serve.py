@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from broker.catalog.lanes import load_lanes
+from broker.catalog.shares import load_shares
 from broker.cli.options import (
     CatalogOption,
     DatabaseOption,
@@ -56,6 +57,7 @@ def serve(
 
     settings = read_settings(data, catalog, log_level)
     chosen = frozenset(_role(text) for text in roles or list(Role))
+    lanes = load_lanes(settings.catalog)
     terms = ServedTerms(
         database_url=needed_database_url(database_url, settings),
         data=settings.data,
@@ -63,8 +65,8 @@ def serve(
         drain_seconds=drain_seconds,
         jobs_bus_url=settings.jobs_bus_url,
         payloads_url=settings.payloads_url,
+        shares=load_shares(settings.catalog, lanes),
     )
-    lanes = load_lanes(settings.catalog)
     log_to_stderr(settings.log_level)
     stop = threading.Event()
     with stopping_on_signals(stop), Served(terms, lanes) as served, ExitStack() as doors:

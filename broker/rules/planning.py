@@ -16,7 +16,17 @@ from broker.rules.placement.facts import expected_cost_nano_usd, facts_of, terms
 from broker.rules.placement.filters import RemovedLanes, bits, eligible, job_cost_nano_usd
 from broker.rules.placement.learning import Speed
 
-__all__ = ["Candidate", "GroupPlan", "Removed", "Speeds", "differs", "pick_lane", "plan_group", "recorded_plan"]
+__all__ = [
+    "BeyondShare",
+    "Candidate",
+    "GroupPlan",
+    "Removed",
+    "Speeds",
+    "differs",
+    "pick_lane",
+    "plan_group",
+    "recorded_plan",
+]
 
 Speeds = Mapping[str, Mapping[str, Speed]]
 """What was learned, by lane and model."""
@@ -52,6 +62,23 @@ class GroupPlan(msgspec.Struct, frozen=True):
 
     candidates: tuple[Candidate, ...]
     removed: tuple[Removed, ...]
+
+
+class BeyondShare(msgspec.Struct, frozen=True):
+    """A supplier that had a larger part of the work of the last six hours than its share.
+
+    Its lanes come last, and get only what is due by `due_by_us`, or what no other lane may do.
+    """
+
+    provider: str
+    share: float
+    part: float
+    due_by_us: int
+
+    @property
+    def words(self) -> str:
+        """Why a lane of it was passed over."""
+        return f"{self.provider} had {self.part:.1%} of the last six hours' work and may have {self.share:.0%}"
 
 
 def plan_group(key: GroupKey, lanes: Sequence[Lane]) -> GroupPlan:
@@ -104,11 +131,25 @@ def differs(before: GroupPlan, now: GroupPlan) -> bool:
     )
 
 
-def pick_lane(plan: GroupPlan, free_slots: Mapping[str, int]) -> tuple[Candidate, str] | None:
-    """The first candidate with a free slot and the reason in words; None when all are taken."""
-    for rank, candidate in enumerate(plan.candidates):
+def pick_lane(
+    plan: GroupPlan,
+    free_slots: Mapping[str, int],
+    beyond: Mapping[str, BeyondShare] | None = None,
+    *,
+    can_wait: bool = False,
+) -> tuple[Candidate, str] | None:
+    """The first candidate with a free slot and the reason in words; None when all are taken.
+
+    Lanes that are `beyond` their supplier's share come last; where the work can wait for the others, not at all.
+    """
+    over = beyond or {}
+    passed = [candidate for candidate in plan.candidates if candidate.lane in over]
+    order = [candidate for candidate in plan.candidates if candidate.lane not in over]
+    if not can_wait:
+        order += passed
+    for rank, candidate in enumerate(order):
         if free_slots.get(candidate.lane, 0) > 0:
-            return candidate, _reason(plan.candidates, rank)
+            return candidate, _reason(order, rank) if not passed else _reason_by_share(order, rank, passed, over)
     return None
 
 
@@ -117,8 +158,26 @@ def _reason(candidates: Sequence[Candidate], rank: int) -> str:
         return "the only lane allowed"
     if rank == 0:
         return f"the cheapest of {len(candidates)} allowed lanes"
-    full = ", ".join(candidate.lane for candidate in candidates[:rank])
-    return f"the cheapest allowed lane with a free slot; {full} had none"
+    return f"the cheapest allowed lane with a free slot; {_names(candidates[:rank])} had none"
+
+
+def _reason_by_share(
+    order: Sequence[Candidate], rank: int, passed: Sequence[Candidate], over: Mapping[str, BeyondShare]
+) -> str:
+    chosen = order[rank]
+    if chosen.lane in over:
+        why = "as it must not wait for another" if len(passed) < len(order) else "as no other is allowed"
+        return f"beyond its supplier's share, {why}: {over[chosen.lane].words}"
+    full = f"; {_names(order[:rank])} had none" if rank else ""
+    words = ", ".join(sorted({over[one.lane].words for one in passed}))
+    return (
+        f"the cheapest allowed lane with a free slot within its supplier's share{full};"
+        f" share: {_names(passed)} passed over, as {words}"
+    )
+
+
+def _names(candidates: Sequence[Candidate]) -> str:
+    return ", ".join(candidate.lane for candidate in candidates)
 
 
 def _removed(removed: Iterable[RemovedLanes]) -> tuple[Removed, ...]:

@@ -73,7 +73,7 @@ class StandTerms(msgspec.Struct, frozen=True, kw_only=True):
     """`bus` is one of `BUSES`. `serve` is what is run as `broker serve` of a role, in place of the program itself.
 
     `database_disk_megabytes`: where it is above 0, the database has a disk of that size to itself, `Stand.disk`.
-    `variables` are added to the environment of all roles and workers.
+    `variables` are added to the environment of all roles and workers. `shares` are the catalog's limits on suppliers.
     """
 
     lanes: Sequence[LaneTerms]
@@ -86,6 +86,7 @@ class StandTerms(msgspec.Struct, frozen=True, kw_only=True):
     database_disk_megabytes: int = 0
     variables: Mapping[str, str] = {}
     drain_seconds: float = 8.0
+    shares: Mapping[str, float] = {}
 
 
 class Stand:
@@ -237,7 +238,7 @@ class Stand:
 
     def _write_catalog(self) -> None:
         bus_url = self.bus_kind.catalog_url(self.bus)
-        texts = []
+        texts = ["[shares]", *(f'"{name}" = {share}' for name, share in self.terms.shares.items())]
         for one in self.terms.lanes:
             fields = {
                 "slots": one.slots,

@@ -53,9 +53,10 @@ def cover(
     done: Mapping[str, float],
 ) -> Cover:
     """The instances wanted, pool after pool, those with the fewest lanes first."""
-    limits = [ceil(lane.quota * now.trust) for lane, now in zip(table.lanes, states, strict=True)]
-    fixed = [now.ready if lane.supply is Supply.FIXED else 0 for lane, now in zip(table.lanes, states, strict=True)]
-    limits = [max(limit, ready) for limit, ready in zip(limits, fixed, strict=True)]
+    both = list(zip(table.lanes, states, strict=True))
+    fixed = [now.ready if lane.supply is Supply.FIXED else 0 for lane, now in both]
+    # Nobody starts what is fixed: what isn't there must not be counted on.
+    limits = [now.ready if lane.supply is Supply.FIXED else ceil(lane.quota * now.trust) for lane, now in both]
     fleet = Cover([lane.quota for lane in table.lanes], limits, list(fixed), [float(ready) for ready in fixed])
     shares = _shares(table, states, pools, fleet, policy, done)
     waiting: list[tuple[int, float]] = []
@@ -82,7 +83,7 @@ def _shares(
     done: Mapping[str, float],
 ) -> ShareRoom:
     """What limits on suppliers' shares ask for, all pools together."""
-    if not policy.shares and policy.share_all >= 1.0:
+    if not policy.limits_shares:
         return ShareRoom()
     mix: dict[str, float] = {}
     for pool in pools:

@@ -21,7 +21,7 @@ __all__ = ["Assignment", "Candidate", "Memory", "Plan", "Situation", "make_plan"
 
 
 class Situation(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a plan follows from, beside the lanes' facts. `done`: units of work by provider, so far."""
+    """All that a plan follows from, beside the lanes' facts. `done`: units of work by provider, of a week at most."""
 
     now_s: float
     states: tuple[LaneNow, ...]

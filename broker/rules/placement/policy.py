@@ -29,8 +29,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     shares: dict[str, float] = {}
     share_all: float = 1.0
     share_feedback_s: float = 21_600.0  # in which a share's excess is made up for
+    share_lead_s: float = 120.0  # work that must start within it never waits for a share
     preemptions_max: int = 3  # from then on a job stays off interruptible lanes
     tenant_weights: dict[str, float] = {}
+
+    @property
+    def limits_shares(self) -> bool:
+        """Whether any supplier is limited."""
+        return self.share_all < 1.0 or any(share < 1.0 for share in self.shares.values())
 
     def share_of(self, provider: str) -> float:
         return self.shares.get(provider, self.share_all)
