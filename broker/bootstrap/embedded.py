@@ -23,6 +23,7 @@ from broker.database.sqlite import SqliteDatabase, is_disk_full, lock_folder
 from broker.domain.errors import BrokerError
 from broker.domain.lane import Lane
 from broker.health import LaneHealth
+from broker.keeper import KEEPER_SECONDS, Keeper
 from broker.keys import load_or_create_signer, public_bytes
 from broker.leasing import LeaseDoor
 from broker.ledger.prices import import_prices
@@ -132,6 +133,10 @@ class Embedded:
         if self._worker_side:
             self._worker_side.renew_soon()
 
+    def _keep(self) -> None:
+        Keeper(self.database, self._clock, self._stages.stopping.is_set).step()
+        self._stages.stopping.wait(KEEPER_SECONDS)
+
     def _load_keys(self) -> tuple[Signer, dict[str, Signer], KeyRing]:
         folder = self._data / "keys"
         names = {"broker": (KeyRole.BROKER, "broker")}
@@ -167,7 +172,7 @@ class Embedded:
                 inboxes=[lambda prefetch: Inbox(bus_url, events, prefetch)],
                 leads=lambda _role: lambda: True,
                 take_slot=lambda role: f"{role}-0",
-                keep=lambda: None,
+                keep=self._keep,
                 shares=self._shares,
             )
         )

@@ -29,6 +29,7 @@ from broker.database.postgres import open_postgres
 from broker.domain.errors import BrokerError
 from broker.domain.lane import Lane
 from broker.domain.presence import PRESENCE_SECONDS
+from broker.keeper import KEEPER_SECONDS, Keeper
 from broker.keys import load_or_create_signer
 from broker.leasing import LeaseDoor
 from broker.ledger.checkpoints import CHECKPOINTS, CheckpointFile
@@ -41,7 +42,6 @@ __all__ = ["Served", "ServedTerms"]
 _CLOCK_SECONDS = 5.0
 _KEYS_SECONDS = 10.0
 _BEAT_SECONDS = 2.0
-_KEEPER_SECONDS = 3_600.0
 _UPLOAD_KEPT_SECONDS = 3_600.0  # one that another process writes grows by the second
 _GONE_US = 24 * 3_600 * 1_000_000
 
@@ -96,6 +96,7 @@ class Served:
         self._payloads = Payloads(terms.payloads_url, self.database) if terms.payloads_url else None
         self.door = LeaseDoor(self.database, self.clock, uploads=self._payloads)
         self._stages = Stages("the database's disk is full; nothing is lost: make room, and work goes on")
+        self._keeper = Keeper(self.database, self.clock, self._stages.stopping.is_set)
         self._buses: Buses | None = None
         self._jobs_bus = JobsBus(terms.jobs_bus_url) if terms.jobs_bus_url else None
         self._held: list[Leadership | Slot] = []
@@ -215,7 +216,7 @@ class Served:
             _log.warning("instances_lost", count=count)
 
     def _keep(self) -> None:
-        """The keeper's hourly round: next months' partitions, and no trace of processes that are long gone."""
+        """The keeper's hourly round: next months' partitions, and nothing left of what is long gone or of no use."""
 
         def tidy(connection: Connection) -> None:
             workers.forget_long_gone(connection, self.clock() - _GONE_US)
@@ -228,4 +229,5 @@ class Served:
             _log.warning("partitions_not_made", error=type(error).__name__, reason=str(error).partition("\n")[0][:200])
         else:
             _log.info("partitions_kept", made=made)
-        self._stages.stopping.wait(_KEEPER_SECONDS)
+        self._keeper.step()
+        self._stages.stopping.wait(KEEPER_SECONDS)

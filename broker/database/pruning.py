@@ -1,0 +1,89 @@
+"""Statements that remove decisions which nobody will ask about, so many at a time.
+
+What a shard was cut by is kept for as long as the shard, so that each attempt can be explained. Of the rest a decision
+goes a day after it was made, once a later one of its group is a day old too, or the group is a day past its deadline.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, or_, select
+from sqlalchemy.orm import aliased
+
+from broker.database.planning_tables import assignment, plan
+from broker.database.tables import ready, shard, work_group
+
+__all__ = ["Pruned", "prune_decisions"]
+
+_ASSIGNMENTS_MAX = 2_000
+_PLANS_MAX = 1_000
+
+
+class Pruned(msgspec.Struct, frozen=True):
+    """How far it looked, and how many rows it removed."""
+
+    generation: int
+    assignments: int
+    plans: int
+
+
+def prune_decisions(connection: Connection, after_generation: int, before_us: int) -> Pruned | None:
+    """Look at the next generations that were made before then, about 2,000 decisions; None when there are none.
+
+    The newest plan stays, whatever its age: the next one is counted from it.
+    """
+    until = _until(connection, after_generation, before_us)
+    if until is None:
+        return None
+    assignments = connection.execute(
+        delete(assignment).where(
+            assignment.c.generation > after_generation,
+            assignment.c.generation <= until,
+            ~exists().where(shard.c.assignment_id == assignment.c.assignment_id),
+            or_(_is_superseded(until), _is_of_a_past_group(before_us)),
+        )
+    ).rowcount
+    newest = select(func.max(aliased(plan).c.generation)).scalar_subquery()
+    plans = connection.execute(
+        delete(plan).where(
+            plan.c.generation > after_generation,
+            plan.c.generation <= until,
+            plan.c.generation < newest,
+            ~exists().where(assignment.c.generation == plan.c.generation),
+        )
+    ).rowcount
+    return Pruned(until, assignments, plans)
+
+
+def _until(connection: Connection, after_generation: int, before_us: int) -> int | None:
+    """The last generation of the next portion: of so many plans, and of so many decisions and the rest of its plan."""
+    made = (
+        select(plan.c.generation)
+        .where(plan.c.generation > after_generation, plan.c.created_us < before_us)
+        .order_by(plan.c.generation)
+        .limit(_PLANS_MAX)
+        .subquery()
+    )
+    last: int | None = connection.execute(select(func.max(made.c.generation))).scalar_one()
+    decided: int | None = connection.execute(
+        select(assignment.c.generation)
+        .where(assignment.c.generation > after_generation)
+        .order_by(assignment.c.generation)
+        .offset(_ASSIGNMENTS_MAX)
+        .limit(1)
+    ).scalar_one_or_none()
+    return last if last is None or decided is None else min(last, decided)
+
+
+def _is_superseded(until: int) -> ColumnElement[bool]:
+    later = aliased(assignment)
+    return exists().where(
+        later.c.group_id == assignment.c.group_id,
+        later.c.generation > assignment.c.generation,
+        later.c.generation <= until,  # a dispatcher at work may still act on what a younger one replaced
+    )
+
+
+def _is_of_a_past_group(before_us: int) -> ColumnElement[bool]:
+    past = exists().where(work_group.c.group_id == assignment.c.group_id, work_group.c.deadline_us < before_us)
+    return past & ~exists().where(ready.c.group_id == assignment.c.group_id)
