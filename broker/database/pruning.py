@@ -40,7 +40,7 @@ def prune_decisions(connection: Connection, after_generation: int, before_us: in
             assignment.c.generation > after_generation,
             assignment.c.generation <= until,
             ~exists().where(shard.c.assignment_id == assignment.c.assignment_id),
-            or_(_is_superseded(until), _is_of_a_past_group(before_us)),
+            or_(_is_superseded(before_us), _is_of_a_past_group(before_us)),
         )
     ).rowcount
     newest = select(func.max(aliased(plan).c.generation)).scalar_subquery()
@@ -75,12 +75,13 @@ def _until(connection: Connection, after_generation: int, before_us: int) -> int
     return last if last is None or decided is None else min(last, decided)
 
 
-def _is_superseded(until: int) -> ColumnElement[bool]:
-    later = aliased(assignment)
+def _is_superseded(before_us: int) -> ColumnElement[bool]:
+    later, its_plan = aliased(assignment), aliased(plan)
     return exists().where(
         later.c.group_id == assignment.c.group_id,
         later.c.generation > assignment.c.generation,
-        later.c.generation <= until,  # a dispatcher at work may still act on what a younger one replaced
+        its_plan.c.generation == later.c.generation,
+        its_plan.c.created_us < before_us,  # a dispatcher at work may still act on what a younger one replaced
     )
 
 
