@@ -248,6 +248,31 @@ def test_what_must_start_now_goes_before_others_turns():
     assert {one.group.group_id for one in dealt} == {"now"}
 
 
+def test_what_is_late_goes_after_all_that_can_be_in_time_and_before_what_has_time():
+    groups = [
+        a_group("late", start_by_s=99.0, jobs=10.0),
+        a_group("now", start_by_s=100.0, jobs=10.0),
+        a_group("soon", start_by_s=219.0, jobs=10.0),
+        a_group("later", start_by_s=400.0, jobs=10.0),
+    ]
+    dealt = deal_all((a_lane(),), groups, [100.0], now_s=100.0)
+    assert [one.group.group_id for one in dealt] == ["now", "soon", "late", "later"]
+
+
+def test_a_moments_shortage_makes_nothing_late_that_comes_after_it():
+    """A hundred jobs a second come, due in 20 s, and half can be done for a minute, then all: 3,000 too few."""
+    waiting, missed = {}, 0.0
+    for second in range(300):
+        waiting[second + 20.0] = 100.0
+        groups = [a_group(f"{due:.0f}", start_by_s=due, jobs=jobs) for due, jobs in waiting.items()]
+        for one in deal_all((a_lane(),), groups, [5.0 if second < 60 else 10.0], now_s=float(second)):
+            waiting[one.group.start_by_s] -= one.jobs
+            missed += one.jobs if one.group.start_by_s < second else 0.0
+        waiting = {due: jobs for due, jobs in waiting.items() if jobs > 1e-6}
+    missed += sum(jobs for due, jobs in waiting.items() if due < 300)
+    assert missed <= 60 * 50  # earliest first alone would miss 26,000
+
+
 def test_a_kind_goes_where_it_is_comparatively_fast():
     lanes = (
         a_lane("a", jobs_per_second={"chat": 10.0, "batch": 10.0}),

@@ -3,11 +3,15 @@
 Jobs that must start soon go before those that need not, in bands; within a band tenants take turns (deficit round
 robin, measured in work); within a tenant the earliest deadline goes first. A job goes to a lane that its terms
 allow, the one that is best at its kind first.
+
+What is late already goes after all that can still be in time: were it first, a moment's shortage would make everything
+late that comes after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 import msgspec
 
@@ -83,18 +87,36 @@ def deal(
 ) -> list[Dealt]:
     """Who gets the free instance-seconds of each lane. `waiting`: per tenant, earliest deadline first."""
     free = list(free_s)
-    hands = [_Hand(waiting[name], policy.tenant_weights.get(name, 1.0)) for name in sorted(waiting)]
+    late, hands = [], []
+    for name in sorted(waiting):
+        weight = policy.tenant_weights.get(name, 1.0)
+        past, rest = _parted(waiting[name], now_s)
+        hands.append(_Hand(rest, weight))
+        late.append(_Hand(iter(past), weight))
     dealt: list[Dealt] = []
     alone = len(hands) == 1
-    for band_s in _BANDS_S:
+    rounds = [(band_s, hands) for band_s in _BANDS_S]
+    if any(hand.first(now_s) for hand in late):
+        rounds.insert(1, (0.0, late))
+    for band_s, their_hands in rounds:
         due_before_s = now_s + band_s
-        playing = [hand for hand in hands if hand.first(due_before_s)]
+        playing = [hand for hand in their_hands if hand.first(due_before_s)]
         while playing and max(free) > _NOTHING:
             for hand in playing:
                 hand.credit = float("inf") if alone else hand.credit + _TURN_S * hand.weight
                 _turn(table, now_s, hand, due_before_s, free, orders, policy, dealt)
             playing = [hand for hand in playing if hand.first(due_before_s)]
     return dealt
+
+
+def _parted(groups: Iterator[Group], now_s: float) -> tuple[list[Group], Iterator[Group]]:
+    """Those that should have started before now, and the others."""
+    past = []
+    for group in groups:
+        if group.start_by_s >= now_s:
+            return past, chain([group], groups)
+        past.append(group)
+    return past, iter(())
 
 
 def _turn(
