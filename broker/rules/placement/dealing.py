@@ -111,7 +111,7 @@ def deal(
 
 def _parted(groups: Iterator[Group], now_s: float) -> tuple[list[Group], Iterator[Group]]:
     """Those that should have started before now, and the others."""
-    past = []
+    past: list[Group] = []
     for group in groups:
         if group.start_by_s >= now_s:
             return past, chain([group], groups)
