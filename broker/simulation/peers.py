@@ -104,7 +104,7 @@ class _PeerRun:
         self._came: list[list[float]] = [[0.0] * (_RATE_MINUTES * 6) for _ in lanes]
         self._needed_s = [0.0] * len(lanes)
         self._lately: list[list[list[Served]]] = [[] for _ in lanes]
-        self._policy = Policy()
+        self._policy = Policy(late_last=False)  # earliest deadline first, and nothing of ours
         by_cost = sorted(range(len(lanes)), key=self._unit_cost)
         self.by_cost = tuple(by_cost)
 

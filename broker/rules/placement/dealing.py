@@ -90,7 +90,7 @@ def deal(
     late, hands = [], []
     for name in sorted(waiting):
         weight = policy.tenant_weights.get(name, 1.0)
-        past, rest = _parted(waiting[name], now_s)
+        past, rest = _parted(waiting[name], now_s if policy.late_last else float("-inf"))
         hands.append(_Hand(rest, weight))
         late.append(_Hand(iter(past), weight))
     dealt: list[Dealt] = []

@@ -31,6 +31,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     share_feedback_s: float = 21_600.0  # in which a share's excess is made up for
     share_lead_s: float = 120.0  # work that must start within it never waits for a share
     preemptions_max: int = 3  # from then on a job stays off interruptible lanes
+    late_last: bool = True  # what is late waits for what can still be in time
     tenant_weights: dict[str, float] = {}
 
     @property
