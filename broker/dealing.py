@@ -19,6 +19,7 @@ from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane, Market, Supply
 from broker.health import Health, trusted_slots
 from broker.rules.placement.policy import Policy
+from broker.rules.placement.rooms import Entry, LaneRoom, shares_of
 from broker.rules.placement.turns import Hand, Turns, Waiting
 from broker.rules.planning import BeyondShare, Candidate, GroupPlan, pick_lane
 from broker.rules.sharding import fits_message
@@ -32,27 +33,43 @@ _US = 1_000_000
 _ASSIGNMENTS_MAX = 2_000
 """Beyond those of groups that wait."""
 
+_LATELY_S = 86_400.0
+"""How long a tenant that had work is expected back."""
+
 
 class Room(msgspec.Struct):
     """What one step may still do. `budgets`: what batches that have one may still spend, in nano-USD.
 
-    `lanes` are those of the catalog, each at the speed that a slot of it really has, where that is less.
+    `lanes` are those of the catalog, each at the speed that a slot of it really has, where that is less; `rooms` are
+    those of the lanes that take shards. `shares`: of the tenants that have work, each one's part.
     """
 
     lanes: dict[str, Lane]
-    free: dict[str, int]
+    rooms: dict[str, LaneRoom]
     budgets: dict[bytes, int]
     held_batches: set[bytes]
     shards_left: int
+    shares: dict[str, float] = {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any lane might take a shard of somebody."""
+        return any(one.free or one.is_shared for one in self.rooms.values())
+
+    def entry(self, lane: str, tenant_id: str) -> Entry | None:
+        """How a shard of this tenant may go to the lane; None: not now."""
+        room = self.rooms.get(lane)
+        return room.entry(tenant_id, self.shares[tenant_id]) if room else None
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """The next shard is of this group and goes to this lane; `reason` says in words why."""
+    """The next shard is of this group and goes to this lane, this way; `reason` says in words why."""
 
     waiting: Waiting
     assignment: Assignment
     lane: Lane
     candidate: Candidate
+    entry: Entry
     reason: str
 
 
@@ -65,6 +82,7 @@ class Dealing:
         self._capacity = capacity
         self._policy = policy or Policy()
         self._turns = Turns(self._policy.tenant_weights)
+        self._seen_s: dict[str, float] = {}
         self._plan_id = b""
         self._generation: int | None = None
         self._assignments: dict[bytes, Assignment] = {}
@@ -74,26 +92,28 @@ class Dealing:
     def room(self, connection: Connection, shards_max: int) -> Room:
         """What the lanes have room for, and what the batches may spend."""
         self._follow_plan(connection)
-        taken = shards.open_shards(connection)
         closed = lane_states.held_lanes(connection) | self._health.resting().keys()
         slots = trusted_slots(self._capacity(connection), self._health.trusts())
-        free = {
-            name: max(0, 2 * self._slots_to_use(name, slots.get(name, 0)) - taken.get(name, 0))
-            for name in self._lanes
+        rooms = {
+            name: self._empty_room(lane, self._slots_to_use(name, slots.get(name, 0)))
+            for name, lane in self._lanes.items()
             if name not in closed
         }
+        for work in shards.work_by_tenant(connection):
+            if room := rooms.get(work.lane):
+                room.take(work.tenant_id, work.jobs_count, beside=work.beside, shards_count=work.shards_count)
         terms = batches.open_terms(connection)
         return Room(
             lanes={name: self._as_it_is(lane) for name, lane in self._lanes.items()},
-            free=free,
+            rooms=rooms,
             budgets=_budgets_left(connection, terms),
             # What is to be cancelled and waits is the closer's.
             held_batches={one.batch_id for one in terms if one.cancel_requested},
             shards_left=shards_max,
         )
 
-    def hand(self, connection: Connection, now_us: int) -> tuple[Hand, bool]:
-        """What waits and is planned, to be dealt; and whether something waits that is not."""
+    def hand(self, connection: Connection, now_us: int, room: Room) -> tuple[Hand, bool]:
+        """What waits and is planned, to be dealt; and whether something waits that is not. Sets the room's shares."""
         groups = ready.waiting_groups(connection, now_us)
         planned = [
             Waiting(one.group_id, self._assignments[one.group_id].tenant_id, one.deadline_us / _US)
@@ -102,26 +122,46 @@ class Dealing:
         ]
         if len(self._assignments) > len(planned) + _ASSIGNMENTS_MAX:
             self._assignments = {one.group_id: self._assignments[one.group_id] for one in planned}
-        return self._turns.hand(now_us / _US, planned), len(planned) < len(groups)
+        now_s = now_us / _US
+        here = {one.tenant_id for one in planned}.union(*(one.jobs for one in room.rooms.values()))
+        room.shares = shares_of(here, self._policy.tenant_weights)
+        self._seen_s |= dict.fromkeys(here, now_s)
+        self._seen_s = {tenant: seen_s for tenant, seen_s in self._seen_s.items() if now_s - seen_s <= _LATELY_S}
+        return self._turns.hand(now_s, planned), len(planned) < len(groups)
 
     def has_room(self, waiting: Waiting, room: Room) -> bool:
         """Whether any lane that may serve the group could take a shard."""
         plan = self._assignments[waiting.group_id].plan
         passed = self._beyond if self._can_wait(waiting, plan, room) else {}
-        return any(room.free.get(one.lane, 0) > 0 for one in plan.candidates if one.lane not in passed)
+        return any(room.entry(one.lane, waiting.tenant_id) for one in plan.candidates if one.lane not in passed)
 
     def choose(self, waiting: Waiting, first: WaitingSpan, room: Room) -> Choice | None:
         """The lane for the group's next shard, which begins with `first`: one with room whose messages can carry it."""
         assignment = self._assignments[waiting.group_id]
         plan = self._without_spot(assignment.plan) if self._was_preempted_often(first) else assignment.plan
-        free = {
-            name: slots for name, slots in room.free.items() if fits_message(self._lanes[name], first.body_bytes_max)
+        entries = {
+            one.lane: entry
+            for one in plan.candidates
+            if (entry := room.entry(one.lane, waiting.tenant_id))
+            and not (entry.beside and first.alone)  # a suspect wants the engine to itself
+            and fits_message(self._lanes[one.lane], first.body_bytes_max)
         }
-        picked = pick_lane(plan, free, self._beyond, can_wait=self._can_wait(waiting, plan, room))
+        picked = pick_lane(plan, entries, self._beyond, can_wait=self._can_wait(waiting, plan, room))
         if picked is None:
             return None
         candidate, reason = picked
-        return Choice(waiting, assignment, room.lanes[candidate.lane], candidate, reason)
+        entry = entries[candidate.lane]
+        if entry.beside:
+            reason = f"{reason}, beside other tenants' work"
+        return Choice(waiting, assignment, room.lanes[candidate.lane], candidate, entry, reason)
+
+    def _empty_room(self, lane: Lane, slots: int) -> LaneRoom:
+        return LaneRoom(
+            slots=slots,
+            slots_each=lane.slots,
+            places=slots * lane.engine.concurrency // lane.slots,
+            is_shared=len(self._seen_s) > 1,
+        )
 
     def _follow_plan(self, connection: Connection) -> None:
         generation, plan_id = plans.current_plan(connection)
@@ -150,7 +190,7 @@ class Dealing:
             bool(self._beyond)
             and waiting.deadline_s * _US > due_by_us
             and any(
-                one.lane in room.free and one.lane not in self._beyond and self._is_used(one.lane)
+                one.lane in room.rooms and one.lane not in self._beyond and self._is_used(one.lane)
                 for one in plan.candidates
             )
         )

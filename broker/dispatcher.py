@@ -154,9 +154,9 @@ class Dispatcher:
         room = self._dealing.room(connection, SHARDS_PER_STEP)
         records: list[shards.ShardRecord] = []
         unplanned = False
-        if any(room.free.values()):
+        if room.is_open:
             now_us = self._clock()
-            hand, unplanned = self._dealing.hand(connection, now_us)
+            hand, unplanned = self._dealing.hand(connection, now_us, room)
             records = self._deal(connection, hand, room, now_us)
         shards.write_shards(connection, records)
         for record in records:
@@ -189,16 +189,16 @@ class Dispatcher:
         """One shard of the group for the chosen lane; None when nothing of the group is left to give."""
         lane, cost = choice.lane, choice.candidate.expected_job_cost_nano_usd
         while (first := line.first()) is not None:
-            jobs_max = lane.shard_jobs_max
+            jobs_max = min(lane.shard_jobs_max, choice.entry.jobs_max)
             if first.batch_id in room.budgets:
                 jobs_max = min(jobs_max, affordable_jobs(room.budgets[first.batch_id], cost))
                 if jobs_max == 0:
                     room.held_batches.add(first.batch_id)
                     continue
             if spans := line.take(lane, jobs_max):
-                room.free[choice.candidate.lane] -= 1
-                room.shards_left -= 1
                 record = _record(choice, first, spans, now_us)
+                room.shards_left -= 1
+                room.rooms[record.lane].take(record.tenant_id, record.jobs_count, beside=record.beside)
                 if first.batch_id in room.budgets:
                     room.budgets[first.batch_id] -= record.hold_nano_usd
                 return record
@@ -222,6 +222,7 @@ def _record(choice: Choice, first: WaitingSpan, spans: list[ShardSpan], now_us: 
         claim_by_us=now_us + int((CLAIM_SECONDS + ahead_seconds) * 1_000_000),
         hold_nano_usd=jobs_count * choice.candidate.expected_job_cost_nano_usd,
         spans=spans,
+        beside=choice.entry.beside,
     )
 
 

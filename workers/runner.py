@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Mapping
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from enum import Enum
 from hashlib import blake2b
 from typing import assert_never
@@ -27,6 +28,7 @@ from workers.engine import Engine, EngineError, EngineReply, EngineRequest
 from workers.lease import Lease, LeaseDoor
 from workers.meter import Meter, Reading
 from workers.outcomes import EventOutlet, EventPublisher, OutcomeReport
+from workers.places import Places
 
 __all__ = ["Deployment", "ShardRunner"]
 
@@ -57,16 +59,7 @@ class Deployment:
         self.meter = Meter()
         self.slots = threading.Semaphore(lane.slots)
         # Metering begins where the engine begins: who waits here uses no accelerator, and is no crash's suspect.
-        self.places = asyncio.Semaphore(lane.engine.concurrency)
-        self._exclusive = asyncio.Lock()
-
-    @asynccontextmanager
-    async def all_places(self) -> AsyncIterator[None]:
-        """The engine to oneself; who has places already ends first."""
-        async with self._exclusive, AsyncExitStack() as held:  # one at a time: two would each keep half for ever
-            for _ in range(self.lane.engine.concurrency):
-                await held.enter_async_context(self.places)
-            yield
+        self.places = Places(lane.engine.concurrency)
 
 
 class ShardRunner:
@@ -90,30 +83,36 @@ class ShardRunner:
         self._clock = clock
         self._stopping: _Stop | None = None
         self._running: set[_ShardRun] = set()
+        self._beside: set[Future[None]] = set()
 
     def run(self, envelope: bytes) -> None:
         """Returns when the shard is no longer this worker's: done and confirmed, handed back, or never its own.
 
-        Raises NotTaken where the broker could not be asked whether it is.
+        One that runs beside the slots is left to itself once it is claimed, so that its message makes room for the
+        next: the lease holds it from then on. Raises NotTaken where the broker could not be asked whether it is.
         """
         opened = self._open(envelope)
         if opened is None:
             return
         order = opened.body
         deployment = self._deployments[order.lane]
+        if order.beside:
+            self._run_beside(order, deployment)
+            return
         has_slot = self._wait_for_slot(deployment, opened.expires_us)
         # One that waits here when the worker leaves is claimed only to be handed back: sooner than it would be missed.
         if not has_slot and self._stopping is not _Stop.PREEMPTED:
             return
         try:
-            lease = Lease(self._door, order.shard_id, order.lane, self._worker_id)
-            if self._claim(lease):
-                asyncio.run_coroutine_threadsafe(self._work(order, deployment, lease), self._loop).result()
-            else:
-                _log.info("shard_not_ours", shard=order.shard_id.hex(), lane=order.lane)
+            if running := self._start(order, deployment):
+                running.result()
         finally:
             if has_slot:
                 deployment.slots.release()
+
+    def wait(self, timeout_seconds: float) -> None:
+        """Until what runs beside the slots has ended, which `run` didn't wait for."""
+        wait(tuple(self._beside), timeout_seconds)
 
     def preempt(self, *, interrupted: bool = False) -> None:
         """Stop everything that runs and hand it back; `interrupted` when it is our own process that ends."""
@@ -141,6 +140,26 @@ class ShardRunner:
             if deployment.slots.acquire(timeout=_SLOT_POLL_SECONDS):
                 return True
         return False
+
+    def _run_beside(self, order: RunShard, deployment: Deployment) -> None:
+        if self._stopping is _Stop.INTERRUPTED:
+            return
+        if running := self._start(order, deployment):
+            self._beside.add(running)
+            running.add_done_callback(self._end_beside)
+
+    def _end_beside(self, running: Future[None]) -> None:
+        self._beside.discard(running)
+        if not running.cancelled() and (error := running.exception()):
+            _log.error("shard_failed", error=type(error).__name__, exc_info=error)
+
+    def _start(self, order: RunShard, deployment: Deployment) -> Future[None] | None:
+        """The shard under way on the loop, once it is claimed; None where it is another's."""
+        lease = Lease(self._door, order.shard_id, order.lane, self._worker_id)
+        if self._claim(lease):
+            return asyncio.run_coroutine_threadsafe(self._work(order, deployment, lease), self._loop)
+        _log.info("shard_not_ours", shard=order.shard_id.hex(), lane=order.lane)
+        return None
 
     def _claim(self, lease: Lease) -> bool:
         try:
@@ -233,13 +252,15 @@ class _ShardRun:
             runner.add_done_callback(self._runners.discard)
 
     async def _run_jobs(self) -> None:
-        """Jobs one after another on one of the engine's places.
+        """Jobs one after another on one of the engine's places, until there is no more or another should have it.
 
         The loop comes to the next runner once this one waits for its engine: one that answers at once needs no other.
+        So while jobs are left one runner waits for a place, and whoever gives up its own may go.
         """
         runner = asyncio.current_task()
         assert runner is not None  # noqa: S101 (a coroutine on the loop runs in a task)
-        async with self._deployment.all_places() if self._order.exclusive else self._deployment.places:
+        places, ahead = self._deployment.places, self._order.beside or self._order.exclusive
+        async with places.all() if self._order.exclusive else places.one(ahead=ahead):
             asyncio.get_running_loop().call_soon(self._add_runner)
             while self._stopped is None and self._next_index < len(self._order.jobs):
                 index = self._next_index
@@ -248,6 +269,8 @@ class _ShardRun:
                     self._at_engine[index] = runner
                     await self._run_at_engine(index, self._order.jobs[index])
                     del self._at_engine[index]
+                if places.is_wanted and not ahead:
+                    break
 
     async def _run_at_engine(self, index: int, job: ShardJob) -> None:
         reading = self._meter.begin()

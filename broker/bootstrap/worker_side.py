@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -119,9 +120,11 @@ class WorkerSide:
 
     def stop(self, *, interrupted: bool, timeout_seconds: float = _STOP_SECONDS) -> None:
         """Hand back what runs and take nothing more; `interrupted` when it is the broker's own process that ends."""
+        until = time.monotonic() + timeout_seconds
         self._runner.preempt(interrupted=interrupted)
         if self._worker:
             self._worker.stop(timeout_seconds)
+        self._runner.wait(until - time.monotonic())
 
     def renew_soon(self) -> None:
         """See `ShardRunner.renew_soon`."""

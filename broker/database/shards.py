@@ -19,6 +19,7 @@ __all__ = [
     "Holding",
     "OutboxRow",
     "ShardRecord",
+    "TenantWork",
     "any_open",
     "claim",
     "close",
@@ -33,6 +34,7 @@ __all__ = [
     "save_recorded",
     "silent_shards",
     "unclosed_taken_back",
+    "work_by_tenant",
     "write_shards",
 ]
 
@@ -63,6 +65,7 @@ class ShardRecord(msgspec.Struct, kw_only=True):
     recorded: Bitmap = msgspec.field(default_factory=Bitmap)
     running: bytes | None = None
     closed_us: int | None = None
+    beside: bool = False
 
     def span_at(self, index: int) -> ShardSpan:
         """The span that holds this index."""
@@ -82,6 +85,16 @@ class OutboxRow(msgspec.Struct, frozen=True):
 
     shard_id: bytes
     lane: str
+
+
+class TenantWork(msgspec.Struct, frozen=True):
+    """What a tenant has on a lane, either beside its slots or not."""
+
+    lane: str
+    tenant_id: str
+    beside: bool
+    shards_count: int
+    jobs_count: int
 
 
 def write_shards(connection: Connection, records: Sequence[ShardRecord]) -> None:
@@ -109,6 +122,7 @@ def write_shards(connection: Connection, records: Sequence[ShardRecord]) -> None
                 None,
                 record.hold_nano_usd,
                 None,
+                record.beside,
             )
             for record in records
         ],
@@ -256,6 +270,21 @@ _OPEN_SHARDS = (
 def open_shards(connection: Connection) -> dict[str, int]:
     """How many shards each lane has, sent or running."""
     return {lane: count for lane, count in connection.execute(_OPEN_SHARDS)}  # noqa: C416 (dict() can't take rows)
+
+
+_LANE_WORK = (
+    select(shard.c.lane, shard.c.tenant_id, shard.c.beside, func.count(), func.sum(shard.c.jobs_count))
+    .where(shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES))
+    .group_by(shard.c.lane, shard.c.tenant_id, shard.c.beside)
+)
+
+
+def work_by_tenant(connection: Connection) -> list[TenantWork]:
+    """What each tenant has sent or running on each lane, that beside the slots apart."""
+    return [
+        TenantWork(lane, tenant_id, bool(beside), shards_count, int(jobs_count))
+        for lane, tenant_id, beside, shards_count, jobs_count in connection.execute(_LANE_WORK)
+    ]
 
 
 def held_nano_usd(connection: Connection, batch_id: bytes) -> int:

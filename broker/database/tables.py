@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 from broker.database.capacity_tables import desired_change, instance
@@ -300,6 +301,7 @@ shard = Table(
     Column("running", LargeBinary),  # bitmap of the indices that the last renewal named
     Column("hold_nano_usd", BigInteger, nullable=False),  # its expected cost, set aside from the batch's budget
     Column("closed_us", BigInteger),
+    Column("beside", Boolean, nullable=False, server_default=false()),  # it needs no slot: rules.placement.rooms
     Index("ix_shard_assignment", "assignment_id"),
     Index(
         "ix_shard_open",

@@ -42,6 +42,7 @@ class RunShard(msgspec.Struct, frozen=True, array_like=True):
     """The order to a lane: run these jobs. A job's index is its place in `jobs`.
 
     `exclusive`: one of them is suspected of killing its engine, so nothing else may be with the engine meanwhile.
+    `beside`: they wait for no slot, and get the engine's next places: another tenant's work has the slots.
     """
 
     shard_id: bytes
@@ -51,6 +52,7 @@ class RunShard(msgspec.Struct, frozen=True, array_like=True):
     model: str
     jobs: tuple[ShardJob, ...]
     exclusive: bool = False
+    beside: bool = False
 
 
 class ShardSpan(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ Late binding: nothing here binds a job. The order is used at the moment when a l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -133,12 +133,12 @@ def differs(before: GroupPlan, now: GroupPlan) -> bool:
 
 def pick_lane(
     plan: GroupPlan,
-    free_slots: Mapping[str, int],
+    with_room: Container[str],
     beyond: Mapping[str, BeyondShare] | None = None,
     *,
     can_wait: bool = False,
 ) -> tuple[Candidate, str] | None:
-    """The first candidate with a free slot and the reason in words; None when all are taken.
+    """The first candidate that has room and the reason in words; None when none has.
 
     Lanes that are `beyond` their supplier's share come last; where the work can wait for the others, not at all.
     """
@@ -148,7 +148,7 @@ def pick_lane(
     if not can_wait:
         order += passed
     for rank, candidate in enumerate(order):
-        if free_slots.get(candidate.lane, 0) > 0:
+        if candidate.lane in with_room:
             return candidate, _reason(order, rank) if not passed else _reason_by_share(order, rank, passed, over)
     return None
 

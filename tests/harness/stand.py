@@ -53,7 +53,7 @@ _WORKERS_SECONDS = 60.0
 class LaneTerms(msgspec.Struct, frozen=True, kw_only=True):
     """A lane of echo engines, each call `delay_seconds` long, and how many worker processes serve it.
 
-    With `delay_can_change`, until `Stand.set_delay` says otherwise.
+    And longer by `delay_seconds_per_word`. With `delay_can_change`, until `Stand.set_delay` says otherwise.
     """
 
     name: str
@@ -63,6 +63,7 @@ class LaneTerms(msgspec.Struct, frozen=True, kw_only=True):
     slots: int = 2
     concurrency: int = 16
     delay_seconds: float = 0.1
+    delay_seconds_per_word: float = 0.0
     delay_can_change: bool = False
     shard_jobs_max: int = 32
     jobs_per_second: float = 100.0
@@ -248,7 +249,11 @@ class Stand:
                 "bus_url": bus_url,
                 "price": one.price,
             }
-            options = {"delay_seconds": one.delay_seconds, "call_log": str(self.call_log)}
+            options = {
+                "delay_seconds": one.delay_seconds,
+                "delay_seconds_per_word": one.delay_seconds_per_word,
+                "call_log": str(self.call_log),
+            }
             if one.delay_can_change:
                 self.set_delay(one.name, one.delay_seconds)
                 options["delay_file"] = str(self._delay_file(one.name))

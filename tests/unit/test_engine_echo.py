@@ -121,3 +121,13 @@ def test_requests_wait_out_the_delay_together() -> None:
         return asyncio.get_running_loop().time() - began
 
     assert 0.04 < asyncio.run(elapsed_seconds()) < 0.5
+
+
+def test_long_answers_take_longer() -> None:
+    async def elapsed_seconds() -> float:
+        engine = EchoEngine(delay_seconds_per_word=0.02)
+        began = asyncio.get_running_loop().time()
+        await engine.run(EngineRequest("a", "/v1/completions", b'{"model":"m","prompt":"one two three"}'))
+        return asyncio.get_running_loop().time() - began
+
+    assert 0.05 < asyncio.run(elapsed_seconds()) < 0.5

@@ -17,11 +17,12 @@ from broker.database.tables import assignment, outbox, payload, plan, ready, sha
 from broker.dispatcher import CLAIM_SECONDS
 from broker.domain.ids import id_at, ids_of_span
 from broker.domain.job import Constraints
-from broker.domain.lane import Market, Supply
+from broker.domain.lane import EngineSettings, Market, Supply
 from broker.domain.shard import ShardSpan, ShardState
 from broker.relay import Relay
 from tests.unit.builders import (
     LEASE_SECONDS,
+    MODEL,
     SECOND_US,
     a_failure,
     a_job_ran,
@@ -344,7 +345,8 @@ def test_what_will_be_late_is_known_early_and_is_no_longer_said_once_it_is_not(m
 
 
 def test_tenants_take_turns_and_what_is_urgent_goes_before(make_world):
-    world = make_world(a_lane(shard_jobs_max=10, slots=4))
+    engine = EngineSettings(driver="echo", models=(MODEL,), concurrency=8)
+    world = make_world(a_lane(shard_jobs_max=10, slots=4, engine=engine))
     world.take_in(some_lines(100), tenant_id="big", window_seconds=90_000)
     world.take_in(some_lines(20, "s"), tenant_id="small", window_seconds=80_000)
     world.take_in(some_lines(10, "u"), tenant_id="big", window_seconds=60)

@@ -41,6 +41,7 @@ def _echo(settings: EngineSettings) -> Engine:
     return EchoEngine(
         options.delay_seconds,
         Path(options.call_log) if options.call_log else None,
+        delay_seconds_per_word=options.delay_seconds_per_word,
         delay_file=Path(options.delay_file) if options.delay_file else None,
         fail_every=options.fail_every,
         status=options.status,

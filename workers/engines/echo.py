@@ -49,8 +49,9 @@ class EchoEngine:
     alone, not of earlier messages; output tokens are the words of the answer, which is that text again.
     An embedding is the two numbers [words, characters] of each input.
 
-    `delay_seconds` is waited before each answer; or what the file `delay_file` says by then. `call_log` names a
-    `CallLog`, written before anything else.
+    `delay_seconds` is waited before each answer, or what the file `delay_file` says by then; and, since long answers
+    take longer, `delay_seconds_per_word` for each word of it. `call_log` names a `CallLog`, written before anything
+    else.
 
     To misbehave, counted over this engine's calls from 1 (0 is never; the first that applies wins):
     every `fail_every`-th call fails as a server's HTTP `status` would; every `garbage_every`-th fails as an
@@ -62,6 +63,7 @@ class EchoEngine:
         delay_seconds: float = 0.0,
         call_log: Path | None = None,
         *,
+        delay_seconds_per_word: float = 0.0,
         delay_file: Path | None = None,
         fail_every: int = 0,
         status: int = 500,
@@ -70,6 +72,7 @@ class EchoEngine:
         request_timeout_seconds: float = 300.0,
     ) -> None:
         self._delay_seconds = delay_seconds
+        self._delay_seconds_per_word = delay_seconds_per_word
         self._delay_file = delay_file
         self._call_log = CallLog(call_log)
         self._fail_every = fail_every
@@ -87,10 +90,12 @@ class EchoEngine:
         self._call_log.append(request.label)
         if self._misbehaves:
             await self._misbehave(next(self._calls))
+        answer = _answer(request)
         delay_seconds = self._delay_seconds if self._delay_file is None else _read_delay(self._delay_file)
+        delay_seconds += self._delay_seconds_per_word * answer.usage.output_tokens
         if delay_seconds > 0:
             await asyncio.sleep(delay_seconds)
-        return _answer(request)
+        return answer
 
     async def stop(self) -> None:
         self._call_log.close()

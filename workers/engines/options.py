@@ -23,6 +23,7 @@ class EchoOptions(msgspec.Struct, frozen=True, kw_only=True):
     """See `EchoEngine`."""
 
     delay_seconds: _Seconds = 0.0
+    delay_seconds_per_word: _Seconds = 0.0
     delay_file: str = ""
     call_log: str = ""
     fail_every: _Count = 0

@@ -1,0 +1,100 @@
+"""The engine's places: who may be with it at once, and who comes next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+__all__ = ["Places"]
+
+_KEPT_SECONDS = 10.0
+_PLACES_PER_KEPT = 32
+_PLACES_MIN = 16
+
+
+class Places:
+    """A fixed number of places, for the coroutines of one event loop.
+
+    Who comes *ahead* gets the next place that falls free; otherwise they come in the order in which they asked. While
+    some come ahead, and where there are 16 places or more, the others leave one in 32 free for the next of them.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._free = count
+        self._ahead: deque[asyncio.Future[None]] = deque()
+        self._others: deque[asyncio.Future[None]] = deque()
+        self._kept = 0
+        self._kept_until = 0.0
+        self._exclusive = asyncio.Lock()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a place that has done a job should be given up before the next, by who isn't ahead."""
+        return bool(self._ahead) or self._free < self._kept
+
+    @asynccontextmanager
+    async def one(self, *, ahead: bool = False) -> AsyncIterator[None]:
+        """A place."""
+        if ahead:
+            self._keep_some()
+        await self._take(self._ahead if ahead else self._others)
+        try:
+            yield
+        finally:
+            self._give_back()
+
+    @asynccontextmanager
+    async def all(self) -> AsyncIterator[None]:
+        """The engine to oneself; who has places already ends first."""
+        async with self._exclusive, AsyncExitStack() as held:  # one at a time: two would each keep half for ever
+            for _ in range(self._count):
+                await self._take(self._ahead)
+                held.callback(self._give_back)
+            yield
+
+    async def _take(self, line: deque[asyncio.Future[None]]) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        line.append(turn)
+        self._let_in()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn in line:
+                line.remove(turn)
+            elif not turn.cancelled():
+                self._give_back()  # it had come, and is not used
+            raise
+
+    def _give_back(self) -> None:
+        self._free += 1
+        self._let_in()
+
+    def _let_in(self) -> None:
+        while self._ahead and self._free > 0:
+            self._admit(self._ahead)
+        while self._others and self._free > self._kept:
+            self._admit(self._others)
+
+    def _admit(self, line: deque[asyncio.Future[None]]) -> None:
+        turn = line.popleft()
+        if not turn.done():
+            self._free -= 1
+            turn.set_result(None)
+
+    def _keep_some(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._kept_until = loop.time() + _KEPT_SECONDS
+        if not self._kept and self._count >= _PLACES_MIN:
+            self._kept = max(1, self._count // _PLACES_PER_KEPT)
+            loop.call_at(self._kept_until, self._keep_on)
+
+    def _keep_on(self) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._kept_until:
+            loop.call_at(self._kept_until, self._keep_on)
+        else:
+            self._kept = 0
+            self._let_in()
