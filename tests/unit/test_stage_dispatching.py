@@ -187,7 +187,7 @@ def test_a_committed_shard_reaches_its_lanes_queue_and_is_forgotten_here(world, 
     assert relay.step() == 1
     ring = KeyRing({"broker": PublicKey(KeyRole.BROKER, "broker", private.public_key())})
     order = open_shard(ring, sealed[0], world.clock()).body
-    assert (order.shard_id, order.lane, order.tenant_id) == (written.shard_id, "lane-a", "t")
+    assert (order.shard_id, order.lane, order.tenant_id, order.beside) == (written.shard_id, "lane-a", "t", False)
     stored = {row.job_id: (row.body, row.salt) for row in world.rows(payload)}
     assert [(job.job_id, (job.body, job.salt)) for job in order.jobs] == [
         (job, stored[job]) for job in _jobs([written])

@@ -8,6 +8,7 @@ import time
 import msgspec
 import pytest
 
+from broker.bus.apps import NotTaken
 from broker.domain.errors import ErrorCode
 from broker.domain.lane import EngineSettings
 from broker.domain.outcome import Outcome
@@ -45,10 +46,10 @@ class Tracked:
         return await EchoEngine().run(request)
 
 
-def _crowded(hire, **lane):
+def _crowded(hire, concurrency=2, **lane):
     """A worker whose engine takes two jobs at a time."""
     engine = Tracked()
-    worker = hire(engine, engine=EngineSettings(driver="echo", models=("m",), concurrency=2), **lane)
+    worker = hire(engine, engine=EngineSettings(driver="echo", models=("m",), concurrency=concurrency), **lane)
     worker.door.lease_seconds = 30
     return engine, worker
 
@@ -118,3 +119,81 @@ def test_a_suspect_has_the_engine_to_itself_and_two_suspects_one_after_the_other
         thread.join(5)
     assert engine.most_inside <= 1
     assert len(worker.events()) == 4
+
+
+# ------------------------------------------------------------------------------------------------- beside the slots
+
+
+def _beside(first, jobs_count=1):
+    """Jobs numbered from `first` on."""
+    order = an_order(first + jobs_count)
+    return msgspec.structs.replace(order, jobs=order.jobs[first:], tenant_id="small", beside=True)
+
+
+def test_what_runs_beside_needs_no_slot_and_gets_the_next_place_and_its_message_is_done_with_once_claimed(hire):
+    engine, worker = _crowded(hire, slots=1)
+    thread = worker.in_background(an_order(10))
+    until(lambda: engine.inside == {0, 1})
+    worker.runner.run(worker.seal(_beside(50)))  # comes back although engine and slot are taken
+    assert len(worker.door.claims) == 2
+    until(lambda: worker.deployment.places.is_wanted)
+    engine.ended.add(1)
+    until(lambda: engine.inside == {0, 50})
+    engine.ended.add(50)
+    until(lambda: engine.inside == {0, 2})
+    worker.runner.wait(5)
+    (event,) = worker.events()
+    assert event.shard_id == worker.door.claims[1].shard_id
+    engine.ended = set(range(10))
+    thread.join(5)
+    assert engine.most_inside == 2
+
+
+def test_a_long_shard_gives_its_places_up_to_what_runs_beside_and_loses_no_job(hire):
+    engine, worker = _crowded(hire, slots=1)
+    engine.ended = set(range(100))
+    thread = worker.in_background(an_order(100))
+    for _ in range(5):
+        worker.runner.run(worker.seal(_beside(50, 3)))
+    worker.runner.wait(5)
+    thread.join(5)
+    assert sum(len(event.jobs) for event in worker.events()) == 115
+    assert engine.most_inside <= 2
+
+
+def test_while_work_comes_beside_a_place_is_left_free_for_it(hire):
+    engine, worker = _crowded(hire, concurrency=16, slots=1)
+    thread = worker.in_background(an_order(100))
+    until(lambda: engine.inside == set(range(16)))
+    worker.runner.run(worker.seal(_beside(200)))
+    until(lambda: worker.deployment.places.is_wanted)
+    engine.ended.add(0)
+    until(lambda: engine.inside == {*range(1, 16), 200})
+    engine.ended.add(200)
+    until(lambda: engine.inside == set(range(1, 16)))
+    time.sleep(0.03)  # for another of the long shard, which must not come
+    worker.runner.run(worker.seal(_beside(201)))
+    until(lambda: engine.inside == {*range(1, 16), 201})
+    engine.ended = set(range(300))
+    thread.join(5)
+    assert engine.most_inside == 16
+
+
+def test_what_runs_beside_is_handed_back_when_the_worker_leaves(hire):
+    engine, worker = _crowded(hire, slots=1)
+    worker.runner.run(worker.seal(_beside(50, 3)))
+    until(lambda: engine.inside == {50, 51})
+    worker.runner.preempt()
+    worker.runner.wait(5)
+    assert returned(worker.events()) == [ErrorCode.PREEMPTED]
+
+
+def test_what_was_to_run_beside_goes_back_to_the_bus_where_the_broker_cannot_be_asked(hire):
+    _, worker = _crowded(hire)
+
+    def claim(question):
+        raise OSError("the broker is away")
+
+    worker.door.claim = claim
+    with pytest.raises(NotTaken):
+        worker.runner.run(worker.seal(_beside(50)))
