@@ -61,7 +61,7 @@ ALLOWANCE_SECONDS = 0.05
 """What nine times the work costs in processor time on two cores that others use too; a job takes 1.5 s."""
 
 ROUNDS_MAX = 3
-"""Other programs may slow this machine down in one phase and not in the next; a lane that makes them wait always does."""
+"""Other programs may slow this machine down in one phase and not in the next. What makes tenants wait always does."""
 
 WAITS = (
     "SELECT recorded_us - submitted_us, outcome FROM job JOIN job_outcome USING (job_id) WHERE job_id = ANY(%s::uuid[])"
