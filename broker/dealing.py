@@ -54,12 +54,12 @@ class Room(msgspec.Struct):
     @property
     def is_open(self) -> bool:
         """Whether any lane might take a shard of somebody."""
-        return any(one.free or one.is_shared for one in self.rooms.values())
+        return any(one.free or (one.is_shared and one.slots) for one in self.rooms.values())
 
-    def entry(self, lane: str, tenant_id: str) -> Entry | None:
+    def entry(self, lane: str, tenant_id: str, *, needs_slot: bool = False) -> Entry | None:
         """How a shard of this tenant may go to the lane; None: not now."""
         room = self.rooms.get(lane)
-        return room.entry(tenant_id, self.shares[tenant_id]) if room else None
+        return room.entry(tenant_id, self.shares[tenant_id], needs_slot=needs_slot) if room else None
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -142,8 +142,8 @@ class Dealing:
         entries = {
             one.lane: entry
             for one in plan.candidates
-            if (entry := room.entry(one.lane, waiting.tenant_id))
-            and not (entry.beside and first.alone)  # a suspect wants the engine to itself
+            # A suspect wants the engine to itself, so it waits for its turn.
+            if (entry := room.entry(one.lane, waiting.tenant_id, needs_slot=first.alone))
             and fits_message(self._lanes[one.lane], first.body_bytes_max)
         }
         picked = pick_lane(plan, entries, self._beyond, can_wait=self._can_wait(waiting, plan, room))

@@ -58,12 +58,25 @@ def test_a_suspect_never_goes_beside(make_world):
     world = make_world(CHEAP)
     world.take_in(some_lines(1_000), tenant_id="large")
     world.take_in(some_lines(1, "s"), tenant_id="small")
-    small = next(one for one in world.dispatch() if one.tenant_id == "small")
+    *large, small = sorted(world.dispatch(), key=lambda one: one.tenant_id)
     world.claim(small)
     world.record(world.ran(small, a_job_ran(0)))
     world.take_in(some_lines(1, "x"), tenant_id="small")
     one_job = update(ready).where(ready.c.jobs_count == 1)
     world.database.write(lambda connection: connection.execute(one_job.values(alone=True)))
     assert world.dispatch() == []
-    world.database.write(lambda connection: connection.execute(one_job.values(alone=False)))
+    for one in large[:2]:
+        world.claim(one)
+        world.record(world.ran(one, *(a_job_ran(index) for index in range(100))))
+    assert [one.beside for one in world.dispatch() if one.tenant_id == "small"] == [False]
+
+
+def test_what_is_no_suspect_goes_beside_where_one_would_wait(make_world):
+    world = make_world(CHEAP)
+    world.take_in(some_lines(1_000), tenant_id="large")
+    world.take_in(some_lines(1, "s"), tenant_id="small")
+    small = next(one for one in world.dispatch() if one.tenant_id == "small")
+    world.claim(small)
+    world.record(world.ran(small, a_job_ran(0)))
+    world.take_in(some_lines(1, "x"), tenant_id="small")
     assert [one.beside for one in world.dispatch()] == [True]

@@ -25,7 +25,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class LaneRoom(msgspec.Struct, kw_only=True):
-    """What a lane has and may have. `slots` and `places` are those of all its instances, which are `slots_each` apart.
+    """What a lane has and may have. `slots` and `places` are those of all its instances, `slots_each` of one.
 
     With `is_shared` some room is kept free, so that what goes beside gets past what waits in the lane's queue.
     """
@@ -48,9 +48,9 @@ class LaneRoom(msgspec.Struct, kw_only=True):
         kept = (self.slots_each + 1) // 2 if self.is_shared else 0
         return max(0, 2 * self.slots - kept - sum(self.in_line.values()))
 
-    def entry(self, tenant_id: str, share: float) -> Entry | None:
+    def entry(self, tenant_id: str, share: float, *, needs_slot: bool = False) -> Entry | None:
         """How the next shard of this tenant may go here, if its part of the places is `share`; None: not now."""
-        if (jobs_max := self._beside(tenant_id, share)) > 0:
+        if not needs_slot and (jobs_max := self._beside(tenant_id, share)) > 0:
             return Entry(beside=True, jobs_max=jobs_max)
         return Entry(beside=False, jobs_max=_ANY_NUMBER) if self.free else None
 
@@ -64,7 +64,7 @@ class LaneRoom(msgspec.Struct, kw_only=True):
 
     def _beside(self, tenant_id: str, share: float) -> int:
         own = self.jobs.get(tenant_id, 0)
-        # With fewer shards in line than one instance has slots, one is free whichever instance gets the next.
+        # With fewer shards in line than one instance has slots, a slot is free whichever instance gets the next.
         is_free = sum(self.in_line.values()) < self.slots_each
         fills_slots = self.in_line.get(tenant_id, 0) >= self.slots
         if is_free or fills_slots or own == sum(self.jobs.values()):
