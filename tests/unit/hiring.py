@@ -74,7 +74,7 @@ class Worker:
 
     def events(self):
         found = []
-        while deliveries := self.inbox.receive(1_000, 0.02):
+        while deliveries := self.inbox.receive(1_000, 0.1):  # a busy machine needs a moment
             found += [open_event(self.ring, one.envelope, NOW_US).body for one in deliveries]
         return found
 
