@@ -266,11 +266,10 @@ def test_updated_rows_are_those_named(database):
 
     def fill(connection):
         rows = [
-            (one, "t", b"g" * 16, None, "lane", None, "why", 1, "sent", 1, 1, None, None, None, b"", None, 0, None)
+            (one, "t", b"g" * 16, None, "lane", None, "why", 1, "sent", 1, 1, None, None, None, b"", None, 0, None, False)
             for one in ids
         ]
-        width = len(shard.columns)
-        port.bulk_insert(connection, shard, [(*row, *[None] * (width - len(row))) for row in rows])
+        port.bulk_insert(connection, shard, rows)
         changes = [(one, bytes([place]), "done", place or None) for place, one in enumerate(ids[:40])]
         port.bulk_update(connection, shard.c.shard_id, [shard.c.recorded, shard.c.state, shard.c.closed_us], changes)
 
