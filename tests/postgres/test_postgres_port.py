@@ -265,10 +265,8 @@ def test_updated_rows_are_those_named(database):
     ids = [new_id() for _ in range(50)]
 
     def fill(connection):
-        rows = [
-            (one, "t", b"g" * 16, None, "lane", None, "why", 1, "sent", 1, 1, None, None, None, b"", None, 0, None, False)
-            for one in ids
-        ]
+        rest = ("t", b"g" * 16, None, "lane", None, "why", 1, "sent", 1, 1, None, None, None, b"", None, 0, None, False)
+        rows = [(one, *rest) for one in ids]
         port.bulk_insert(connection, shard, rows)
         changes = [(one, bytes([place]), "done", place or None) for place, one in enumerate(ids[:40])]
         port.bulk_update(connection, shard.c.shard_id, [shard.c.recorded, shard.c.state, shard.c.closed_us], changes)
