@@ -46,6 +46,9 @@ _BROKER = ("-c", "from broker.cli import main; main()")
 
 RECORDER_APART: Layout = ((Role.API,), tuple(role for role in _REST if role is not Role.RECORDER), (Role.RECORDER,))
 
+_POSTGRES_SETTINGS = {"max_connections": "300"}
+"""Sixteen processes of one role each have more than the hundred that are allowed by default."""
+
 _START_SECONDS = 60.0
 _WORKERS_SECONDS = 60.0
 
@@ -232,10 +235,10 @@ class Stand:
 
     def _new_postgres(self) -> PrivatePostgres:
         if not self.terms.database_disk_megabytes:
-            return PrivatePostgres()
+            return PrivatePostgres(_POSTGRES_SETTINGS)
         self.disk = self._stack.enter_context(SmallDisk(self.terms.database_disk_megabytes))
         with self.disk.holding_temporary_files():
-            return PrivatePostgres({"max_wal_size": "64MB", "min_wal_size": "32MB"})
+            return PrivatePostgres({**_POSTGRES_SETTINGS, "max_wal_size": "64MB", "min_wal_size": "32MB"})
 
     def _write_catalog(self) -> None:
         bus_url = self.bus_kind.catalog_url(self.bus)
