@@ -18,6 +18,7 @@ from broker.database.connection import Connection, Database
 from broker.domain.errors import BrokerError
 from broker.domain.job import RefusedLine
 from broker.domain.outcome import Outcome
+from broker.durable import sync_folder
 from broker.ledger import results
 from broker.ledger.results import EndedLine
 from broker.rules.output import error_line, output_line, refusal_line
@@ -160,7 +161,7 @@ class _Draft:
             if not self._is_ours():
                 raise OSError(errno.ESTALE, "another process writes it too")
             self._draft.replace(self._path)
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
 
     def discard(self) -> None:
         with suppress(OSError):  # a full disk takes what is still buffered no more now than before
@@ -188,12 +189,3 @@ def _named(path: Path) -> Iterator[None]:
         if error.filename is None or Path(error.filename).parent == path.parent:
             error.filename = str(path)
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Else a power cut could take the new name back."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ from broker.database.connection import Connection, Database
 from broker.domain.errors import ErrorCode, UsageError
 from broker.domain.ids import new_id
 from broker.domain.job import RefusedLine
+from broker.durable import sync_folder
 
 __all__ = ["UPLOAD_PREFIX", "Spool", "UploadReader"]
 
@@ -61,9 +62,7 @@ class Spool:
         os.fsync(self._file.fileno())
         self._file.close()
         self._draft.replace(self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        sync_folder(self.path.parent)
         return self._digest.digest()
 
     def discard(self) -> None:

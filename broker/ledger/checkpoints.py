@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from broker.bus.envelope import Signer
 from broker.domain.errors import BrokerError
+from broker.durable import sync_folder
 
 __all__ = ["CHECKPOINTS", "Checkpoint", "CheckpointFile", "CheckpointPlace", "sign_checkpoint", "verify_note"]
 
@@ -128,7 +129,7 @@ class CheckpointFile:
             file.flush()
             os.fsync(file.fileno())
         if is_new:
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
 
     def notes(self) -> Iterator[str]:
         """The note of each complete line; what isn't one is given as it stands, for who verifies to complain of."""
@@ -158,11 +159,3 @@ def _is_signed(text: bytes, signature: bytes, key: bytes) -> bool:
     except InvalidSignature:
         return False
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
