@@ -43,8 +43,8 @@ class Database(Protocol):
         """Finish what was begun, then let go of the database."""
 
 
-_SQLITE_PARAMETERS_MAX = 30_000
-_ROWS_STEP = 64
+# Few sizes, so that every statement stays prepared: to parse one of many rows takes as long as to run it.
+_ROWS_AT_ONCE = (256, 64, 16, 4, 1)
 
 
 def bulk_insert(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -56,8 +56,8 @@ def bulk_insert(connection: Connection, table: Table, rows: Sequence[tuple[Any, 
     """
     if connection.dialect.name == "sqlite":
         columns_count = len(table.columns)
-        for part in _parts(rows, columns_count):
-            statement = f"INSERT INTO {table.name} VALUES {_marks(len(part), columns_count)}"  # noqa: S608 (names of our own tables)
+        for part in _parts(rows):
+            statement = _insert_text(table.name, len(part), columns_count)
             connection.exec_driver_sql(statement, tuple(chain.from_iterable(part)))
     elif rows:
         copy_rows(connection, table, rows)
@@ -67,27 +67,34 @@ def bulk_update(connection: Connection, key: Column[Any], columns: Sequence[Colu
     """Set `columns` where `key` matches; each row is the key's value, then one per column. As for `bulk_insert`."""
     table = key.table
     if connection.dialect.name == "sqlite":
-        changes = ", ".join(f"{column.name} = new.column{place}" for place, column in enumerate(columns, start=2))
-        for part in _parts(rows, len(columns) + 1):
-            values = f"(VALUES {_marks(len(part), len(columns) + 1)}) AS new"
-            text = f"UPDATE {table} SET {changes} FROM {values} WHERE {table}.{key.name} = new.column1"  # noqa: S608 (as above)
-            connection.exec_driver_sql(text, tuple(chain.from_iterable(part)))
+        names = tuple(column.name for column in columns)
+        for part in _parts(rows):
+            statement = _update_text(table.name, key.name, names, len(part))
+            connection.exec_driver_sql(statement, tuple(chain.from_iterable(part)))
     elif rows:
         update_rows(connection, key, columns, rows)
 
 
-def _parts(rows: Sequence[tuple[Any, ...]], columns_count: int) -> Iterator[Sequence[tuple[Any, ...]]]:
-    """Few sizes, so that few statements are kept prepared: each holds memory for all its parameters."""
-    size = _SQLITE_PARAMETERS_MAX // columns_count // _ROWS_STEP * _ROWS_STEP
+def _parts(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
     start = 0
-    while start < len(rows):
-        left = len(rows) - start
-        count = min(size, left // _ROWS_STEP * _ROWS_STEP if left >= _ROWS_STEP else left)
-        yield rows[start : start + count]
-        start += count
+    for size in _ROWS_AT_ONCE:
+        while len(rows) - start >= size:
+            yield rows[start : start + size]
+            start += size
 
 
 @lru_cache(maxsize=128)
+def _insert_text(table: str, rows_count: int, columns_count: int) -> str:
+    return f"INSERT INTO {table} VALUES {_marks(rows_count, columns_count)}"  # noqa: S608 (names of our own tables)
+
+
+@lru_cache(maxsize=64)
+def _update_text(table: str, key: str, columns: tuple[str, ...], rows_count: int) -> str:
+    changes = ", ".join(f"{column} = new.column{place}" for place, column in enumerate(columns, start=2))
+    values = f"(VALUES {_marks(rows_count, len(columns) + 1)}) AS new"
+    return f"UPDATE {table} SET {changes} FROM {values} WHERE {table}.{key} = new.column1"  # noqa: S608 (as above)
+
+
 def _marks(rows_count: int, columns_count: int) -> str:
     row = f"({', '.join('?' * columns_count)})"
     return ", ".join([row] * rows_count)
