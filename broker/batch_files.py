@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from heapq import merge
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,15 +52,12 @@ class BatchFiles:
     def advance(self) -> None:
         """Write the lines that are next, up to the first whose job has not ended. Raises OSError."""
         while page := self._next(results.ended_lines, self._after, self._page_lines):
-            last = page[-1].line_number
-            refused = self._refused_before(last)
-            next_refused = next(refused, None)
-            for line in page:
-                while next_refused is not None and next_refused.line_number < line.line_number:
-                    self._write_refused(next_refused)
-                    next_refused = next(refused, None)
-                self._write_ended(line)
-            self._after = last
+            succeeded = [_success(line) for line in page if line.outcome is Outcome.SUCCEEDED]
+            self._output.write(b"".join(succeeded))
+            failed = [line for line in page if line.outcome is not Outcome.SUCCEEDED]
+            self._after = page[-1].line_number
+            self._write_errors(merge(failed, self._refused_before(self._after), key=attrgetter("line_number")))
+            self.ended_count += len(page)
             # Each page is as long as the replies of the one before let it be.
             mean_bytes = 1 + sum(len(line.body) for line in page) // len(page)
             self._page_lines = max(1, min(_LINES_PER_PAGE_MAX, _PAGE_BYTES // mean_bytes))
@@ -69,8 +68,7 @@ class BatchFiles:
         Raises OSError; BrokerError if there are not as many lines as the batch has.
         """
         self.advance()
-        for line in self._refused_before(None):
-            self._write_refused(line)
+        self._write_errors(self._refused_before(None))
         if (self.ended_count, self._refused_count) != (ended_jobs, refused_lines):
             raise BrokerError(
                 f"batch {self._batch_id.hex()} has {ended_jobs:,} ended jobs and {refused_lines:,} refused lines, but"
@@ -103,16 +101,14 @@ class BatchFiles:
             else:
                 self._refused_after = line_number
 
-    def _write_ended(self, line: EndedLine) -> None:
-        if line.outcome is Outcome.SUCCEEDED:
-            self._output.write(_success(line))
-        else:
-            self._errors.write(_failure(line))
-        self.ended_count += 1
-
-    def _write_refused(self, line: RefusedLine) -> None:
-        self._errors.write(refusal_line(self._batch_id, line.line_number, line.custom_id, line.code, line.message))
-        self._refused_count += 1
+    def _write_errors(self, lines: Iterable[EndedLine | RefusedLine]) -> None:
+        for line in lines:
+            if isinstance(line, EndedLine):
+                self._errors.write(_failure(line))
+            else:
+                refusal = refusal_line(self._batch_id, line.line_number, line.custom_id, line.code, line.message)
+                self._errors.write(refusal)
+                self._refused_count += 1
 
 
 def _success(line: EndedLine) -> bytes:
@@ -145,9 +141,9 @@ class _Draft:
             self._file = self._draft.open("xb")
             self._identity = _identity(os.fstat(self._file.fileno()))
 
-    def write(self, line: bytes) -> None:
+    def write(self, lines: bytes) -> None:
         try:
-            self._file.write(line)
+            self._file.write(lines)
         except OSError as error:
             error.filename = str(self._path)
             raise

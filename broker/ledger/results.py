@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
-
 import msgspec
 from sqlalchemy import Connection, bindparam, select
 
@@ -64,34 +62,36 @@ def ended_lines(connection: Connection, batch_id: bytes, after_line: int, limit:
     lines = connection.execute(_JOBS, {"of_batch": batch_id, "after_line": after_line, "lines_max": limit}).all()
     ends = {}
     for first, last in _id_ranges([job_id for _, job_id, _ in lines]):
-        found = {row[0]: row[1:] for row in connection.execute(_ENDS, {"first": first, "last": last})}
-        ends.update(found)
+        found = connection.execute(_ENDS, {"first": first, "last": last}).all()
+        ends.update({row[0]: row for row in found})
         if len(found) <= id_offset(first, last):
             break
-    return [
-        EndedLine(
-            line_number,
-            job_id,
-            custom_id,
-            _OUTCOMES[outcome],
-            ErrorCode(code) if code else None,
-            status_code or 0,
-            request_id or "",
-            message or "",
-            body or b"",
+    ended = []
+    for line_number, job_id, custom_id in lines:
+        if (end := ends.get(job_id)) is None:
+            break
+        _, outcome, code, status_code, request_id, message, body = end
+        ended.append(
+            EndedLine(
+                line_number,
+                job_id,
+                custom_id,
+                _OUTCOMES[outcome],
+                ErrorCode(code) if code else None,
+                status_code or 0,
+                request_id or "",
+                message or "",
+                body or b"",
+            )
         )
-        for line_number, job_id, custom_id in takewhile(lambda line: line[1] in ends, lines)
-        for outcome, code, status_code, request_id, message, body in [ends[job_id]]
-    ]
+    return ended
 
 
 def _id_ranges(job_ids: list[bytes]) -> list[tuple[bytes, bytes]]:
     """The first and the last of the ids of each span; within a span, ids are in the order of the lines."""
-    ranges: dict[bytes, tuple[bytes, bytes]] = {}
-    for job_id in job_ids:
-        span = span_of(job_id)
-        ranges[span] = ranges.get(span, (job_id,))[0], job_id
-    return list(ranges.values())
+    firsts = {span_of(job_id): job_id for job_id in reversed(job_ids)}
+    lasts = {span_of(job_id): job_id for job_id in job_ids}
+    return [(firsts[span], last) for span, last in lasts.items()]
 
 
 def refused_lines(connection: Connection, batch_id: bytes, after_line: int, limit: int) -> list[RefusedLine]:
