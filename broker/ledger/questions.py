@@ -7,7 +7,19 @@ from datetime import date, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import BigInteger, ColumnElement, Connection, Integer, case, cast, distinct, func, literal, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Integer,
+    Label,
+    case,
+    cast,
+    distinct,
+    func,
+    literal,
+    select,
+)
 
 from broker.domain.errors import UsageError
 from broker.domain.outcome import Outcome
@@ -75,34 +87,47 @@ def summary(connection: Connection, by: Sequence[str], filters: Filters) -> list
     if unknown:
         raise UsageError(f"--by names {unknown[0]!r}; it takes {', '.join(GROUP_KEYS)}")
     keys = [GROUP_KEYS[key].label(f"key_{place}") for place, key in enumerate(by)]
-    partition = [GROUP_KEYS[key] for key in by]
-    ranked = (
-        select(
-            *keys,
-            *(attempt.c[name] for name in _MEASURED),  # no more: the ranking sorts whole rows
-            func.count().over(partition_by=partition).label("n"),
-            func.row_number().over(partition_by=partition, order_by=attempt.c.queue_us).label("queue_rank"),
-            func.row_number().over(partition_by=partition, order_by=attempt.c.run_us).label("run_rank"),
-        )
-        .where(*_conditions(filters))
-        .subquery()
+    conditions = _conditions(filters)
+    sums = connection.execute(
+        select(*keys, *_measures(attempt.c)).where(*conditions).group_by(*keys).order_by(*keys)
+    ).all()
+    queued = _percentiles(connection, keys, attempt.c.queue_us, conditions)
+    ran = _percentiles(connection, keys, attempt.c.run_us, conditions)
+    found = []
+    for row in sums:
+        group = tuple(row[: len(by)])
+        measures = (*(int(value or 0) for value in row[len(by) :]), *queued.get(group, (0, 0)), *ran.get(group, (0, 0)))
+        shown = {key: _shown(key, value) for key, value in zip(by, group, strict=True)}
+        found.append(shown | dict(zip(SUMMARY_FIELDS, measures, strict=True)))
+    return found
+
+
+def _percentiles(
+    connection: Connection,
+    keys: Sequence[Label[Any]],
+    value_us: ColumnElement[int],
+    conditions: Sequence[ColumnElement[bool]],
+) -> dict[tuple[Any, ...], tuple[int, int]]:
+    """The 50th and the 95th of each group, in whole milliseconds.
+
+    Attempts are counted by millisecond first, so that what is put in order are milliseconds and not attempts.
+    """
+    whole_ms = ((value_us + _US_PER_MS // 2) // literal(_US_PER_MS, BigInteger)).label("whole_ms")
+    counted = select(*keys, whole_ms, func.count().label("n")).where(*conditions).group_by(*keys, whole_ms).subquery()
+    names = [counted.c[key.name] for key in keys]
+    ranked = select(
+        *names,
+        counted.c.whole_ms,
+        func.sum(counted.c.n).over(partition_by=names, order_by=counted.c.whole_ms).label("rank"),
+        func.sum(counted.c.n).over(partition_by=names).label("n"),
+    ).subquery()
+    percents = [
+        func.min(case((ranked.c.rank * 100 >= ranked.c.n * percent, ranked.c.whole_ms))) for percent in (50, 95)
+    ]
+    rows = connection.execute(
+        select(*(ranked.c[key.name] for key in keys), *percents).group_by(*(ranked.c[key.name] for key in keys))
     )
-    names = [ranked.c[f"key_{place}"] for place in range(len(by))]
-    rows = connection.execute(select(*names, *_measures(ranked.c)).group_by(*names).order_by(*names))
-    return [_row(by, row) for row in rows]
-
-
-_MEASURED = (
-    "job_id",
-    "outcome",
-    "decisive",
-    "input_tokens",
-    "output_tokens",
-    "cost_nano_usd",
-    "cost_upper_nano_usd",
-    "queue_us",
-    "run_us",
-)
+    return {tuple(group): (int(middle), int(high)) for *group, middle, high in rows}
 
 
 def _conditions(filters: Filters) -> list[ColumnElement[bool]]:
@@ -130,31 +155,11 @@ def _measures(columns: Any) -> list[ColumnElement[Any]]:  # noqa: ANN401 (SQLAlc
         func.sum(columns.cost_nano_usd),
         func.sum(case((succeeded, 0), else_=columns.cost_nano_usd)),
         func.sum(columns.cost_upper_nano_usd - columns.cost_nano_usd),
-        _percentile(columns.queue_us, columns.queue_rank, columns.n, 50),
-        _percentile(columns.queue_us, columns.queue_rank, columns.n, 95),
-        _percentile(columns.run_us, columns.run_rank, columns.n, 50),
-        _percentile(columns.run_us, columns.run_rank, columns.n, 95),
     ]
 
 
 def _count_if(condition: ColumnElement[bool]) -> ColumnElement[int]:
     return func.sum(case((condition, 1), else_=0))
-
-
-def _percentile(
-    value: ColumnElement[int], rank: ColumnElement[int], count: ColumnElement[int], percent: int
-) -> ColumnElement[int]:
-    """The smallest value that at least `percent` of the values do not exceed."""
-    return func.min(case((rank * 100 >= count * percent, value)))
-
-
-def _row(by: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
-    keys = {key: _shown(key, value) for key, value in zip(by, row, strict=False)}
-    measures = dict(zip(SUMMARY_FIELDS, (int(value or 0) for value in row[len(by) :]), strict=True))
-    for name, value in measures.items():
-        if "_ms_" in name:
-            measures[name] = round(value / _US_PER_MS)
-    return {**keys, **measures}
 
 
 def _shown(key: str, value: Any) -> Any:  # noqa: ANN401 (a value of any column)
