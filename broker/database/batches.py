@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, case, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, case, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from broker.database.tables import batch, batch_count, batch_refusal, tenant
@@ -95,9 +95,21 @@ def create(connection: Connection, record: BatchRecord) -> None:
     connection.execute(insert(batch).values(**msgspec.structs.asdict(record)))
 
 
+# Built once: putting a statement together costs more than running it.
+_GET = select(batch).where(batch.c.batch_id == bindparam("of_batch"))
+_UNFINISHED = select(batch).where(batch.c.finished_us.is_(None)).order_by(batch.c.created_us)
+_OPEN_TERMS = select(batch.c.batch_id, batch.c.max_cost_nano_usd, batch.c.cancel_requested_us.is_not(None)).where(
+    batch.c.finished_us.is_(None),
+    batch.c.max_cost_nano_usd.is_not(None) | batch.c.cancel_requested_us.is_not(None),
+)
+_PROGRESS = select(
+    *(func.coalesce(func.sum(batch_count.c[name]), 0).label(name) for name in Counts.__struct_fields__)
+).where(batch_count.c.batch_id == bindparam("of_batch"))
+
+
 def get(connection: Connection, batch_id: bytes) -> BatchRecord | None:
     """The batch of this id."""
-    row = connection.execute(select(batch).where(batch.c.batch_id == batch_id)).one_or_none()
+    row = connection.execute(_GET, {"of_batch": batch_id}).one_or_none()
     return _record(row) if row else None
 
 
@@ -114,8 +126,7 @@ def find_latest(connection: Connection, tenant_id: str, source_digest: bytes) ->
 
 def unfinished(connection: Connection) -> list[BatchRecord]:
     """The batches that still have something to do, oldest first."""
-    rows = connection.execute(select(batch).where(batch.c.finished_us.is_(None)).order_by(batch.c.created_us))
-    return [_record(row) for row in rows]
+    return [_record(row) for row in connection.execute(_UNFINISHED)]
 
 
 def _record(row: Row[tuple[object, ...]]) -> BatchRecord:
@@ -224,17 +235,11 @@ def newest(connection: Connection, tenant_id: str, limit: int) -> list[BatchReco
 
 def open_terms(connection: Connection) -> list[OpenTerms]:
     """What holds back unfinished batches; those that nothing holds back are left out."""
-    rows = connection.execute(
-        select(batch.c.batch_id, batch.c.max_cost_nano_usd, batch.c.cancel_requested_us.is_not(None)).where(
-            batch.c.finished_us.is_(None),
-            batch.c.max_cost_nano_usd.is_not(None) | batch.c.cancel_requested_us.is_not(None),
-        )
-    )
+    rows = connection.execute(_OPEN_TERMS)
     return [OpenTerms(batch_id, budget, bool(cancelled)) for batch_id, budget, cancelled in rows]
 
 
 def progress(connection: Connection, batch_id: bytes) -> Counts:
     """The sum over all writers."""
-    columns = [func.coalesce(func.sum(batch_count.c[name]), 0).label(name) for name in Counts.__struct_fields__]
-    row = connection.execute(select(*columns).where(batch_count.c.batch_id == batch_id)).one()
+    row = connection.execute(_PROGRESS, {"of_batch": batch_id}).one()
     return Counts(**{name: int(value) for name, value in row._mapping.items()})  # noqa: SLF001 (as above)

@@ -11,10 +11,12 @@ from broker.domain.lane import LaneState
 __all__ = ["held_lanes", "set_state"]
 
 
+_HELD = select(lane_state.c.lane, lane_state.c.state)
+
+
 def held_lanes(connection: Connection) -> dict[str, LaneState]:
     """The lanes that get no new shards; all others are open."""
-    rows = connection.execute(select(lane_state.c.lane, lane_state.c.state))
-    return {lane: LaneState(state) for lane, state in rows}
+    return {lane: LaneState(state) for lane, state in connection.execute(_HELD)}
 
 
 def set_state(connection: Connection, lane: str, state: LaneState, now_us: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, delete, func, select
+from sqlalchemy import BigInteger, Connection, Row, bindparam, delete, func, literal, select
 
 from broker.database.tables import ready
 from broker.domain.job import WaitingSpan
@@ -37,27 +37,45 @@ class GroupWaiting(msgspec.Struct, frozen=True):
     jobs_count: int
 
 
+# Built once: putting a statement together costs more than running it.
+_NOW = bindparam("now_us", type_=BigInteger)
+_MAY_GO = (
+    # No pause is that long: the clock was set back meanwhile.
+    (ready.c.not_before_us <= _NOW) | (ready.c.not_before_us > bindparam("longest_pause_us", type_=BigInteger)),
+    ready.c.deadline_us > _NOW,
+)
+_NOT_HELD = ready.c.batch_id.is_(None) | ready.c.batch_id.not_in(bindparam("held_batches", expanding=True))
+_ANY = select(literal(1)).select_from(ready).limit(1)
+_GROUPS = (
+    select(ready.c.group_id, func.min(ready.c.deadline_us).label("due_us"), func.sum(ready.c.jobs_count))
+    .where(*_MAY_GO)
+    .group_by(ready.c.group_id)
+    .order_by("due_us", ready.c.group_id)
+)
+_NEXT_DUE = select(func.min(ready.c.not_before_us)).where(ready.c.not_before_us > _NOW)
+_NEXT = (
+    select(ready)
+    .where(ready.c.group_id == bindparam("of_group"), *_MAY_GO, _NOT_HELD)
+    .order_by(ready.c.deadline_us, ready.c.first_job_id)
+    .limit(bindparam("spans_max"))
+)
+_WITHDRAW = delete(ready).where(ready.c.first_job_id.in_(bindparam("spans", expanding=True)))
+
+
 def is_empty(connection: Connection) -> bool:
     """Whether nothing waits at all."""
-    return connection.execute(select(ready.c.first_job_id).limit(1)).first() is None
+    return connection.execute(_ANY).first() is None
 
 
-def waiting_groups(connection: Connection, now_us: int, held_batches: Collection[bytes] = ()) -> list[GroupWaiting]:
-    """The groups with jobs that may go now, earliest deadline first. Batches in `held_batches` stay."""
-    deadline = func.min(ready.c.deadline_us)
-    rows = connection.execute(
-        select(ready.c.group_id, deadline, func.sum(ready.c.jobs_count))
-        .where(*_may_go(now_us, held_batches))
-        .group_by(ready.c.group_id)
-        .order_by(deadline, ready.c.group_id)
-    )
+def waiting_groups(connection: Connection, now_us: int) -> list[GroupWaiting]:
+    """The groups with jobs that may go now, earliest deadline first."""
+    rows = connection.execute(_GROUPS, _at(now_us)).all()
     return [GroupWaiting(group_id, int(due), int(count)) for group_id, due, count in rows]
 
 
 def next_due_us(connection: Connection, now_us: int) -> int | None:
     """When the next span that rests after a failure may go."""
-    query = select(func.min(ready.c.not_before_us)).where(ready.c.not_before_us > now_us)
-    due: int | None = connection.execute(query).scalar_one()
+    due: int | None = connection.execute(_NEXT_DUE, {"now_us": now_us}).scalar_one()
     return due
 
 
@@ -65,13 +83,8 @@ def next_spans(
     connection: Connection, group_id: bytes, now_us: int, held_batches: Collection[bytes], limit: int
 ) -> list[WaitingSpan]:
     """The group's next spans, earliest deadline first."""
-    rows = connection.execute(
-        select(ready)
-        .where(ready.c.group_id == group_id, *_may_go(now_us, held_batches))
-        .order_by(ready.c.deadline_us, ready.c.first_job_id)
-        .limit(limit)
-    )
-    return [_span(row) for row in rows]
+    asked = {"of_group": group_id, "held_batches": list(held_batches), "spans_max": limit}
+    return [_span(row) for row in connection.execute(_NEXT, asked | _at(now_us)).all()]
 
 
 def waiting_spans_of_batch(connection: Connection, batch_id: bytes, limit: int) -> list[WaitingSpan]:
@@ -93,16 +106,11 @@ def overdue_spans(connection: Connection, now_us: int, limit: int) -> list[Waiti
 def withdraw(connection: Connection, spans: list[WaitingSpan]) -> None:
     """Take whole spans out of the line, because their jobs have ended."""
     if spans:
-        connection.execute(delete(ready).where(ready.c.first_job_id.in_([span.first_job_id for span in spans])))
+        connection.execute(_WITHDRAW, {"spans": [span.first_job_id for span in spans]})
 
 
-def _may_go(now_us: int, held_batches: Collection[bytes]) -> list[ColumnElement[bool]]:
-    # No pause is that long: the clock was set back meanwhile.
-    rested = (ready.c.not_before_us <= now_us) | (ready.c.not_before_us > now_us + _PAUSE_US_MAX)
-    conditions: list[ColumnElement[bool]] = [rested, ready.c.deadline_us > now_us]
-    if held_batches:
-        conditions.append(ready.c.batch_id.is_(None) | ready.c.batch_id.not_in(list(held_batches)))
-    return conditions
+def _at(now_us: int) -> dict[str, int]:
+    return {"now_us": now_us, "longest_pause_us": now_us + _PAUSE_US_MAX}
 
 
 def _span(row: Row[tuple[object, ...]]) -> WaitingSpan:
