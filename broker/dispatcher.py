@@ -159,8 +159,10 @@ class Dispatcher:
             hand, unplanned = self._dealing.hand(connection, now_us, room)
             records = self._deal(connection, hand, room, now_us)
         shards.write_shards(connection, records)
+        if records:
+            _log.info("shards_dispatched", shards=len(records), jobs=sum(record.jobs_count for record in records))
         for record in records:
-            _log.info("shard_dispatched", shard=record.shard_id.hex(), lane=record.lane, jobs=record.jobs_count)
+            _log.debug("shard_dispatched", shard=record.shard_id.hex(), lane=record.lane, jobs=record.jobs_count)
         return len(records), unplanned
 
     def _deal(self, connection: Connection, hand: Hand, room: Room, now_us: int) -> list[shards.ShardRecord]:

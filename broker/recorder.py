@@ -112,6 +112,7 @@ class Recorder:
             touched[record.shard_id] = record
         ends.write()
         shards.save_recorded(connection, touched.values())
+        _log.info("events_recorded", shards=len(touched), jobs=ends.attempts_count)
         return ends.ended_singles
 
     def _notice_health(self, events: list[WorkerEvent]) -> None:
@@ -142,4 +143,4 @@ class Recorder:
             record.closed_us = now_us
             if record.state is ShardState.RUNNING:
                 record.state = ShardState.DONE
-            _log.info("shard_recorded", shard=record.shard_id.hex(), lane=record.lane, jobs=record.jobs_count)
+            _log.debug("shard_recorded", shard=record.shard_id.hex(), lane=record.lane, jobs=record.jobs_count)

@@ -226,7 +226,7 @@ class _ShardRun:
         handed_back = self._stopped is not None and self._stopped is not _Stop.LEASE_LOST
         await self._report.finish(self._stopped.value[1] if self._stopped and handed_back else None)
         keeper.cancel()  # only now: until its results are confirmed, the shard is this worker's
-        _log.info("shard_ran", shard=self._order.shard_id.hex(), lane=self._order.lane, jobs=len(self._order.jobs))
+        _log.debug("shard_ran", shard=self._order.shard_id.hex(), lane=self._order.lane, jobs=len(self._order.jobs))
 
     def stop(self, reason: _Stop) -> None:
         """Stop the jobs that still run; the first reason counts. Those that wait never ran, and are handed back."""

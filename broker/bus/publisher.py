@@ -77,13 +77,13 @@ class Publisher:
             try:
                 producer = self._connected()
                 declared = self._queue(queue)
+                producer.maybe_declare(declared)
                 with producer.batch(max_size=max(BATCH_MESSAGES_MAX, len(envelopes))):
                     for envelope in envelopes:
                         producer.publish(
                             envelope,
                             exchange="",
                             routing_key=queue,
-                            declare=[declared],
                             serializer=SERIALIZER,
                             delivery_mode=2,
                             retry=False,

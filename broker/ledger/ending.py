@@ -127,6 +127,11 @@ class AttemptEnds:
             batches.add_counts(self._connection, batch_id, self._writer, counts)
 
     @property
+    def attempts_count(self) -> int:
+        """How many attempts ended."""
+        return len(self._flush.attempts)
+
+    @property
     def ended_singles(self) -> list[bytes]:
         """The jobs of no batch that end here; somebody may wait for each of them."""
         return [row.job_id for row in self._flush.outcomes if row.batch_id is None]
