@@ -1,7 +1,7 @@
 """SQLite: one process, one writer thread with group commit, read-only connections for readers.
 
-The writer takes whatever gathered while the last commit ran into the next one. WAL with synchronous=FULL: a
-durable commit survives a power cut.
+The writer takes whatever gathered while the last commit ran into the next one. A durable commit survives a power
+cut: its caller hears of it when the write-ahead log is on disk, and the writer commits on meanwhile.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 from sqlalchemy.pool import QueuePool
 
+from broker.database.log_syncing import Committed, LogSyncer
 from broker.domain.errors import BrokerError
 
 __all__ = ["SqliteDatabase", "is_disk_full", "is_passing", "lock_folder", "open_read_only"]
@@ -73,6 +74,7 @@ class SqliteDatabase:
         self._readers: Engine = _open(path, begin="BEGIN", query_only=True)
         self._pending: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_groups, name="database-writer", daemon=True)
+        self._log = LogSyncer(path.with_name(f"{path.name}-wal"))
         self._closed = False
         self._door = threading.Lock()  # nothing may queue behind the mark that ends the writer
         self._writer.start()
@@ -88,6 +90,8 @@ class SqliteDatabase:
         with self._door:
             if self._closed:
                 raise BrokerError("the database is closed")
+            if self._log.failure:
+                raise self._log.failure
             self._pending.put(_Unit(work, future, durable))
         return future.result()
 
@@ -102,6 +106,7 @@ class SqliteDatabase:
             self._closed = True
             self._pending.put(None)
         self._writer.join()
+        self._log.close()
         self._readers.dispose()
         self.engine.dispose()
 
@@ -110,12 +115,9 @@ class SqliteDatabase:
         if not group:
             return  # nothing was ever written, as where the file turned out not to be a database of ours
         with self.engine.connect() as connection:
-            synced = True
+            log = self._log if _leaves_syncing_to_us(connection) else None
             while group:
-                durable = any(unit.durable for unit in group)
-                if durable is not synced:
-                    synced = _sync_commits(connection, durable)
-                _commit_group(connection, group)
+                _commit_group(connection, group, log)
                 group = self._next_group()
 
     def _next_group(self) -> list[_Unit]:
@@ -136,16 +138,21 @@ class SqliteDatabase:
         return group
 
 
-def _sync_commits(connection: Connection, wanted: bool) -> bool:
-    """Whether commits wait for the disk from now on. One that does takes all before it along: the log is one file."""
+def _leaves_syncing_to_us(connection: Connection) -> bool:
+    """Have commits no longer wait for the disk, where there is a log to be put on it."""
     driver = connection.connection.driver_connection
     assert driver is not None  # noqa: S101 (it is there as long as the connection is)
-    driver.execute(f"PRAGMA synchronous={'FULL' if wanted else 'NORMAL'}")
-    return wanted
+    if driver.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        return False
+    driver.execute("PRAGMA synchronous=NORMAL")
+    return True
 
 
-def _commit_group(connection: Connection, group: list[_Unit]) -> None:
-    """All of the group in one transaction; if that fails, each in its own, so that only the culprit's caller hears."""
+def _commit_group(connection: Connection, group: list[_Unit], log: LogSyncer | None) -> None:
+    """All of the group in one transaction; if that fails, each in its own, so that only the culprit's caller hears.
+
+    Without a `log` to be put on disk, a commit has waited for it.
+    """
     try:
         with connection.begin():
             values = [unit.work(connection) for unit in group]
@@ -157,10 +164,16 @@ def _commit_group(connection: Connection, group: list[_Unit]) -> None:
             group[0].future.set_exception(error)
             return
         for member in group:
-            _commit_group(connection, [member])
+            _commit_group(connection, [member], log)
         return
+    durable = []
     for unit, value in zip(group, values, strict=True):
-        unit.future.set_result(value)
+        if unit.durable and log is not None:
+            durable.append(Committed(unit.future, value))
+        else:
+            unit.future.set_result(value)
+    if durable and log is not None:
+        log.put(durable)
 
 
 def _open(path: Path, *, begin: str, query_only: bool) -> Engine:

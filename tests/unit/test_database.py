@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import errno
 import os
+import queue
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from broker.bootstrap.embedded import DATABASE_FILE
-from broker.database.sqlite import is_disk_full, lock_folder, open_read_only
+from broker.database import log_syncing
+from broker.database.migrating import upgrade
+from broker.database.sqlite import SqliteDatabase, is_disk_full, lock_folder, open_read_only
 from broker.database.tables import tenant
 from broker.domain.errors import BrokerError
 from broker.keys import load_or_create_signer, public_bytes
@@ -145,6 +151,55 @@ def test_after_close_nothing_is_written_and_what_was_begun_is_kept(database, dat
     engine.dispose()
 
 
+def test_a_durable_write_returns_when_a_flush_that_began_after_its_commit_has_ended(database, monkeypatch):
+    begun, let_go, flushed = queue.SimpleQueue(), threading.Semaphore(0), []
+
+    def flush(descriptor):
+        begun.put(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        let_go.acquire()
+        os.fdatasync(descriptor)
+        flushed.append(descriptor)
+
+    monkeypatch.setattr(log_syncing, "_flush_to_disk", flush)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(database.write, _add("first"))
+        assert begun.get(timeout=5).endswith(f"{DATABASE_FILE}-wal")
+        later = [pool.submit(database.write, _add(name)) for name in ("second", "third")]
+        # The writer goes on, and what need not be on disk waits for no flush.
+        assert database.write(_add("passing"), durable=False) == "passing"
+        while database.read(_names) != {"first", "second", "third", "passing"}:
+            threading.Event().wait(0.001)
+        assert not any(one.done() for one in (first, *later))
+        assert not flushed
+        let_go.release()
+        assert first.result(5) == "first"
+        begun.get(timeout=5)
+        assert len(flushed) == 1
+        assert not any(one.done() for one in later)
+        let_go.release(2)
+        assert {one.result(5) for one in later} == {"second", "third"}
+
+
+def test_once_the_disk_has_failed_nothing_more_is_promised(database, monkeypatch):
+    def fail(_descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(log_syncing, "_flush_to_disk", fail)
+    with pytest.raises(BrokerError, match=r"the disk failed under .*-wal: Input/output error; what was last written"):
+        database.write(_add("x"))
+    monkeypatch.undo()
+    with pytest.raises(BrokerError, match="the disk failed"):
+        database.write(_add("y"))
+
+
+def test_without_a_log_to_flush_each_commit_waits_for_the_disk_itself(tmp_path):
+    database = SqliteDatabase(tmp_path / "x.db")
+    upgrade(database.engine)
+    assert database.write(lambda connection: connection.execute(text("PRAGMA synchronous")).scalar_one()) == 2
+    assert database.write(_add("x")) == "x"
+    database.close()
+
+
 def test_commits_outlive_a_power_cut_and_keys_are_checked(database):
     pragmas = ("synchronous", "foreign_keys", "recursive_triggers", "journal_mode")
 
@@ -152,7 +207,7 @@ def test_commits_outlive_a_power_cut_and_keys_are_checked(database):
         return {name: connection.execute(text(f"PRAGMA {name}")).scalar_one() for name in pragmas}
 
     assert database.write(look) == {
-        "synchronous": 2,
+        "synchronous": 1,  # the log is put on disk by us, see above; SQLite does so before it takes anything out of it
         "foreign_keys": 1,
         "recursive_triggers": 1,
         "journal_mode": "wal",
