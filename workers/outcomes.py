@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -84,7 +84,6 @@ class OutcomeReport:
         outlet: EventOutlet,
         signer: Signer,
         clock: Clock,
-        give_up: Callable[[], bool],
     ) -> None:
         self._shard_id = shard_id
         self._lane = lane
@@ -92,12 +91,16 @@ class OutcomeReport:
         self._outlet = outlet
         self._signer = signer
         self._clock = clock
-        self._give_up = give_up
+        self._given_up = False
         self._number = 0
         self._pending: list[JobRan] = []
         self._pending_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._sending: set[asyncio.Task[None]] = set()
+
+    def give_up(self) -> None:
+        """Send nothing again that the bus didn't confirm: this process ends."""
+        self._given_up = True
 
     def add(self, ran: JobRan) -> None:
         """One job ended. Sent after FLUSH_SECONDS, with what else has gathered, or once FLUSH_BYTES are reached."""
@@ -169,7 +172,7 @@ class OutcomeReport:
                         await self._publish(each)
                     return
                 _log.warning("event_publish_failed", lane=self._lane, error=type(error).__name__)
-                if self._give_up():
+                if self._given_up:
                     return
                 await asyncio.sleep(_RETRY_SECONDS)
             else:

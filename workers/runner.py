@@ -210,7 +210,6 @@ class _ShardRun:
             outlet=deployment.outlet,
             signer=deployment.signer,
             clock=clock,
-            give_up=lambda: self._stopped is _Stop.INTERRUPTED,
         )
 
     async def run(self, already_stopping: _Stop | None) -> None:
@@ -232,6 +231,8 @@ class _ShardRun:
         """Stop the jobs that still run; the first reason counts. Those that wait never ran, and are handed back."""
         if self._stopped is None:
             self._stopped = reason
+            if reason is _Stop.INTERRUPTED:
+                self._report.give_up()
             for runner in self._runners:
                 runner.cancel()
 

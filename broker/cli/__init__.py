@@ -45,7 +45,7 @@ def _share_heaps() -> None:
 def _look_for_garbage_less_often() -> None:
     """Rows and messages come and go by the thousand, without cycles; looking for some every 700 took 5 % of the CPU."""
     gc.freeze()
-    gc.set_threshold(5_000, 5, 10)
+    gc.set_threshold(50_000, 5, 10)
 
 
 def _complain(sentence: str) -> None:

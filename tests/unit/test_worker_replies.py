@@ -35,7 +35,6 @@ def reported(*jobs):
             outlet=EventOutlet(publisher, "events"),
             signer=WORKER,
             clock=lambda: NOW_US,
-            give_up=lambda: False,
         )
         for job in jobs:
             report.add(job)
