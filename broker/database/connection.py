@@ -43,8 +43,9 @@ class Database(Protocol):
         """Finish what was begun, then let go of the database."""
 
 
-# Few sizes, so that every statement stays prepared: to parse one of many rows takes as long as to run it.
-_ROWS_AT_ONCE = (256, 64, 16, 4, 1)
+# Few sizes, so that every statement stays prepared: to parse one of many rows takes as long as to run it. Up to the
+# least of them each number of rows is a size, since to run one statement more takes longer than ten rows do.
+_ROWS_AT_ONCE = (256, 64, 16)
 
 
 def bulk_insert(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -81,9 +82,11 @@ def _parts(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]
         while len(rows) - start >= size:
             yield rows[start : start + size]
             start += size
+    if start < len(rows):
+        yield rows[start:]
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=256)
 def _insert_text(table: str, rows_count: int, columns_count: int) -> str:
     return f"INSERT INTO {table} VALUES {_marks(rows_count, columns_count)}"  # noqa: S608 (names of our own tables)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, or_, select
-from sqlalchemy.orm import aliased
 
 from broker.database.planning_tables import assignment, plan
 from broker.database.tables import ready, shard, work_group
@@ -43,7 +42,7 @@ def prune_decisions(connection: Connection, after_generation: int, before_us: in
             or_(_is_superseded(before_us), _is_of_a_past_group(before_us)),
         )
     ).rowcount
-    newest = select(func.max(aliased(plan).c.generation)).scalar_subquery()
+    newest = select(func.max(plan.alias().c.generation)).scalar_subquery()
     plans = connection.execute(
         delete(plan).where(
             plan.c.generation > after_generation,
@@ -76,7 +75,7 @@ def _until(connection: Connection, after_generation: int, before_us: int) -> int
 
 
 def _is_superseded(before_us: int) -> ColumnElement[bool]:
-    later, its_plan = aliased(assignment), aliased(plan)
+    later, its_plan = assignment.alias(), plan.alias()
     return exists().where(
         later.c.group_id == assignment.c.group_id,
         later.c.generation > assignment.c.generation,

@@ -32,7 +32,7 @@ _GROUP_MAX = 64
 _WRITER_CACHE_KIB = 4 * 1024
 _CHECKPOINT_PAGES = 4_000  # 16 MB of log: pages that change often are then copied over once, not four times
 _READER_CACHE_KIB = 512  # each reader has its own; what they read is mostly what was just written
-_STATEMENTS_KEPT = 128  # a connection; all that the writer asks in its rounds, as each is parsed anew otherwise
+_STATEMENTS_KEPT = 256  # a connection; all that the writer asks in its rounds, as each is parsed anew otherwise
 
 # Said to be their own adapters, which the driver else looks for at each value, for longer than it takes to bind it.
 sqlite3.register_adapter(bytes, bytes.__bytes__)
