@@ -117,11 +117,15 @@ class Recorder:
 
     def _notice_health(self, events: list[WorkerEvent]) -> None:
         for event in events:
+            is_well = False  # a success right after another says nothing new
             for ran in event.jobs if isinstance(event, JobsRan) else ():
                 if ran.outcome is Outcome.SUCCEEDED:
-                    self._health.success(event.lane)
+                    if not is_well:
+                        self._health.success(event.lane)
+                    is_well = True
                 elif ran.error_code and is_lane_fault(ran.error_code):
                     self._health.fault(event.lane, ran.error_code)
+                    is_well = False
 
     def _apply(self, ends: AttemptEnds, record: ShardRecord, event: WorkerEvent, now_us: int) -> None:
         lane = self._lanes.at(record.lane, record.created_us)
