@@ -86,13 +86,14 @@ class LeaseDoor:
                 taken.extend(self._gathered)
                 self._gathered.clear()
 
-        def work(connection: Connection) -> dict[bytes, Holding]:
+        def work(connection: Connection) -> dict[ClaimShard, Holding]:
             if not taken:  # else the transaction failed, and runs again
                 take()
-            held: dict[bytes, Holding] = {}
-            for question in _by_asker(taken):
-                held |= self._hold(connection, question)
-            return held
+            return {
+                ClaimShard(shard_id, question.lane, question.worker_id): holding
+                for question in _by_asker(taken)
+                for shard_id, holding in self._hold(connection, question).items()
+            }
 
         try:
             held = self._database.write(work, idempotent=True)
@@ -104,7 +105,7 @@ class LeaseDoor:
             return
         _log.debug("shards_claimed", asked=len(taken), granted=len(held))
         for claim in taken:
-            claim.answer.set_result(self._claimed(held.get(claim.question.shard_id)))
+            claim.answer.set_result(self._claimed(held.get(claim.question)))
 
     def _hold(self, connection: Connection, question: ClaimShards) -> dict[bytes, Holding]:
         now_us = self._clock()
