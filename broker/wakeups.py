@@ -55,11 +55,12 @@ class Wakeups:
         for topic in topics:
             self._events[topic].set()
 
-    def wait(self, topic: Topic, timeout_seconds: float) -> None:
-        """Sleep until notified, or for `timeout_seconds`."""
+    def wait(self, topic: Topic, timeout_seconds: float) -> bool:
+        """Sleep until notified, or for `timeout_seconds`; whether notified."""
         event = self._events[topic]
-        event.wait(timeout_seconds)
+        notified = event.wait(timeout_seconds)
         event.clear()
+        return notified
 
 
 class Endings:

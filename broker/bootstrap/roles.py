@@ -35,6 +35,7 @@ from broker.wakeups import Topic
 __all__ = ["Role", "Roles", "Wiring"]
 
 _ASSEMBLER_REST_SECONDS = 0.1
+_DISPATCHER_REST_SECONDS = 0.02
 
 
 class Role(StrEnum):
@@ -232,8 +233,9 @@ class Roles:
             return
         dispatcher = Dispatcher(front.database, front.lanes, front.clock, front.wakeups, front.health, wiring.capacity)
 
-        def wait() -> None:
-            front.wakeups.wait(Topic.DISPATCHER, dispatcher.seconds_until_due(POLL_SECONDS))
+        def wait() -> None:  # first without a look at the ledger: it would be in the way of what was just dispatched
+            if not front.wakeups.wait(Topic.DISPATCHER, _DISPATCHER_REST_SECONDS):
+                front.wakeups.wait(Topic.DISPATCHER, dispatcher.seconds_until_due(POLL_SECONDS))
 
         # After less than a full step there is nothing more until someone says so: looking would be in the way.
         wiring.stages.loop(role, lambda: dispatcher.step() >= SHARDS_PER_STEP, wait, wiring.leads(role))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ def measure_idle(folder: Path, catalog: Path) -> dict[str, float]:
     data = folder / "idle"
     shutil.rmtree(data, ignore_errors=True)
     taken = []
+    os.sync()  # what was written before, an installation perhaps, is not to be waited for here
     with running_service(data, catalog) as (_, client):
         for number in range(_WARM_UP + _JOBS):
             time.sleep(_PAUSE_SECONDS)
