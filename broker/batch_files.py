@@ -31,7 +31,7 @@ _LINES_PER_PAGE = 500  # of the first page
 _LINES_PER_PAGE_MAX = 2_000
 _PAGE_BYTES = 4_000_000
 
-T = TypeVar("T", EndedLine, RefusedLine)
+T = TypeVar("T")
 
 
 class BatchFiles:
@@ -51,16 +51,21 @@ class BatchFiles:
 
     def advance(self) -> None:
         """Write the lines that are next, up to the first whose job has not ended. Raises OSError."""
-        while page := self._next(results.ended_lines, self._after, self._page_lines):
-            succeeded = [_success(line) for line in page if line.outcome is Outcome.SUCCEEDED]
-            self._output.write(b"".join(succeeded))
-            failed = [line for line in page if line.outcome is not Outcome.SUCCEEDED]
-            self._after = page[-1].line_number
-            self._write_errors(merge(failed, self._refused_before(self._after), key=attrgetter("line_number")))
-            self.ended_count += len(page)
-            # Each page is as long as the replies of the one before let it be.
-            mean_bytes = 1 + sum(len(line.body) for line in page) // len(page)
-            self._page_lines = max(1, min(_LINES_PER_PAGE_MAX, _PAGE_BYTES // mean_bytes))
+        goes_on = True
+        while goes_on:
+            page, goes_on = self._read(results.ended_lines, self._after, self._page_lines)
+            if page:
+                self._write_page(page)
+
+    def _write_page(self, page: list[EndedLine]) -> None:
+        self._output.write(b"".join([_success(line) for line in page if line.outcome is Outcome.SUCCEEDED]))
+        failed = [line for line in page if line.outcome is not Outcome.SUCCEEDED]
+        self._after = page[-1].line_number
+        self._write_errors(merge(failed, self._refused_before(self._after), key=attrgetter("line_number")))
+        self.ended_count += len(page)
+        # Each page is as long as the replies of the one before let it be.
+        mean_bytes = 1 + sum(len(line.body) for line in page) // len(page)
+        self._page_lines = max(1, min(_LINES_PER_PAGE_MAX, _PAGE_BYTES // mean_bytes))
 
     def finish(self, ended_jobs: int, refused_lines: int) -> None:
         """Write what is left and give both files their names.
@@ -82,7 +87,7 @@ class BatchFiles:
         self._output.discard()
         self._errors.discard()
 
-    def _next(self, read: Callable[[Connection, bytes, int, int], list[T]], after: int, limit: int) -> list[T]:
+    def _read(self, read: Callable[[Connection, bytes, int, int], T], after: int, limit: int) -> T:
         return self._database.read(lambda connection: read(connection, self._batch_id, after, limit))
 
     def _refused_before(self, line_number: int | None) -> Iterator[RefusedLine]:
@@ -92,7 +97,7 @@ class BatchFiles:
                 yield self._refused.popleft()
             if self._refused or (line_number is not None and self._refused_after >= line_number):
                 return
-            page = self._next(results.refused_lines, self._refused_after, _LINES_PER_PAGE_MAX)
+            page = self._read(results.refused_lines, self._refused_after, _LINES_PER_PAGE_MAX)
             self._refused.extend(page)
             if page:
                 self._refused_after = page[-1].line_number

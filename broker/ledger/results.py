@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 from sqlalchemy import Connection, bindparam, select
 
@@ -12,7 +14,7 @@ from broker.domain.job import RefusedLine
 from broker.domain.outcome import Outcome
 from broker.ledger.tables import job_outcome
 
-__all__ = ["EndedLine", "ended_lines", "refused_lines"]
+__all__ = ["EndedLine", "EndedLines", "ended_lines", "refused_lines"]
 
 
 _OUTCOMES = {outcome.value: outcome for outcome in Outcome}
@@ -32,12 +34,21 @@ class EndedLine(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class EndedLines(NamedTuple):
+    """Some lines; `goes_on` unless it is known that the next one has not ended, or that there is none."""
+
+    lines: list[EndedLine]
+    goes_on: bool
+
+
 _JOBS = (
     select(job.c.line_number, job.c.job_id, job.c.custom_id)
     .where(job.c.batch_id == bindparam("of_batch"), job.c.line_number > bindparam("after_line"))
     .order_by(job.c.line_number)
     .limit(bindparam("lines_max"))
 )
+# Bounded on both sides: without statistics, PostgreSQL would read and sort the whole rest of the batch for each page.
+_NEAR_JOBS = _JOBS.where(job.c.line_number <= bindparam("last_line"))
 _ENDS = (
     select(
         job_outcome.c.job_id,
@@ -53,13 +64,16 @@ _ENDS = (
 )
 
 
-def ended_lines(connection: Connection, batch_id: bytes, after_line: int, limit: int) -> list[EndedLine]:
+def ended_lines(connection: Connection, batch_id: bytes, after_line: int, limit: int) -> EndedLines:
     """The batch's next lines above `after_line`, in the source's order, up to the first that has not ended.
 
     At most `limit`. Their ends are read by ranges of ids: a join would leave it to a planner without statistics how
     much of the tables to read for each page.
     """
-    lines = connection.execute(_JOBS, {"of_batch": batch_id, "after_line": after_line, "lines_max": limit}).all()
+    wanted = {"of_batch": batch_id, "after_line": after_line, "lines_max": limit}
+    lines = connection.execute(_NEAR_JOBS, wanted | {"last_line": after_line + limit}).all()
+    if not lines:  # so many refused lines in a row, or the end
+        lines = connection.execute(_JOBS, wanted).all()
     ends = {}
     for first, last in _id_ranges([job_id for _, job_id, _ in lines]):
         found = connection.execute(_ENDS, {"first": first, "last": last}).all()
@@ -84,7 +98,7 @@ def ended_lines(connection: Connection, batch_id: bytes, after_line: int, limit:
                 body or b"",
             )
         )
-    return ended
+    return EndedLines(ended, goes_on=0 < len(lines) == len(ended))
 
 
 def _id_ranges(job_ids: list[bytes]) -> list[tuple[bytes, bytes]]:
