@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Format, TransactionStatus
-from psycopg.types.string import BytesBinaryDumper
+from psycopg.types.string import ByteaBinaryLoader, BytesBinaryDumper
 from sqlalchemy import URL
 
 from broker.domain.errors import BrokerError
@@ -167,6 +167,7 @@ def connect(url: str, settings: Settings) -> Driver:
     )
     driver.server_cursor_factory = _StreamCursor
     driver.adapters.register_dumper(bytes, BytesBinaryDumper)  # else COPY takes one that is written in Python
+    driver.adapters.register_loader("uuid", ByteaBinaryLoader)  # ids stay the 16 bytes that they come as
     driver.answer_seconds = settings.statement_seconds + _GRACE_SECONDS if settings.statement_seconds else 0.0
     return driver
 

@@ -42,7 +42,8 @@ class Id(TypeDecorator[bytes]):
         self,
         dialect: Dialect,
         coltype: object,  # noqa: ARG002 (SQLAlchemy's signature)
-    ) -> Callable[[uuid.UUID | None], bytes | None] | None:
+    ) -> Callable[[uuid.UUID | bytes | None], bytes | None] | None:
+        """On PostgreSQL our own connections bring ids as bytes (`broker.database.driving`), others as UUID."""
         return _from_uuid if dialect.name == "postgresql" else None
 
 
@@ -50,8 +51,8 @@ def _to_uuid(value: bytes | None) -> uuid.UUID | None:
     return None if value is None else uuid.UUID(bytes=value)
 
 
-def _from_uuid(value: uuid.UUID | None) -> bytes | None:
-    return None if value is None else bytes(value.bytes)
+def _from_uuid(value: uuid.UUID | bytes | None) -> bytes | None:
+    return value.bytes if isinstance(value, uuid.UUID) else value
 
 
 Digest = LargeBinary(32)
