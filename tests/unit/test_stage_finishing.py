@@ -119,6 +119,17 @@ def test_each_line_stands_once_in_one_file_in_the_order_of_the_input(world, monk
     assert {path.name for path in world.folder.iterdir() if "jsonl" in path.name} == {"out.jsonl", "err.jsonl"}
 
 
+def test_more_refused_lines_in_a_row_than_a_page_has_hide_no_job(world, monkeypatch):
+    monkeypatch.setattr("broker.batch_files._LINES_PER_PAGE", 2)
+    record = world.take_in(b"bad\n" * 3 + some_lines(1) + b"bad\n" * 7 + some_lines(1, "b") + b"bad\n" * 5)
+    (shard,) = world.claimed()
+    world.record(world.ran(shard, a_job_ran(0), a_job_ran(1)))
+    assert Assembler(world.database, world.clock).step() != []
+    output, errors = _files(record)
+    assert [line["custom_id"] for line in output] == ["a0", "b0"]
+    assert [line["error"]["line"] for line in errors] == [*range(1, 4), *range(5, 12), *range(13, 18)]
+
+
 def test_a_batch_of_refusals_alone_is_finished_too(world):
     record = world.take_in(b"bad\nworse\n")
     Assembler(world.database, world.clock).step()
