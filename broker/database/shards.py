@@ -135,16 +135,24 @@ def write_shards(connection: Connection, records: Sequence[ShardRecord]) -> None
     bulk_insert(connection, outbox, [(record.shard_id, record.lane) for record in records])
 
 
+_OUTBOX = (
+    select(outbox.c.shard_id, outbox.c.lane)
+    .where(outbox.c.lane.in_(bindparam("lanes", expanding=True)))
+    .order_by(outbox.c.shard_id)
+    .limit(bindparam("rows_max"))
+)
+_FORGET = delete(outbox).where(outbox.c.shard_id.in_(bindparam("shard_ids", expanding=True)))
+
+
 def outbox_rows(connection: Connection, lanes: Sequence[str], limit: int) -> list[OutboxRow]:
     """The oldest shards that are still to be published to these lanes."""
-    query = select(outbox).where(outbox.c.lane.in_(list(lanes))).order_by(outbox.c.shard_id)
-    rows = connection.execute(query.limit(limit))
-    return [OutboxRow(row.shard_id, row.lane) for row in rows]
+    rows = connection.execute(_OUTBOX, {"lanes": list(lanes), "rows_max": limit})
+    return [OutboxRow(shard_id, lane) for shard_id, lane in rows]
 
 
 def forget_sent(connection: Connection, shard_ids: Sequence[bytes]) -> None:
     """The bus has confirmed these."""
-    connection.execute(delete(outbox).where(outbox.c.shard_id.in_(list(shard_ids))))
+    connection.execute(_FORGET, {"shard_ids": list(shard_ids)})
 
 
 _LOAD = (
