@@ -34,16 +34,21 @@ _SALT_BYTES = 16
 _RUN_BYTES_MAX = 4_000_000
 
 
+_GROUP_ID = select(work_group.c.group_id).where(work_group.c.digest == bindparam("of_digest"))
+
+
 def ensure_group(connection: Connection, key: GroupKey, now_us: int) -> bytes:
     """The id of the group with this key, made on first use."""
+    asked = {"of_digest": group_digest(key)}
+    if group_id := connection.execute(_GROUP_ID, asked).scalar_one_or_none():
+        return bytes(group_id)
     kind = postgresql if connection.dialect.name == "postgresql" else sqlite
-    digest = group_digest(key)
     connection.execute(
         kind.insert(work_group)
-        .values(group_id=new_id(), digest=digest, created_us=now_us, **msgspec.structs.asdict(key))
+        .values(group_id=new_id(), digest=asked["of_digest"], created_us=now_us, **msgspec.structs.asdict(key))
         .on_conflict_do_nothing(index_elements=[work_group.c.digest])
     )
-    return bytes(connection.execute(select(work_group.c.group_id).where(work_group.c.digest == digest)).scalar_one())
+    return bytes(connection.execute(_GROUP_ID, asked).scalar_one())
 
 
 def load_groups(connection: Connection, group_ids: list[bytes]) -> list[WorkGroup]:

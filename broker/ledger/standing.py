@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from broker.database.tables import cancel_request, job, result, shard, shard_span, work_group
 from broker.domain.ids import id_offset
@@ -54,14 +54,25 @@ class JobResult(msgspec.Struct, frozen=True):
     body: bytes
 
 
+# Built once: everyone who waits for a job's end asks both.
+_OF_TENANT = (job.c.job_id == bindparam("of_job"), job.c.tenant_id == bindparam("of_tenant"))
+_ENDED = (
+    select(job_outcome.c.job_id)
+    .select_from(job)
+    .outerjoin(job_outcome, job_outcome.c.job_id == job.c.job_id)
+    .where(*_OF_TENANT)
+)
+_RESULT = (
+    select(job_outcome.c.outcome, job_outcome.c.error_code, result.c.status_code, result.c.message, result.c.body)
+    .join(job, job.c.job_id == job_outcome.c.job_id)
+    .outerjoin(result, result.c.job_id == job_outcome.c.job_id)
+    .where(*_OF_TENANT)
+)
+
+
 def has_ended(connection: Connection, job_id: bytes, tenant_id: str) -> bool | None:
     """Whether the job has an outcome; None when this tenant has no such job."""
-    row = connection.execute(
-        select(job_outcome.c.job_id)
-        .select_from(job)
-        .outerjoin(job_outcome, job_outcome.c.job_id == job.c.job_id)
-        .where(job.c.job_id == job_id, job.c.tenant_id == tenant_id)
-    ).one_or_none()
+    row = connection.execute(_ENDED, {"of_job": job_id, "of_tenant": tenant_id}).one_or_none()
     return None if row is None else row[0] is not None
 
 
@@ -101,12 +112,7 @@ def standing(connection: Connection, job_id: bytes, tenant_id: str) -> Standing 
 
 def find_result(connection: Connection, job_id: bytes, tenant_id: str) -> JobResult | None:
     """What this tenant's job brought; None when it has not ended, or doesn't exist."""
-    row = connection.execute(
-        select(job_outcome.c.outcome, job_outcome.c.error_code, result.c.status_code, result.c.message, result.c.body)
-        .join(job, job.c.job_id == job_outcome.c.job_id)
-        .outerjoin(result, result.c.job_id == job_outcome.c.job_id)
-        .where(job_outcome.c.job_id == job_id, job.c.tenant_id == tenant_id)
-    ).one_or_none()
+    row = connection.execute(_RESULT, {"of_job": job_id, "of_tenant": tenant_id}).one_or_none()
     if row is None:
         return None
     return JobResult(
