@@ -34,6 +34,7 @@ _PEER_JOBS = 10_000
 _IDLE_JOBS = 300
 _IDLE_WARM_UP = 30
 _RUN_SECONDS = 600.0
+_PEER_SECONDS = 120.0
 _START_SECONDS = 60.0
 
 _POSTGRES_SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout": "15min"}
@@ -96,6 +97,7 @@ def measure(build: Path) -> dict[str, float]:
     figures: dict[str, Figures] = {}
     idle: dict[str, tuple[float, float]] = {}
     with PrivateRabbit() as rabbit, PrivateRedis() as redis:
+        _measure_peers(folder / "before", figures)
         for name, bus, query in (
             ("amqp", rabbit, "?queue_type=classic"),
             ("amqp_quorum", rabbit, ""),
@@ -105,9 +107,9 @@ def measure(build: Path) -> dict[str, float]:
                 idle[name] = _measure_idle(stand.client)
                 figures[name] = _measure_batch(stand, source, jobs_count)
                 _say(name, figures[name])
-        for peer in ("dramatiq", "celery"):
-            figures[peer] = _measure_peer(folder, peer, rabbit)
-            _say(peer, figures[peer])
+        _measure_peers(folder / "after", figures)
+    if missing := {"dramatiq", "celery"} - figures.keys():
+        raise SystemExit(f"no run of {' and '.join(sorted(missing))} came to its end")
     _print(figures, idle, jobs_count)
     best = max(figures["dramatiq"].jobs_per_s, figures["celery"].jobs_per_s)
     return {
@@ -178,9 +180,23 @@ def _measure_idle(client: Client) -> tuple[float, float]:
     return ordered[_IDLE_JOBS // 2], ordered[_IDLE_JOBS * 99 // 100]
 
 
-def _measure_peer(folder: Path, peer: str, rabbit: PrivateRabbit) -> Figures:
+def _measure_peers(folder: Path, figures: dict[str, Figures]) -> None:
+    """Before ours and again after, for a commit a job depends on how busy the disk still is; the better time counts."""
+    folder.mkdir()
+    for peer in ("dramatiq", "celery"):
+        try:
+            found = _measure_peer(folder, peer)
+        except SystemExit as stalled:  # Celery's worker stops for ever now and then (kombu's event loop)
+            sys.stderr.write(f"{peer}: {stalled}; this run of it is not counted\n")
+            continue
+        _say(peer, found)
+        if peer not in figures or found.jobs_per_s > figures[peer].jobs_per_s:
+            figures[peer] = found
+
+
+def _measure_peer(folder: Path, peer: str) -> Figures:
     log = folder / f"{peer}.log"
-    with PrivatePostgres(_POSTGRES_SETTINGS) as postgres:
+    with PrivatePostgres(_POSTGRES_SETTINGS) as postgres, PrivateRabbit() as rabbit:
         with psycopg.connect(postgres.url) as connection:
             connection.execute(
                 "CREATE TABLE done (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), name text, provider text,"
@@ -208,7 +224,7 @@ def _measure_peer(folder: Path, peer: str, rabbit: PrivateRabbit) -> Figures:
             before, began = cpu_seconds(own), time.monotonic()
             with running(["tests.bench.bus_peers", peer, str(_PEER_JOBS)], log, variables) as producer:
                 own.append(producer)
-                wait_until(f"{peer}'s end", lambda: _count(postgres.url, "done") == _PEER_JOBS, _RUN_SECONDS)
+                wait_until(f"{peer}'s end", lambda: _count(postgres.url, "done") >= _PEER_JOBS, _PEER_SECONDS)
                 wall = time.monotonic() - began
                 used = (cpu_seconds(own) - before) * 1e6 / _PEER_JOBS
     return Figures(_PEER_JOBS / wall, {"all": used})
