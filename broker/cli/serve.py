@@ -10,6 +10,7 @@ import typer
 
 from broker.catalog.lanes import load_lanes
 from broker.catalog.shares import load_shares
+from broker.cli.memory import keep_heaps
 from broker.cli.options import (
     CatalogOption,
     DatabaseOption,
@@ -68,6 +69,7 @@ def serve(
         shares=load_shares(settings.catalog, lanes),
     )
     log_to_stderr(settings.log_level)
+    keep_heaps()
     stop = threading.Event()
     with stopping_on_signals(stop), Served(terms, lanes) as served, ExitStack() as doors:
         served.start()

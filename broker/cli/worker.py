@@ -11,6 +11,7 @@ import typer
 from broker.bootstrap.buses import shared_bus_url_of
 from broker.bootstrap.lane_worker import LaneWorker, WorkerTerms
 from broker.catalog.lanes import load_lanes
+from broker.cli.memory import keep_heaps
 from broker.cli.options import CatalogOption, LogLevelOption, read_settings
 from broker.cli.printing import say
 from broker.cli.signals import stopping_on_signals
@@ -63,6 +64,7 @@ def worker(
         resource_id=resource,
     )
     log_to_stderr(settings.log_level)
+    keep_heaps()
     stop = threading.Event()
     with stopping_on_signals(stop), LaneWorker(chosen, terms) as working:
         if working.start(stop, say):

@@ -59,7 +59,6 @@ stand_in = true
 bus_url = "{bus_url}"
 slots = 32
 jobs_per_second = 2000.0
-shard_jobs_max = 64
 price.instance_hour_usd = "3.673"
 price.source = "the benchmark"
 price.as_of = "2026-11-22"
