@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, starmap
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -159,7 +159,7 @@ def load_shard_jobs(connection: Connection, spans: Iterable[ShardSpan]) -> dict[
         rows = connection.execute(_PAYLOADS, {"first": first, "last": id_at(first, count - 1)}).all()
         if len(rows) != count:
             raise LookupError(f"{count - len(rows)} of {count} payloads are gone")
-        jobs = starmap(ShardJob, sorted(rows, key=itemgetter(0)))
+        jobs = iter(sorted(starmap(ShardJob, rows), key=attrgetter("job_id")))
         for span in run:
             found[span] = list(islice(jobs, span.jobs_count))
     return found

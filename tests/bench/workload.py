@@ -1,4 +1,4 @@
-"""The same bodies in every benchmark: 1,050 bytes in, 315 bytes out, shards of 64."""
+"""The same bodies in every benchmark: 1,050 bytes in, 315 bytes out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from pathlib import Path
 
 import msgspec
 
-__all__ = ["BODY_BYTES", "LANES", "REPLY_BYTES", "SHARD_JOBS", "request_body", "write_batch", "write_catalog"]
+__all__ = ["BODY_BYTES", "LANES", "REPLY_BYTES", "request_body", "write_batch", "write_catalog"]
 
 BODY_BYTES = 1_050
 REPLY_BYTES = 315
-SHARD_JOBS = 64
 
 LANES = (
     ("bench-tpu", "google-tpu", "1.20"),
@@ -43,7 +42,7 @@ def write_batch(path: Path, jobs_count: int) -> Path:
     return path
 
 
-def write_catalog(path: Path, *, slots: int = 4) -> Path:
+def write_catalog(path: Path, *, slots: int = 4, shard_jobs_max: int = 64) -> Path:
     """Three lanes of echo engines, one per provider."""
     path.write_text(
         "\n".join(
@@ -58,7 +57,7 @@ market = "on-demand"
 stand_in = true
 slots = {slots}
 jobs_per_second = 2000.0
-shard_jobs_max = {SHARD_JOBS}
+shard_jobs_max = {shard_jobs_max}
 price.instance_hour_usd = "{usd}"
 price.source = "the benchmark"
 price.as_of = "2026-11-22"
