@@ -23,7 +23,7 @@ def keep_heaps() -> None:
     """Have glibc keep what the heaps grew to, up to some 16 MB each.
 
     Left alone, it gives back the buffers of each large statement and message, and the kernel clears the same pages
-    again for the next: 5 % of a busy process's CPU.
+    again for the next, which took 5 to 10 % of a busy process's CPU.
     """
     _set(_M_MMAP_THRESHOLD, _MMAP_BYTES)
     _set(_M_TRIM_THRESHOLD, _TRIM_BYTES)

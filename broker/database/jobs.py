@@ -144,7 +144,7 @@ def wait(connection: Connection, spans: list[WaitingSpan]) -> None:
     )
 
 
-# Sorted here: PostgreSQL would copy the bodies to sort them, where they almost always come in order.
+# In no order: PostgreSQL would copy the bodies to sort them. Who reads them sorts.
 _PAYLOADS = select(payload.c.job_id, payload.c.body, payload.c.salt).where(
     payload.c.job_id.between(bindparam("first"), bindparam("last"))
 )

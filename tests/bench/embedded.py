@@ -22,7 +22,6 @@ _SMALL_JOBS = 10_000
 _LARGE_JOBS = 500_000
 _PEER_JOBS = 4_000
 _ROUNDS = 3
-_SHARD_JOBS_MAX = 512  # what a catalog has where it says nothing; the other runs have shards of 64
 
 
 class Run(msgspec.Struct):
@@ -46,7 +45,7 @@ def measure(build: Path) -> dict[str, float]:
         ours.append(_run_batch(folder, catalog, _RATE_JOBS))
         peers.append(_run_peer(folder))
     small, large = _run_batch(folder, catalog, _SMALL_JOBS), _run_batch(folder, catalog, jobs_large)
-    long_shards = write_catalog(folder / "long-shards.toml", shard_jobs_max=_SHARD_JOBS_MAX)
+    long_shards = write_catalog(folder / "long-shards.toml", shard_jobs_max=None)
     longer = _run_batch(folder, long_shards, _RATE_JOBS)
     rates = sorted(_RATE_JOBS / run.wall_seconds for run in ours)
     cpu = sorted(run.cpu_seconds * 1e6 / _RATE_JOBS for run in ours)
@@ -67,7 +66,7 @@ def measure(build: Path) -> dict[str, float]:
                 f"{large.rss_mb:.0f}",
             ),
             (
-                f"broker batch run, 100,000 jobs, shards of up to {_SHARD_JOBS_MAX}",
+                "broker batch run, 100,000 jobs, shards of the default size instead of 64",
                 f"{_RATE_JOBS / longer.wall_seconds:,.0f}",
                 f"{longer.cpu_seconds * 1e6 / _RATE_JOBS:,.0f}",
                 f"{longer.rss_mb:.0f}",

@@ -42,8 +42,9 @@ def write_batch(path: Path, jobs_count: int) -> Path:
     return path
 
 
-def write_catalog(path: Path, *, slots: int = 4, shard_jobs_max: int = 64) -> Path:
-    """Three lanes of echo engines, one per provider."""
+def write_catalog(path: Path, *, slots: int = 4, shard_jobs_max: int | None = 64) -> Path:
+    """Three lanes of echo engines, one per provider; None leaves the size of shards to the catalog's default."""
+    shards = "" if shard_jobs_max is None else f"shard_jobs_max = {shard_jobs_max}"
     path.write_text(
         "\n".join(
             f"""
@@ -57,7 +58,7 @@ market = "on-demand"
 stand_in = true
 slots = {slots}
 jobs_per_second = 2000.0
-shard_jobs_max = {shard_jobs_max}
+{shards}
 price.instance_hour_usd = "{usd}"
 price.source = "the benchmark"
 price.as_of = "2026-11-22"

@@ -11,12 +11,15 @@ import pytest
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
+from broker.database.connection import bulk_insert
+from broker.database.jobs import load_shard_jobs
 from broker.database.marks import MarkLost, Slot, forget_old_marks
 from broker.database.postgres import PostgresDatabase, PostgresTerms, open_postgres
 from broker.database.sqlite import is_passing
-from broker.database.tables import commit_mark, tenant
+from broker.database.tables import commit_mark, payload, tenant
 from broker.domain.errors import BrokerError
-from broker.domain.ids import new_id
+from broker.domain.ids import ids_of_span, new_id, new_span
+from broker.domain.shard import ShardSpan
 from broker.ledger.tables import job_outcome
 from tests.proxy import Way
 
@@ -303,3 +306,13 @@ def test_a_server_that_is_only_starting_is_waited_for_where_asked(postgres_url, 
     with pytest.raises(BrokerError, match="can't be opened"):
         open_postgres(proxied_url.replace("broker_test", "nobodys"), wait_seconds=0.3)
     assert time.monotonic() - began < 3
+
+
+def test_payloads_come_in_the_order_of_their_ids_where_the_table_holds_them_in_another(database):
+    first, count = new_span(), 200
+    ids = ids_of_span(first, count)
+    rows = [(job_id, b"{}", None, bytes(16)) for job_id in reversed(ids)]
+    database.write(lambda connection: bulk_insert(connection, payload, rows))
+    span = ShardSpan(0, first, count, 1, 0, 0, False, 100, 0)
+    found = database.read(lambda connection: load_shard_jobs(connection, [span]))
+    assert [job.job_id for job in found[span]] == ids
