@@ -126,8 +126,8 @@ def test_a_request_that_google_refuses_is_named_and_the_others_are_sent(driver, 
 
 def test_what_was_published_before_a_cut_is_known(private_pubsub, queue):
     with FaultProxy("127.0.0.1", private_pubsub.port) as proxy:
-        # Longer than gRPC waits between two attempts to connect (2 s and a fifth of jitter), or what comes after heal() may
-        # be given up before the next attempt.
+        # Longer than gRPC waits between two attempts to connect, 2 s and a fifth of jitter: what comes after heal()
+        # would be given up before the next attempt.
         settings = {"endpoint": f"127.0.0.1:{proxy.port}", "retry_seconds": 3.0}
         driver = PubSubDriver(*read_url(private_pubsub.url, settings))
         proxy.cut_when(b"marker", then=proxy.refuse)
