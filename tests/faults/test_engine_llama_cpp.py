@@ -22,10 +22,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def _chat(tokens: int, label: str = "a") -> EngineRequest:
+def _chat(tokens: int, label: str = "a", **options: object) -> EngineRequest:
     messages = [{"role": "user", "content": "Hi, what is the capital of France?"}]
-    body = {"model": "m", "messages": messages, "max_tokens": tokens, "temperature": 0}
+    body = {"model": "m", "messages": messages, "max_tokens": tokens, "temperature": 0, **options}
     return EngineRequest(label, "/v1/chat/completions", msgspec.json.encode(body))
+
+
+def _long_chat() -> EngineRequest:
+    """Several seconds of work: the model would be done after 8 tokens, within 0.2 s on a fast machine."""
+    return _chat(500, ignore_eos=True)
 
 
 def _engine(**options: object) -> LlamaCppEngine:
@@ -62,7 +67,7 @@ def test_all_three_endpoints_answer(tmp_path: Path) -> None:
         assert (caught.value.code, caught.value.status_code) == (ErrorCode.ENGINE_REFUSED, 400)
         process_id = engine.process_id
         assert process_id is not None
-        running = asyncio.create_task(engine.run(_chat(500)))
+        running = asyncio.create_task(engine.run(_long_chat()))
         await asyncio.sleep(0.2)
         began = time.monotonic()
         await engine.stop()
@@ -83,7 +88,7 @@ def test_a_killed_server_fails_its_requests_and_comes_back() -> None:
         await engine.start()
         first = engine.process_id
         assert first is not None
-        running = [asyncio.create_task(engine.run(_chat(500))) for _ in range(3)]
+        running = [asyncio.create_task(engine.run(_long_chat())) for _ in range(3)]
         await asyncio.sleep(0.5)
         os.kill(first, signal.SIGKILL)
         outcomes = await asyncio.gather(*running, return_exceptions=True)
