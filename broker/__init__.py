@@ -19,11 +19,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from broker.client import Client
+    from broker.sdk.http import Client
 
 __all__ = ["Client"]
 
-_HOMES = {"Client": "broker.client"}
+_HOMES = {"Client": "broker.sdk.http"}
 
 
 def __getattr__(name: str) -> object:

@@ -23,7 +23,7 @@ class Topic(StrEnum):
 
 
 class Carrier(Protocol):
-    """Takes wake-ups on to other processes; `broker.database.notifying.Notifier` is one. Neither waits."""
+    """Takes wake-ups on to other processes; on PostgreSQL it is `PostgresWakeups`. Neither waits."""
 
     def carry_topics(self, topics: Sequence[Topic]) -> None:
         """Wake the stages of these topics elsewhere."""

@@ -13,7 +13,6 @@ from broker.api.errors import Refused
 from broker.api.instances import InstanceView, show_instances
 from broker.api.prices import PricesView, take_prices_in
 from broker.api.views import BatchView, JobView, LaneView, batch_view, job_view, lane_view
-from broker.bootstrap.front import TENANT, Front
 from broker.database import batches, cancelling, lane_states, plans, shards, submissions
 from broker.database.batches import BatchRecord
 from broker.database.connection import Connection
@@ -22,15 +21,16 @@ from broker.domain.ids import format_id, new_id, parse_id
 from broker.domain.job import Constraints, SingleJob
 from broker.domain.lane import Lane, LaneState
 from broker.domain.outcome import Outcome
-from broker.intake import BatchRequest
+from broker.front import TENANT, Front
+from broker.intake.batch_files import BatchRequest
+from broker.intake.single_jobs import Answer
+from broker.intake.uploads import UPLOAD_PREFIX, Spool
 from broker.ledger.prices import PricedLanes
 from broker.ledger.questions import Filters, summary
 from broker.ledger.standing import JobResult, Standing, find_result, has_ended, standing
 from broker.rules.admission import Refusal
 from broker.rules.grouping import canonical_constraints
 from broker.rules.submission import Admitted, JobRequest, admit_job, check_batch
-from broker.submitting import Answer
-from broker.uploads import UPLOAD_PREFIX, Spool
 from broker.wakeups import Topic
 
 __all__ = ["BatchTerms", "Desk", "parse_job_id"]

@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 import msgspec
 
-from broker.database.sqlite import is_disk_full, is_passing
+from broker.database.failures import is_disk_full, is_passing
 from broker.domain.errors import BrokerError
 
 __all__ = ["Refused", "error_body", "passing"]

@@ -11,12 +11,12 @@ from broker.api.errors import Refused
 from broker.api.gate import Scope
 from broker.api.threads import in_thread
 from broker.api.views import iso_time
-from broker.bootstrap.front import Front
 from broker.database.connection import Connection
 from broker.database.instances import InstanceRecord, find_instances
 from broker.domain.ids import format_id
 from broker.domain.instance import InstanceState, instance_hours_us
 from broker.domain.lane import Lane, PriceMeter
+from broker.front import Front
 from broker.ledger.prices import PricedLanes
 from broker.rules.pricing import accelerator_cost_nano_usd
 

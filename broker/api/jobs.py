@@ -19,8 +19,8 @@ from broker.api.views import JobView
 from broker.domain.errors import BrokerError, ErrorCode
 from broker.domain.ids import format_id
 from broker.domain.outcome import Outcome
+from broker.intake.single_jobs import Answer, DoorFull, KeyTaken, Submitted
 from broker.rules.submission import Admitted, JobRequest
-from broker.submitting import Answer, DoorFull, KeyTaken, Submitted
 
 __all__ = ["JOBS_PER_REQUEST_MAX", "SubmitDoor", "routes"]
 

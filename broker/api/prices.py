@@ -12,9 +12,9 @@ from litestar.params import FromQuery
 from broker.api.errors import Refused
 from broker.api.gate import Scope
 from broker.api.threads import in_thread
-from broker.bootstrap.front import Front
 from broker.catalog.price_files import read_prices
 from broker.domain.errors import UsageError
+from broker.front import Front
 from broker.ledger.prices import BookEntry, import_book
 from broker.wakeups import Topic
 

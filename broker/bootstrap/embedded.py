@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from broker.bootstrap.front import Front
 from broker.bootstrap.roles import Role, Roles, Wiring
 from broker.bootstrap.stages import Stages
 from broker.bootstrap.worker_side import WorkerSide, new_worker_id
@@ -16,20 +15,21 @@ from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
 from broker.clock import Clock, utc_now_us
 from broker.database.connection import Connection
+from broker.database.drivers.sqlite.database import SqliteDatabase, lock_folder
 from broker.database.keys import remember_key
 from broker.database.known_lanes import remember_lanes
 from broker.database.migrating import upgrade
-from broker.database.sqlite import SqliteDatabase, is_disk_full, lock_folder
 from broker.domain.errors import BrokerError
 from broker.domain.lane import Lane
+from broker.front import Front
 from broker.health import LaneHealth
-from broker.keeper import KEEPER_SECONDS, Keeper
 from broker.keys import load_or_create_signer, public_bytes
 from broker.leasing import LeaseDoor
 from broker.ledger.prices import import_prices
+from broker.stages.keeper import KEEPER_SECONDS, Keeper
 from broker.wakeups import Topic, Wakeups
 
-__all__ = ["DATABASE_FILE", "Embedded", "is_disk_full", "open_database"]
+__all__ = ["DATABASE_FILE", "Embedded", "open_database"]
 
 DATABASE_FILE = "broker.db"
 

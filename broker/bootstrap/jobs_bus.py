@@ -6,7 +6,7 @@ from broker.bus.claim_check import envelope_bytes_max
 from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
 from broker.domain.bus_jobs import JOBS_QUEUE
-from broker.receiving import MESSAGES_PER_STEP
+from broker.intake.bus_jobs import MESSAGES_PER_STEP
 
 __all__ = ["JobsBus"]
 

@@ -9,27 +9,27 @@ from typing import assert_never
 
 import msgspec
 
-from broker.announcer import Announcer
-from broker.assembler import Assembler
-from broker.bootstrap.front import Front
 from broker.bootstrap.jobs_bus import JobsBus
 from broker.bootstrap.stages import POLL_SECONDS, Stages
 from broker.bus.envelope import KeyRing, Signer
 from broker.bus.inbox import Inbox
-from broker.closer import Closer
 from broker.database.connection import Connection
-from broker.dispatcher import SHARDS_PER_STEP, Capacity, Dispatcher
 from broker.domain.lane import Lane
+from broker.front import Front
+from broker.intake.bus_jobs import Receiving
+from broker.intake.uploads import UploadReader
 from broker.leasing import LEASE_SECONDS
 from broker.ledger.checkpoints import CheckpointPlace
-from broker.notifier import Notifier
-from broker.planner import Planner, live_policy
-from broker.receiving import Receiving
-from broker.recorder import Recorder
-from broker.relay import ROWS_PER_STEP, Relay, ShardPublisher
-from broker.rescuer import Rescuer
-from broker.sealer import SEAL_SECONDS, Sealer
-from broker.uploads import UploadReader
+from broker.stages.announcer import Announcer
+from broker.stages.assembler import Assembler
+from broker.stages.closer import Closer
+from broker.stages.dispatcher import SHARDS_PER_STEP, Capacity, Dispatcher
+from broker.stages.notifier import Notifier
+from broker.stages.planner import Planner, live_policy
+from broker.stages.recorder import Recorder
+from broker.stages.relay import ROWS_PER_STEP, Relay, ShardPublisher
+from broker.stages.rescuer import Rescuer
+from broker.stages.sealer import SEAL_SECONDS, Sealer
 from broker.wakeups import Topic
 
 __all__ = ["Role", "Roles", "Wiring"]

@@ -10,31 +10,31 @@ import msgspec
 import structlog
 
 from broker.bootstrap.buses import Buses, fitted
-from broker.bootstrap.front import Front
 from broker.bootstrap.jobs_bus import JobsBus
 from broker.bootstrap.payloads import SWEEP_SECONDS, Payloads
 from broker.bootstrap.roles import Role, Roles, Wiring
-from broker.bootstrap.shared_health import SharedLaneHealth
 from broker.bootstrap.stages import Stages
 from broker.bootstrap.stored_keys import StoredKeys, remember_signer
 from broker.bus.envelope import KeyRing, KeyRole, Signer
 from broker.clock import SetClock
 from broker.database import instances, workers
 from broker.database.connection import Connection
+from broker.database.drivers.postgres.database import open_postgres
+from broker.database.drivers.postgres.leadership import Leadership, Slot, take_slot
+from broker.database.drivers.postgres.marks import forget_old_marks
+from broker.database.drivers.postgres.wakeups import PostgresWakeups
 from broker.database.known_lanes import remember_lanes
-from broker.database.leadership import Leadership, Slot, take_slot
-from broker.database.marks import forget_old_marks
-from broker.database.notifying import Notifier
-from broker.database.postgres import open_postgres
+from broker.database.shared_health import SharedLaneHealth
 from broker.domain.errors import BrokerError
 from broker.domain.lane import Lane
 from broker.domain.presence import PRESENCE_SECONDS
-from broker.keeper import KEEPER_SECONDS, Keeper
+from broker.front import Front
 from broker.keys import load_or_create_signer
 from broker.leasing import LeaseDoor
 from broker.ledger.checkpoints import CHECKPOINTS, CheckpointFile
 from broker.ledger.partitions import ensure_partitions
 from broker.ledger.prices import import_prices
+from broker.stages.keeper import KEEPER_SECONDS, Keeper
 from broker.wakeups import Topic, Wakeups
 
 __all__ = ["Served", "ServedTerms"]
@@ -82,7 +82,7 @@ class Served:
         self.clock = SetClock()
         self._set_clock()
         self._wakeups = Wakeups()
-        self._notifier = Notifier(terms.database_url, self._wakeups)
+        self._carrier = PostgresWakeups(terms.database_url, self._wakeups)
         self._keys = StoredKeys(self.database)
         self.front = Front(
             database=self.database,
@@ -122,7 +122,7 @@ class Served:
         signer = self._load_signer()
         self.database.write(lambda connection: import_prices(connection, self._lanes, self.clock()))
         self._keys.refresh()
-        self._notifier.start()
+        self._carrier.start()
         claim_check = self._payloads.claim_check(signer, self.ring, self.clock) if self._payloads else None
         self._buses = Buses(self._lanes, claim_check)
         roles = Roles(
@@ -170,7 +170,7 @@ class Served:
         finally:
             for held in self._held:
                 held.close()
-            self._notifier.stop()
+            self._carrier.stop()
             if self._buses:
                 self._buses.close()
             if self._jobs_bus:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from broker.bus.inbox import Delivery, Inbox
-from broker.database.sqlite import is_disk_full, is_passing
+from broker.database.failures import is_disk_full, is_passing
 from broker.domain.errors import BrokerError
-from broker.recorder import Recorder
+from broker.stages.recorder import Recorder
 
 __all__ = ["POLL_SECONDS", "Stages"]
 

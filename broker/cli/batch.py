@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from broker.batch_run import BatchRun, RunOptions, allowed_lanes, read_source
-from broker.batch_run import Progress as BatchProgress
+from broker.bootstrap.batch_run import BatchRun, RunOptions, allowed_lanes, read_source
+from broker.bootstrap.batch_run import Progress as BatchProgress
 from broker.bootstrap.embedded import Embedded
 from broker.catalog.lanes import DEMO_CATALOG, load_lanes
 from broker.catalog.shares import load_shares

@@ -9,9 +9,9 @@ import typer
 from broker.bootstrap.embedded import DATABASE_FILE, open_database
 from broker.cli.options import DatabaseOption, DataOption, read_settings
 from broker.cli.printing import say
-from broker.database.grants import grant_statements
+from broker.database.drivers.postgres.grants import grant_statements
+from broker.database.drivers.sqlite.database import lock_folder, open_read_only
 from broker.database.migrating import require_current
-from broker.database.sqlite import lock_folder, open_read_only
 from broker.domain.errors import BrokerError
 
 __all__ = ["app"]
@@ -63,8 +63,8 @@ def grants(prefix: PrefixOption = "broker") -> None:
 
 
 def _look_at_postgres(url: str, *, upgrade_schema: bool) -> None:
-    from broker.database.driving import place_of
-    from broker.database.postgres import open_postgres
+    from broker.database.drivers.postgres.connections import place_of
+    from broker.database.drivers.postgres.database import open_postgres
 
     open_postgres(url, name="broker db", upgrade_schema=upgrade_schema).close()
     say(f"The database at {place_of(url).set(drivername='postgresql').render_as_string()} is up to date.")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from broker.bootstrap.ledger_reader import read_ledger
 from broker.cli.options import (
     DatabaseOption,
     DataOption,
@@ -20,13 +21,12 @@ from broker.cli.options import (
     read_settings,
 )
 from broker.cli.printing import OutputFormat, dollars, print_json, say, seconds
-from broker.client import CHAT, Client, JobState
 from broker.database.connection import Connection
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.ids import format_id, parse_id
 from broker.domain.money import format_usd
 from broker.ledger.explaining import AttemptStory, JobStory, explain, find_job, where_is
-from broker.reading import read_ledger
+from broker.sdk.http import CHAT, Client, JobState
 
 __all__ = ["app"]
 

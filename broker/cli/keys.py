@@ -20,8 +20,8 @@ from broker.cli.options import (
 )
 from broker.cli.printing import OutputFormat, print_rows, say
 from broker.clock import utc_now_us
+from broker.database.drivers.postgres.database import open_postgres
 from broker.database.keys import all_keys, revoke
-from broker.database.postgres import open_postgres
 from broker.domain.bus_jobs import is_tenant_name
 from broker.domain.errors import UsageError
 from broker.keys import load_or_create_signer, trust_text

@@ -17,8 +17,8 @@ from broker.cli.signals import stopping_on_signals
 from broker.domain.errors import UsageError
 
 if TYPE_CHECKING:
-    from broker.client import LaneView
     from broker.domain.desired import LaneDesired
+    from broker.sdk.http import LaneView
 
 __all__ = ["app"]
 
@@ -66,8 +66,8 @@ def watch(
 
     For whoever starts and stops instances; one reader, as what one has taken no other hears.
     """
-    from broker.desired import DesiredEvents
     from broker.keys import read_trusted
+    from broker.sdk.desired import DesiredEvents
 
     settings = read_settings()
     if settings.jobs_bus_url is None:

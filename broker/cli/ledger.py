@@ -11,15 +11,16 @@ from typing import Annotated
 import typer
 
 from broker.bootstrap.embedded import DATABASE_FILE, open_database
+from broker.bootstrap.ledger_reader import read_ledger
 from broker.bootstrap.roles import Role
 from broker.bootstrap.stored_keys import remember_signer
 from broker.bus.envelope import KeyRole
 from broker.cli.options import DatabaseOption, DataOption, FormatOption, read_settings
 from broker.cli.printing import OutputFormat, dollars, print_json, print_rows, say
 from broker.clock import utc_now_us
-from broker.database.leadership import Leadership
-from broker.database.postgres import open_postgres
-from broker.database.sqlite import lock_folder
+from broker.database.drivers.postgres.database import open_postgres
+from broker.database.drivers.postgres.leadership import Leadership
+from broker.database.drivers.sqlite.database import lock_folder
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.ids import parse_id
 from broker.keys import load_or_create_signer, read_trusted_bytes
@@ -29,8 +30,7 @@ from broker.ledger.questions import GROUP_KEYS, Filters, summary
 from broker.ledger.quoting import Quoted, quoted
 from broker.ledger.verifying import Verification, verify
 from broker.logs import log_to_stderr
-from broker.reading import read_ledger
-from broker.sealer import SEAL_SECONDS, Sealer
+from broker.stages.sealer import SEAL_SECONDS, Sealer
 
 __all__ = ["app"]
 

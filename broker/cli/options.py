@@ -17,7 +17,7 @@ from broker.rules.windows import window_seconds_of
 from broker.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from broker.client import Client
+    from broker.sdk.http import Client
 
 __all__ = [
     "CatalogOption",
@@ -68,7 +68,7 @@ def read_settings(data: Path | None = None, catalog: str | None = None, log_leve
 
 def open_client(data: Path | None, url: str | None) -> Client:
     """The client of the broker named by the options, or by BROKER_URL and BROKER_TOKEN, or by its data folder."""
-    from broker.client import Client
+    from broker.sdk.http import Client
 
     settings = read_settings(data)
     return Client.of_folder(settings.data, url or settings.url, settings.token)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from broker.bootstrap.embedded import open_database
+from broker.bootstrap.ledger_reader import read_ledger
 from broker.catalog.lanes import load_lanes
 from broker.catalog.price_files import PriceFile, read_prices
 from broker.cli.options import (
@@ -26,13 +27,12 @@ from broker.cli.printing import OutputFormat, print_rows, say
 from broker.clock import utc_now_us
 from broker.database import workers
 from broker.database.connection import Connection
-from broker.database.postgres import open_postgres
-from broker.database.sqlite import lock_folder
+from broker.database.drivers.postgres.database import open_postgres
+from broker.database.drivers.sqlite.database import lock_folder
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.lane import Lane, Price, PriceMeter
 from broker.domain.money import PICO_PER_USD
 from broker.ledger.prices import BookEntry, PricedLanes, import_book, standing_prices
-from broker.reading import read_ledger
 
 if TYPE_CHECKING:
     from broker.settings import Settings

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from broker.bootstrap.ledger_reader import read_ledger
 from broker.catalog.lanes import load_lanes
 from broker.cli.options import (
     CatalogOption,
@@ -27,7 +28,6 @@ from broker.domain.job import AcceptedLine, Constraints
 from broker.domain.lane import Lane
 from broker.ledger.prices import PricedLanes
 from broker.ledger.speeds import learned_speeds
-from broker.reading import read_ledger
 from broker.rules.admission import admit_line
 from broker.rules.placement.feasible import window_text
 from broker.rules.planning import Speeds

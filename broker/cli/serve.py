@@ -88,7 +88,7 @@ def _open_door(
     from broker.api.desk import Desk
     from broker.api.leases import LeaseCounter
     from broker.api.server import Door, listen, load_or_create_token
-    from broker.client import remember_url
+    from broker.sdk.http import remember_url
 
     desk = Desk(served.front, settings.batch_lines_max, _UPLOAD_BYTES_MAX)
     leases = LeaseCounter(served.door, served.ring, served.clock)

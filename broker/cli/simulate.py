@@ -94,12 +94,12 @@ def simulate(
 
 
 def _own_history(settings: Settings, database_url: str | None) -> tuple[tuple[LaneFacts, ...], Workload]:
+    from broker.bootstrap.ledger_reader import read_ledger
     from broker.catalog.lanes import load_lanes
     from broker.clock import utc_now_us
     from broker.database.arrivals import kept_arrivals
     from broker.ledger.prices import PricedLanes
     from broker.ledger.speeds import learned_speeds
-    from broker.reading import read_ledger
     from broker.simulation.history import Arrived, lanes_of, workload_of
 
     lanes = load_lanes(settings.catalog)

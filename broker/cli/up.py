@@ -14,8 +14,8 @@ from broker.catalog.shares import load_shares
 from broker.cli.options import CatalogOption, DataOption, read_settings
 from broker.cli.printing import say
 from broker.cli.signals import stopping_on_signals
-from broker.client import remember_url
 from broker.logs import log_to_file
+from broker.sdk.http import remember_url
 
 __all__ = ["app"]
 

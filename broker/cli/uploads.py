@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from broker.cli.options import DataOption, FormatOption, RequireOption, UrlOption, open_client
 from broker.cli.printing import OutputFormat, console, print_json, print_rows, say
-from broker.client import BatchState, Client
 from broker.domain.errors import BrokerError, UsageError
+from broker.sdk.http import BatchState, Client
 
 __all__ = ["register"]
 

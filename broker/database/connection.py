@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from itertools import chain
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Column, Connection, Engine, Table
 
-from broker.database.copying import copy_rows, update_rows
-
-__all__ = ["Connection", "Database", "bulk_insert", "bulk_update"]
+__all__ = ["ROW_WRITER", "Connection", "Database", "RowWriter", "bulk_insert", "bulk_update"]
 
 T = TypeVar("T")
 
 
 class Database(Protocol):
-    """Drivers: `broker.database.sqlite` and `broker.database.postgres`."""
+    """Drivers: `broker.database.drivers.sqlite` and `broker.database.drivers.postgres`."""
 
     @property
     def engine(self) -> Engine:
@@ -43,61 +39,36 @@ class Database(Protocol):
         """Finish what was begun, then let go of the database."""
 
 
-# Few sizes, so that every statement stays prepared: to parse one of many rows takes as long as to run it. Up to the
-# least of them each number of rows is a size, since to run one statement more takes longer than ten rows do.
-_ROWS_AT_ONCE = (256, 64, 16)
+ROW_WRITER = "broker_row_writer"
+"""The execution option that each driver's engine carries its `RowWriter` in."""
+
+
+class RowWriter(Protocol):
+    """A driver's quickest way for many rows. An empty sequence is never passed."""
+
+    def insert(self, connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+        """See `bulk_insert`."""
+
+    def update(
+        self, connection: Connection, key: Column[Any], columns: Sequence[Column[Any]], rows: Sequence[tuple[Any, ...]]
+    ) -> None:
+        """See `bulk_update`."""
 
 
 def bulk_insert(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Insert rows, each with a value for every column in the table's order.
-
-    On SQLite the values go to the driver as they are (ids are bytes there anyway), in as few statements as it
-    takes: the driver lets go of the interpreter at each, and with other threads at work each time may cost a
-    switch interval to come back.
-    """
-    if connection.dialect.name == "sqlite":
-        columns_count = len(table.columns)
-        for part in _parts(rows):
-            statement = _insert_text(table.name, len(part), columns_count)
-            connection.exec_driver_sql(statement, tuple(chain.from_iterable(part)))
-    elif rows:
-        copy_rows(connection, table, rows)
+    """Insert rows, each with a value for every column in the table's order."""
+    if rows:
+        _row_writer(connection).insert(connection, table, rows)
 
 
-def bulk_update(connection: Connection, key: Column[Any], columns: Sequence[Column[Any]], rows: Sequence[Any]) -> None:
-    """Set `columns` where `key` matches; each row is the key's value, then one per column. As for `bulk_insert`."""
-    table = key.table
-    if connection.dialect.name == "sqlite":
-        names = tuple(column.name for column in columns)
-        for part in _parts(rows):
-            statement = _update_text(table.name, key.name, names, len(part))
-            connection.exec_driver_sql(statement, tuple(chain.from_iterable(part)))
-    elif rows:
-        update_rows(connection, key, columns, rows)
+def bulk_update(
+    connection: Connection, key: Column[Any], columns: Sequence[Column[Any]], rows: Sequence[tuple[Any, ...]]
+) -> None:
+    """Set `columns` where `key` matches; each row is the key's value, then one per column."""
+    if rows:
+        _row_writer(connection).update(connection, key, columns, rows)
 
 
-def _parts(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
-    start = 0
-    for size in _ROWS_AT_ONCE:
-        while len(rows) - start >= size:
-            yield rows[start : start + size]
-            start += size
-    if start < len(rows):
-        yield rows[start:]
-
-
-@lru_cache(maxsize=256)
-def _insert_text(table: str, rows_count: int, columns_count: int) -> str:
-    return f"INSERT INTO {table} VALUES {_marks(rows_count, columns_count)}"  # noqa: S608 (names of our own tables)
-
-
-@lru_cache(maxsize=64)
-def _update_text(table: str, key: str, columns: tuple[str, ...], rows_count: int) -> str:
-    changes = ", ".join(f"{column} = new.column{place}" for place, column in enumerate(columns, start=2))
-    values = f"(VALUES {_marks(rows_count, len(columns) + 1)}) AS new"
-    return f"UPDATE {table} SET {changes} FROM {values} WHERE {table}.{key} = new.column1"  # noqa: S608 (as above)
-
-
-def _marks(rows_count: int, columns_count: int) -> str:
-    row = f"({', '.join('?' * columns_count)})"
-    return ", ".join([row] * rows_count)
+def _row_writer(connection: Connection) -> RowWriter:
+    writer: RowWriter = connection.get_execution_options()[ROW_WRITER]
+    return writer

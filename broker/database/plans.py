@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import Connection, Row, Select, delete, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from broker.database.desired import keep_changes
+from broker.database.desired_changes import keep_changes
 from broker.database.planning_tables import assignment, lane_plan, late_group, plan
 from broker.database.tables import job, ready, work_group
 from broker.domain.desired import LaneDesired

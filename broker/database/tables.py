@@ -356,8 +356,8 @@ batch_count = Table(
     ),
 )
 
-# One row to a write that is under way, on PostgreSQL: see broker.database.marks. It leaves room in its pages, so
-# that a change stays in place.
+# One row to a write that is under way, on PostgreSQL: see drivers/postgres/marks.py. It leaves room in its pages,
+# so that a change stays in place.
 commit_mark = Table(
     "commit_mark",
     metadata,

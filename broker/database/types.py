@@ -43,7 +43,7 @@ class Id(TypeDecorator[bytes]):
         dialect: Dialect,
         coltype: object,  # noqa: ARG002 (SQLAlchemy's signature)
     ) -> Callable[[uuid.UUID | bytes | None], bytes | None] | None:
-        """On PostgreSQL our own connections bring ids as bytes (`broker.database.driving`), others as UUID."""
+        """On PostgreSQL our own connections bring ids as bytes (`drivers.postgres.connections`), others as UUID."""
         return _from_uuid if dialect.name == "postgresql" else None
 
 

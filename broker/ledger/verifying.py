@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Table, select
 
 from broker.ledger.canonical import FIRST_PREVIOUS_HASH, batch_hash, row_leaf
 from broker.ledger.row_values import RowValues
-from broker.ledger.seals import Seals, verify_seals
+from broker.ledger.seal_checks import Seals, verify_seals
 from broker.ledger.tables import attempt, cost_entry, job_outcome, ledger_batch, ledger_stream
 from broker.rules.merkle import merkle_root
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from broker.bootstrap.buses import bus_url_of
-from broker.database.postgres import PostgresDatabase
+from broker.database.drivers.postgres.database import PostgresDatabase
 from broker.domain.lane import Lane
 from broker.ledger.questions import Filters, summary
 from infra.clouds.buses import Buses

@@ -21,8 +21,8 @@ ENTRANCES = {
     "broker.__main__": "python -m broker",
     "broker.bootstrap": "its modules are imported one by one",
     "broker.cli": "the console script",
-    "broker.client": "imported by producers",
-    "broker.producing": "imported by producers",
+    "broker.sdk.http": "imported by producers",
+    "broker.sdk.jobs_bus": "imported by producers",
     "workers.__main__": "python -m workers",
 }
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import msgspec
 import psycopg
 
-from broker.client import Client
 from broker.domain.errors import BrokerError
+from broker.sdk.http import Client
 from tests.bench.processes import cpu_seconds, running, wait_until
 from tests.bench.table import print_table
 from tests.bench.workload import request_body, write_batch

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from broker.client import Client
 from broker.domain.errors import BrokerError
+from broker.sdk.http import Client
 
 __all__ = ["running_service"]
 

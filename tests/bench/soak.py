@@ -15,8 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from broker.client import BatchState, Client
 from broker.domain.errors import BrokerError
+from broker.sdk.http import BatchState, Client
 from tests.bench.service import running_service
 from tests.bench.table import print_table
 from tests.bench.workload import LANES, request_body

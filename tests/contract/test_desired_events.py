@@ -8,7 +8,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from broker.announcer import Announcer
 from broker.bus.envelope import KeyRing, KeyRole, PublicKey
 from broker.bus.inbox import Inbox
 from broker.bus.provisioning import QueueState, apply_bus
@@ -16,10 +15,11 @@ from broker.bus.publisher import Publisher
 from broker.bus.topology import open_connection
 from broker.clock import utc_now_us
 from broker.database import plans, tables
+from broker.database.drivers.postgres.database import open_postgres
 from broker.database.plans import LanePlan
-from broker.database.postgres import open_postgres
-from broker.desired import DesiredEvents
 from broker.domain.desired import DESIRED_MESSAGES_MAX, DESIRED_QUEUE
+from broker.sdk.desired import DesiredEvents
+from broker.stages.announcer import Announcer
 from tests.unit.builders import a_signer
 
 _SETTLE_SECONDS = 2.0

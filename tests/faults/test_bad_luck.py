@@ -17,7 +17,7 @@ from typing import Self
 
 import pytest
 
-from broker.batch_run import BatchRun, RunOptions, read_source
+from broker.bootstrap.batch_run import BatchRun, RunOptions, read_source
 from broker.bootstrap.embedded import Embedded
 from broker.catalog.lanes import load_lanes
 from tests.flow.program import Program, custom_ids, lane, lines_of, request

@@ -10,8 +10,8 @@ import pytest
 from broker.api.app import make_app
 from broker.api.desk import Desk
 from broker.bootstrap.embedded import Embedded
-from broker.bootstrap.front import Front
 from broker.clock import utc_now_us
+from broker.front import Front
 from tests.harness.small_disk import SmallDisk
 from tests.unit.builders import a_lane, some_lines
 

@@ -11,7 +11,7 @@ import pytest
 
 from broker.bus.topology import open_connection
 from broker.keys import read_signer, read_trusted
-from broker.producing import JobsPublisher, Replies
+from broker.sdk.jobs_bus import JobsPublisher, Replies
 from tests.flow.program import kill_group
 from tests.flow.served import Served, a_body
 

@@ -12,8 +12,8 @@ import psycopg
 import pytest
 
 from broker.bootstrap.payloads import Payloads
-from broker.client import Client, DoorError
-from broker.database.postgres import open_postgres
+from broker.database.drivers.postgres.database import open_postgres
+from broker.sdk.http import Client, DoorError
 from infra.emulators.servicebus import KEY, KEY_NAME, Emulator, Options
 from tests.flow.program import ROOT, kill_group, lane
 from tests.services.process import free_port

@@ -66,7 +66,11 @@ def test_a_job_that_kills_its_server_ends_poisoned_and_none_of_its_neighbours(tm
         for n in range(NEIGHBOURS)
     ]
     # ignore_eos: it must still be running when it is killed, however soon the model would have ended by itself.
-    long = {"max_tokens": 500, "ignore_eos": True, "messages": [{"role": "user", "content": "Count from one to two hundred."}]}
+    long = {
+        "max_tokens": 500,
+        "ignore_eos": True,
+        "messages": [{"role": "user", "content": "Count from one to two hundred."}],
+    }
     lines.insert(2, request(0, custom_id="poison", body=body | long))
     program.give(lines)
     process = program.start(*program.command())

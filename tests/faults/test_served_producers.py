@@ -8,7 +8,7 @@ import time
 import pytest
 
 from broker.keys import read_signer, read_trusted
-from broker.producing import JobsPublisher, Replies
+from broker.sdk.jobs_bus import JobsPublisher, Replies
 from tests.harness.stand import LaneTerms, Stand, StandTerms
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 from broker.domain.ids import format_id
 from broker.keys import read_signer, read_trusted
-from broker.producing import JobsPublisher, Replies
+from broker.sdk.jobs_bus import JobsPublisher, Replies
 from tests.flow.served import Served, a_body
 from tests.services.private_rabbit import PrivateRabbit
 

@@ -14,8 +14,8 @@ import pytest
 
 from broker.clock import utc_now_us
 from broker.database import submissions
-from broker.database.notifying import Notifier
-from broker.database.postgres import open_postgres
+from broker.database.drivers.postgres.database import open_postgres
+from broker.database.drivers.postgres.wakeups import PostgresWakeups
 from broker.domain.job import SingleJob
 from broker.wakeups import Topic, Wakeups
 from tests.harness.stand import ALL_IN_ONE, LaneTerms, Stand, StandTerms
@@ -92,7 +92,7 @@ class Producers:
         self._stand = stand
         self._database = open_postgres(stand.postgres.url, name="producers")
         self._wakeups = Wakeups()
-        self._notifier = Notifier(stand.postgres.url, self._wakeups)
+        self._notifier = PostgresWakeups(stand.postgres.url, self._wakeups)
         self._words, self._together, self._tenants = cycle(WORDS), cycle(TOGETHER), cycle(SMALL)
 
     def __enter__(self) -> Self:

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from broker.client import Client, DoorError
 from broker.domain.errors import BrokerError
+from broker.sdk.http import Client, DoorError
 from tests.flow.program import SECONDS_MAX, Program, custom_ids, kill_group, lines_of, request
 
 STOP_SECONDS_MAX = 5.0

@@ -23,7 +23,7 @@ import broker.cli
 import broker.cli.serve
 from broker.database.connection import Connection
 from broker.domain.events import WorkerEvent
-from broker.recorder import Recorder
+from broker.stages.recorder import Recorder
 
 __all__ = ["DEATHS", "DEATHS_MAX", "POINTS"]
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 
-from broker.database.postgres import open_postgres
+from broker.database.drivers.postgres.database import open_postgres
 from broker.domain.ids import id_at
 from broker.domain.shard import Bitmap
 from broker.ledger.verifying import verify

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from broker.client import Client
 from broker.domain.errors import BrokerError
+from broker.sdk.http import Client
 from tests.harness.stand import Stand
 
 __all__ = ["Producer"]

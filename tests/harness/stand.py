@@ -19,8 +19,8 @@ import psycopg
 
 from broker.api.server import load_or_create_token
 from broker.bootstrap.roles import Role
-from broker.client import Client
 from broker.domain.errors import BrokerError
+from broker.sdk.http import Client
 from tests.flow.program import ROOT, lane
 from tests.harness.balancer import Balancer
 from tests.harness.buses import BUSES

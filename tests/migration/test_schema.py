@@ -20,8 +20,8 @@ from sqlalchemy.pool import NullPool
 
 import broker.database.tables  # noqa: F401 (fills the metadata)
 from broker.database import migrating
+from broker.database.drivers.sqlite.database import SqliteDatabase
 from broker.database.migrating import APPLICATION_ID, VERSION_TABLE, SchemaState, check, require_current, upgrade
-from broker.database.sqlite import SqliteDatabase
 from broker.database.types import metadata
 from broker.domain.errors import BrokerError
 from broker.ledger import tables

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from broker.database.postgres import PostgresDatabase, PostgresTerms, open_postgres
+from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms, open_postgres
 from broker.database.types import metadata
 from tests.proxy import FaultProxy
 from tests.unit.builders import World, a_lane

@@ -8,15 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy import select
 
-from broker.closer import Closer
-from broker.database.postgres import PostgresDatabase, PostgresTerms
+from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms
 from broker.database.tables import shard, shard_span
-from broker.dispatcher import Dispatcher
 from broker.domain.ids import ids_of_span
 from broker.leasing import LeaseDoor
 from broker.ledger.tables import attempt, job_outcome
-from broker.recorder import Recorder
-from broker.rescuer import Rescuer
+from broker.stages.closer import Closer
+from broker.stages.dispatcher import Dispatcher
+from broker.stages.recorder import Recorder
+from broker.stages.rescuer import Rescuer
 from tests.unit.builders import LEASE_SECONDS
 
 

@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from broker.api.desk import Desk
-from broker.bootstrap.front import TENANT, Front
 from broker.cli import jobs, ledger
 from broker.database import workers
 from broker.domain.ids import format_id
 from broker.domain.presence import WorkerPresence
+from broker.front import TENANT, Front
 from tests.unit.builders import a_failure, a_job_ran, some_lines
 
 

@@ -10,11 +10,11 @@ import pytest
 from broker.api.app import make_app
 from broker.api.desk import Desk
 from broker.api.leases import LeaseCounter
-from broker.bootstrap.front import Front
 from broker.bus.envelope import Kind
-from broker.database.postgres import PostgresDatabase, PostgresTerms
+from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms
 from broker.domain.presence import WorkerPresence
 from broker.domain.shard import ClaimShards, RenewLease
+from broker.front import Front
 from broker.leasing import LeaseDoor
 
 QUESTIONS = [
@@ -27,7 +27,7 @@ QUESTIONS = [
 @pytest.fixture
 def ask(world, proxied_url, tmp_path, monkeypatch):
     """A function that asks a door whose database is behind the proxy, and waits for it half a second at most."""
-    monkeypatch.setattr("broker.database.driving.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("broker.database.drivers.postgres.connections.CONNECT_SECONDS", 1)
     database = PostgresDatabase(proxied_url, PostgresTerms(name="door", pool_size=2, retry_seconds=0.5))
     front = Front(
         database=database, lanes=world.lanes, clock=world.clock, wakeups=world.wakeups, health=world.health,

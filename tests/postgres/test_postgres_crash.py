@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import insert, select, update
 
-from broker.database.postgres import PostgresDatabase, PostgresTerms, open_postgres
+from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms, open_postgres
 from broker.database.tables import tenant
 from tests.services.private_postgres import PrivatePostgres
 

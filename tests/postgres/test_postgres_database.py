@@ -12,10 +12,10 @@ from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from broker.database.connection import bulk_insert
+from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms, open_postgres
+from broker.database.drivers.postgres.marks import MarkLost, Slot, forget_old_marks
+from broker.database.failures import is_passing
 from broker.database.jobs import load_shard_jobs
-from broker.database.marks import MarkLost, Slot, forget_old_marks
-from broker.database.postgres import PostgresDatabase, PostgresTerms, open_postgres
-from broker.database.sqlite import is_passing
 from broker.database.tables import commit_mark, payload, tenant
 from broker.domain.errors import BrokerError
 from broker.domain.ids import ids_of_span, new_id, new_span

@@ -13,9 +13,9 @@ import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from broker.database import grants
-from broker.database.grants import grant_statements
-from broker.database.postgres import PostgresDatabase, PostgresTerms, open_postgres
+from broker.database.drivers.postgres import grants
+from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms, open_postgres
+from broker.database.drivers.postgres.grants import grant_statements
 from broker.database.types import metadata
 from broker.domain.errors import BrokerError, UsageError
 from broker.ledger.partitions import ensure_partitions

@@ -14,7 +14,7 @@ from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InternalError
 
 from broker.database import connection as port
-from broker.database.postgres import PostgresDatabase, PostgresTerms, open_postgres
+from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms, open_postgres
 from broker.database.tables import job, payload, plan, shard, tenant
 from broker.domain.errors import BrokerError
 from broker.domain.ids import new_id

@@ -13,13 +13,13 @@ import pytest
 
 from broker.api.desk import Desk
 from broker.api.errors import Refused
-from broker.bootstrap.front import TENANT, Front
 from broker.database import cancelling
-from broker.database.leadership import Leadership
+from broker.database.drivers.postgres.leadership import Leadership
 from broker.database.tables import cancel_request, job
 from broker.domain.errors import ErrorCode
 from broker.domain.outcome import Outcome
 from broker.domain.shard import Bitmap, ClaimShard, ClaimShards, RenewLease, ShardState
+from broker.front import TENANT, Front
 from broker.ledger.tables import attempt, job_outcome
 from broker.rules.submission import admit_job
 from tests.postgres.peers import Peers, jobs_in_shards, race

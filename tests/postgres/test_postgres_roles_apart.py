@@ -10,9 +10,9 @@ import psycopg
 import pytest
 from sqlalchemy import select, text
 
+from broker.database.drivers.postgres.leadership import Leadership, take_slot
+from broker.database.drivers.postgres.wakeups import PostgresWakeups
 from broker.database.fencing import alone
-from broker.database.leadership import Leadership, take_slot
-from broker.database.notifying import Notifier
 from broker.database.plans import current_plan, write_plan
 from broker.database.tables import plan
 from broker.domain.errors import BrokerError
@@ -72,9 +72,9 @@ def test_who_lost_its_connection_no_longer_leads(leaders, proxy):
 
 
 def test_who_hears_nothing_any_more_stops_leading_without_waiting(leaders, proxy, monkeypatch):
-    monkeypatch.setattr("broker.database.sessions._BEAT_SECONDS", 0.2)
-    monkeypatch.setattr("broker.database.sessions._SILENCE_SECONDS_MAX", 0.5)
-    monkeypatch.setattr("broker.database.driving.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("broker.database.drivers.postgres.sessions._BEAT_SECONDS", 0.2)
+    monkeypatch.setattr("broker.database.drivers.postgres.sessions._SILENCE_SECONDS_MAX", 0.5)
+    monkeypatch.setattr("broker.database.drivers.postgres.connections.CONNECT_SECONDS", 1)
     first, _ = leaders
     for _ in range(20):
         assert first.is_leader()
@@ -170,7 +170,7 @@ def pair(postgres_url, proxied_url, proxy):
     made = []
     for url in (proxied_url, postgres_url):
         wakeups = Wakeups()
-        notifier = Notifier(url, wakeups)
+        notifier = PostgresWakeups(url, wakeups)
         notifier.start()
         made.append((wakeups, notifier))
     assert all(notifier.wait_until_listening(5) for _, notifier in made)
@@ -239,7 +239,7 @@ def test_what_is_not_understood_is_passed_over(pair, postgres_url):
 
 
 def test_a_notifier_stops_in_time(postgres_url):
-    notifier = Notifier(postgres_url, Wakeups())
+    notifier = PostgresWakeups(postgres_url, Wakeups())
     notifier.start()
     notifier.wait_until_listening(5)
     began = time.monotonic()

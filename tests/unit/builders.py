@@ -15,14 +15,12 @@ from hypothesis import Phase
 from sqlalchemy import Table, func, select, text
 
 from broker.bus.envelope import KeyRing, KeyRole, Kind, PublicKey, Signer
-from broker.closer import Closer
 from broker.database import batches, shards
 from broker.database import tables as tables_module
 from broker.database.batches import BatchRecord, Counts
 from broker.database.connection import Connection, Database
 from broker.database.shards import ShardRecord
 from broker.database.types import Id
-from broker.dispatcher import Dispatcher
 from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan, JobsRan, ShardReturned, WorkerEvent
 from broker.domain.ids import new_id, new_span
@@ -32,13 +30,15 @@ from broker.domain.outcome import Outcome
 from broker.domain.shard import Bitmap, ClaimAnswer, ClaimShard, RenewAnswer, RenewLease, RunShard, ShardJob, ShardState
 from broker.domain.usage import Usage
 from broker.health import LaneHealth
-from broker.intake import BatchRequest, Intake
+from broker.intake.batch_files import BatchRequest, Intake
 from broker.leasing import LeaseDoor
 from broker.ledger.verifying import Verification, verify
 from broker.ledger.writing import AttemptRow, OutcomeRow, ShardFacts
-from broker.planner import Planner
-from broker.recorder import Recorder
-from broker.rescuer import Rescuer
+from broker.stages.closer import Closer
+from broker.stages.dispatcher import Dispatcher
+from broker.stages.planner import Planner
+from broker.stages.recorder import Recorder
+from broker.stages.rescuer import Rescuer
 from broker.wakeups import Wakeups
 
 MODEL = "m"

@@ -7,16 +7,16 @@ import threading
 import time
 import uuid
 
-from broker.bootstrap.outlook import Outlook
 from broker.bus.drivers.memory import MemoryDriver, MemoryOptions, discard_bus
 from broker.bus.envelope import KeyRing, KeyRole, Kind, PublicKey
 from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
 from broker.domain.bus_jobs import JOBS_QUEUE, SubmitJobs
-from broker.notifier import Notifier
-from broker.producing import JobsPublisher, Replies
-from broker.receiving import MESSAGES_PER_STEP, Receiving
-from broker.submitting import Submitting
+from broker.intake.bus_jobs import MESSAGES_PER_STEP, Receiving
+from broker.intake.outlook import Outlook
+from broker.intake.single_jobs import Submitting
+from broker.sdk.jobs_bus import JobsPublisher, Replies
+from broker.stages.notifier import Notifier
 from tests.unit.builders import DAY_SECONDS, MODEL, SECOND_US, World, a_signer
 
 TENANT, OTHER_TENANT = "default", "another"

@@ -16,7 +16,7 @@ from broker.ledger.tables import (
 )
 from broker.ledger.verifying import verify
 from broker.ledger.writing import Flush, append, open_stream
-from broker.sealer import Sealer
+from broker.stages.sealer import Sealer
 from tests.unit.builders import NOW_US, FixedClock, a_signer, an_attempt_row, an_outcome_row
 
 SIGNER, _ = a_signer()

@@ -16,7 +16,7 @@ from broker.api.gate import PUBLIC, Scope
 from broker.api.server import listen, load_or_create_token
 from broker.bootstrap.embedded import Embedded
 from broker.domain.errors import BrokerError, UsageError
-from broker.uploads import Spool
+from broker.intake.uploads import Spool
 from tests.unit.builders import MODEL, a_lane, a_line
 
 TOKEN = "ib_secret"
@@ -184,7 +184,7 @@ def test_a_list_is_taken_in_whole_or_not_at_all(door):
 
 
 def test_a_full_door_pushes_back(door, monkeypatch):
-    monkeypatch.setattr("broker.submitting._JOBS_WAITING_MAX", 1)
+    monkeypatch.setattr("broker.intake.single_jobs._JOBS_WAITING_MAX", 1)
     monkeypatch.setattr(door.embedded.front.submitting, "_offers", [None])
     monkeypatch.setattr(door.embedded.front.submitting, "_jobs_waiting", 1)
     good = msgspec.json.encode({"body": {"model": MODEL, "messages": [{}]}})

@@ -13,9 +13,10 @@ from sqlalchemy import insert, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from broker.bootstrap.embedded import DATABASE_FILE
-from broker.database import log_syncing
+from broker.database.drivers.sqlite import log_syncing
+from broker.database.drivers.sqlite.database import SqliteDatabase, lock_folder, open_read_only
+from broker.database.failures import is_disk_full
 from broker.database.migrating import upgrade
-from broker.database.sqlite import SqliteDatabase, is_disk_full, lock_folder, open_read_only
 from broker.database.tables import tenant
 from broker.domain.errors import BrokerError
 from broker.keys import load_or_create_signer, public_bytes

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.bootstrap.shared_health import SharedLaneHealth
+from broker.database.shared_health import SharedLaneHealth
 from broker.domain.errors import ErrorCode
 from broker.health import LaneHealth, trusted_slots
 from broker.rules.placement.health import LIVE, SLOW, WELL, faulted, is_resting, succeeded, trust

@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from broker.api.desk import Desk
 from broker.api.errors import Refused
-from broker.bootstrap.front import Front
 from broker.cli.worker import app as worker_command
 from broker.database import instances, tables, workers
 from broker.domain.instance import InstanceState
 from broker.domain.lane import PriceMeter
 from broker.domain.presence import WorkerPresence
+from broker.front import Front
 from tests.unit.builders import NOW_US, SECOND_US, a_lane, a_price
 
 STARTING = WorkerPresence("w1", "lane-a", 0, resource_id="//cloud/vm-1")

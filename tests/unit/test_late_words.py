@@ -9,9 +9,9 @@ import pytest
 from broker.database import batches
 from broker.database.shards import ShardRecord
 from broker.domain.job import BatchStatus
+from broker.intake.uploads import UPLOAD_PREFIX, Spool, UploadReader
 from broker.ledger.tables import attempt, job_outcome
-from broker.rescuer import LATE_SECONDS
-from broker.uploads import UPLOAD_PREFIX, Spool, UploadReader
+from broker.stages.rescuer import LATE_SECONDS
 from tests.unit.builders import SECOND_US, World, a_failure, a_job_ran, a_lane, a_line, some_lines
 
 

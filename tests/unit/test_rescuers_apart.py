@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker.rescuer import Rescuer
+from broker.stages.rescuer import Rescuer
 from tests.unit.builders import LEASE_SECONDS, some_lines
 
 

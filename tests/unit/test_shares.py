@@ -17,11 +17,11 @@ from broker.domain.job import Constraints
 from broker.domain.lane import Provider, Supply
 from broker.ledger.tables import attempt
 from broker.ledger.work_done import WorkDone
-from broker.planner import Planner, live_policy
 from broker.rules.placement.lanes import LaneNow
 from broker.rules.placement.shares import WorkLog, done_by_provider, over_share, share_limits
 from broker.rules.placement.table import LaneTable
 from broker.rules.planning import BeyondShare, Candidate, GroupPlan, pick_lane
+from broker.stages.planner import Planner, live_policy
 from tests.flow.program import lane as lane_text
 from tests.unit.builders import a_job_ran, a_lane, a_price, some_lines
 from tests.unit.test_rules_placement import a_group

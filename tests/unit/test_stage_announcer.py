@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.announcer import Announcer
 from broker.bus.driver import BusUnavailable, MessageRefused, PublishError
 from broker.bus.envelope import KeyRing, KeyRole, Kind, PublicKey
 from broker.bus.publisher import Publisher
 from broker.database import plans, tables
 from broker.database.plans import LanePlan
-from broker.desired import DesiredEvents
 from broker.domain.desired import DESIRED_QUEUE, LaneDesired
+from broker.sdk.desired import DesiredEvents
+from broker.stages.announcer import Announcer
 from tests.unit.builders import NOW_US, SECOND_US, a_signer
 
 

@@ -14,12 +14,12 @@ from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
 from broker.database import jobs, plans, shards
 from broker.database.tables import assignment, outbox, payload, plan, ready, shard
-from broker.dispatcher import CLAIM_SECONDS
 from broker.domain.ids import id_at, ids_of_span
 from broker.domain.job import Constraints
 from broker.domain.lane import EngineSettings, Market, Supply
 from broker.domain.shard import ShardSpan, ShardState
-from broker.relay import Relay
+from broker.stages.dispatcher import CLAIM_SECONDS
+from broker.stages.relay import Relay
 from tests.unit.builders import (
     LEASE_SECONDS,
     MODEL,

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from broker.assembler import Assembler
 from broker.database.tables import batch, batch_count
 from broker.domain.errors import BrokerError, ErrorCode
 from broker.domain.job import BatchStatus
 from broker.domain.outcome import Outcome
 from broker.domain.usage import Usage
 from broker.ledger.tables import attempt, job_outcome
+from broker.stages.assembler import Assembler
 from tests.unit.builders import a_failure, a_job_ran, some_lines
 
 COST = 10_000
@@ -92,7 +92,7 @@ def _files(record):
 
 
 def test_each_line_stands_once_in_one_file_in_the_order_of_the_input(world, monkeypatch):
-    monkeypatch.setattr("broker.batch_files._LINES_PER_PAGE", 2)
+    monkeypatch.setattr("broker.stages.output_files._LINES_PER_PAGE", 2)
     record = world.take_in(b"bad\n" + some_lines(3) + b"bad\n" + some_lines(4, "b") + b"bad\nbad")
     (shard,) = world.claimed()
     refused = a_failure(1, ErrorCode.ENGINE_REFUSED, status_code=400, body=b'{"error":{"message":"no"}}')
@@ -120,7 +120,7 @@ def test_each_line_stands_once_in_one_file_in_the_order_of_the_input(world, monk
 
 
 def test_more_refused_lines_in_a_row_than_a_page_has_hide_no_job(world, monkeypatch):
-    monkeypatch.setattr("broker.batch_files._LINES_PER_PAGE", 2)
+    monkeypatch.setattr("broker.stages.output_files._LINES_PER_PAGE", 2)
     record = world.take_in(b"bad\n" * 3 + some_lines(1) + b"bad\n" * 7 + some_lines(1, "b") + b"bad\n" * 5)
     (shard,) = world.claimed()
     world.record(world.ran(shard, a_job_ran(0), a_job_ran(1)))
@@ -164,7 +164,7 @@ def test_a_failure_in_the_middle_leaves_no_half_file(world, monkeypatch):
         return b"{}\n"
 
     with monkeypatch.context() as broken:
-        broken.setattr("broker.batch_files._success", break_after_one)
+        broken.setattr("broker.stages.output_files._success", break_after_one)
         with pytest.raises(BrokerError, match="No space left"):
             assembler.step()
     assert [path.name for path in world.folder.iterdir() if "jsonl" in path.name] == []
@@ -191,8 +191,8 @@ def _written_so_far(record):
 @pytest.fixture
 def ahead(monkeypatch):
     """Lines are written ahead as soon as two more have ended."""
-    monkeypatch.setattr("broker.assembler._AHEAD_LINES", 2)
-    monkeypatch.setattr("broker.batch_files._LINES_PER_PAGE", 3)
+    monkeypatch.setattr("broker.stages.assembler._AHEAD_LINES", 2)
+    monkeypatch.setattr("broker.stages.output_files._LINES_PER_PAGE", 3)
 
 
 @settings(max_examples=15)

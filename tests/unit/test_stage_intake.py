@@ -4,11 +4,11 @@ import io
 
 import pytest
 
-from broker import intake
 from broker.database.tables import batch_refusal, job, payload
 from broker.domain.errors import ErrorCode, UsageError
 from broker.domain.job import BatchStatus, Constraints
-from broker.intake import LINE_BYTES_MAX
+from broker.intake import batch_files as intake
+from broker.intake.batch_files import LINE_BYTES_MAX
 from broker.ledger.results import refused_lines
 from tests.unit.builders import DAY_SECONDS, NOW_US, SECOND_US, a_line, some_lines
 

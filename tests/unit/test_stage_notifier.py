@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from broker import notifier as notifier_module
 from broker.bus.driver import BusUnavailable, MessageRefused, PublishError
 from broker.database import tables
 from broker.domain.bus_jobs import JobReply
 from broker.domain.errors import ErrorCode
 from broker.ledger import replies_due
-from broker.notifier import Notifier
+from broker.stages import notifier as notifier_module
+from broker.stages.notifier import Notifier
 from tests.unit.builders import DAY_SECONDS, a_failure, a_job_ran
 from tests.unit.producers import QUEUE, ProducersWorld, a_request
 

@@ -16,10 +16,10 @@ from broker.bus.inbox import Inbox
 from broker.database import plans, tables
 from broker.domain.bus_jobs import JOBS_PER_MESSAGE_MAX, JOBS_QUEUE, JobReply, derived_key
 from broker.domain.errors import BrokerError, ErrorCode
+from broker.intake.single_jobs import DoorFull
 from broker.ledger.prices import BookEntry, import_book
-from broker.producing import JobsPublisher
 from broker.rules.placement.learning import Speed
-from broker.submitting import DoorFull
+from broker.sdk.jobs_bus import JobsPublisher
 from tests.unit.builders import DAY_SECONDS, MODEL, NOW_US, SECOND_US, a_price
 from tests.unit.producers import OTHER_TENANT, QUEUE, TENANT, ProducersWorld, a_request
 

@@ -217,7 +217,7 @@ def test_a_cancelled_job_ends_as_cancelled(world, claimed):
 def test_a_failed_flush_keeps_nothing_and_can_be_repeated(world, claimed, monkeypatch):
     event = world.ran(claimed, a_job_ran(0))
     with monkeypatch.context() as broken:
-        broken.setattr("broker.recorder.shards.save_recorded", lambda *_: 1 / 0)
+        broken.setattr("broker.stages.recorder.shards.save_recorded", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             world.record(event)
     assert (world.count(attempt), world.counts(claimed.batch_id).attempts) == (0, 0)

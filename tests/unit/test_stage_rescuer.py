@@ -6,7 +6,7 @@ from broker.database.tables import result
 from broker.domain.errors import ErrorCode
 from broker.domain.shard import ShardState
 from broker.ledger.tables import attempt, job_outcome
-from broker.rescuer import LATE_SECONDS, Rescuer
+from broker.stages.rescuer import LATE_SECONDS, Rescuer
 from tests.unit.builders import LEASE_SECONDS, SECOND_US, World, a_failure, a_job_ran, a_lane, some_lines
 
 

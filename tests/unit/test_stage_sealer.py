@@ -82,7 +82,7 @@ def test_another_goes_on_where_one_stopped(ledger):
 
 def test_many_batches_are_sealed_in_parts(ledger, monkeypatch):
     monkeypatch.setattr("broker.ledger.sealing.BATCHES_PER_CHECKPOINT", 4)
-    monkeypatch.setattr("broker.sealer.BATCHES_PER_CHECKPOINT", 4)
+    monkeypatch.setattr("broker.stages.sealer.BATCHES_PER_CHECKPOINT", 4)
     ledger.write(9)
     ledger.seal()
     assert [row.tree_size for row in ledger.rows(ledger_checkpoint)] == [4, 7, 11, 15, 17]

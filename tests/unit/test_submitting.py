@@ -17,11 +17,11 @@ from broker.domain.ids import id_at
 from broker.domain.job import Constraints, SingleJob
 from broker.domain.lane import LaneState
 from broker.domain.shard import Bitmap
+from broker.intake.single_jobs import KeyTaken, Submitted, Submitting
 from broker.ledger.tables import job_outcome
 from broker.rules.admission import Refusal
 from broker.rules.submission import Admitted, JobRequest, admit_job
 from broker.rules.windows import WINDOW_SECONDS_MAX, deadline_us_of, window_seconds_of
-from broker.submitting import KeyTaken, Submitted, Submitting
 from tests.unit.builders import DAY_SECONDS, ENDPOINT, MODEL, NOW_US, SECOND_US, a_lane, a_price
 
 BODY = msgspec.Raw(msgspec.json.encode({"model": MODEL, "messages": [{}]}))

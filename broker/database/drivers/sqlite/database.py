@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 from sqlalchemy.pool import QueuePool
 
-from broker.database.log_syncing import Committed, LogSyncer
+from broker.database.connection import ROW_WRITER
+from broker.database.drivers.sqlite.log_syncing import Committed, LogSyncer
+from broker.database.drivers.sqlite.rows import TextRows
 from broker.domain.errors import BrokerError
 
-__all__ = ["SqliteDatabase", "is_disk_full", "is_passing", "lock_folder", "open_read_only"]
+__all__ = ["SqliteDatabase", "lock_folder", "open_read_only"]
 
 T = TypeVar("T")
 
-_DISK_FULL, _READ_ONLY = "53100", "25006"  # PostgreSQL's words for it, and for a standby
 _GROUP_MAX = 64
 _WRITER_CACHE_KIB = 4 * 1024
 _CHECKPOINT_PAGES = 4_000  # 16 MB of log: pages that change often are then copied over once, not four times
@@ -184,6 +184,7 @@ def _open(path: Path, *, begin: str, query_only: bool) -> Engine:
         max_overflow=8,
         connect_args={"check_same_thread": False, "cached_statements": _STATEMENTS_KEPT},
         hide_parameters=True,  # an error's text would otherwise quote prompts and replies
+        execution_options={ROW_WRITER: TextRows()},
     )
 
     @event.listens_for(engine, "connect")
@@ -210,17 +211,3 @@ def _open(path: Path, *, begin: str, query_only: bool) -> Engine:
 def open_read_only(path: Path) -> Engine:
     """An engine that can't change the database, also beside the broker that works on it."""
     return _open(path, begin="BEGIN", query_only=True)
-
-
-def is_passing(error: BaseException) -> bool:
-    """Whether the same write may go well later: the database could not work, rather than would not take it."""
-    if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == _READ_ONLY:
-        return True
-    return isinstance(error, OperationalError | BrokerError)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed because the disk is full, which passes; nothing of it was kept."""
-    if not isinstance(error, DatabaseError):
-        return False
-    return getattr(error.orig, "sqlstate", None) == _DISK_FULL or "disk is full" in str(error.orig)

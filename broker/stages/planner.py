@@ -31,8 +31,8 @@ from broker.rules.placement.shares import done_by_provider, over_share, share_li
 from broker.rules.placement.table import LaneTable
 from broker.rules.placement.work import Group
 from broker.rules.planning import BeyondShare, GroupPlan, differs, recorded_plan
+from broker.stages.watching import Capacity, LaneSeen, Seen, Watching
 from broker.wakeups import Topic, Wakeups
-from broker.watching import Capacity, LaneSeen, Seen, Watching
 
 __all__ = ["Planner", "live_policy"]
 

@@ -1,7 +1,7 @@
 """For whoever starts and stops instances: what each lane should hold, as the broker announces it on the jobs bus.
 
 `DesiredEvents(bus_url, ring).receive(60)` brings, for each lane, the newest that was said since. At its start such a
-program asks `broker.client.Client.desired(lane)`, for what was announced before may be gone.
+program asks `broker.sdk.http.Client.desired(lane)`, for what was announced before may be gone.
 """
 
 from __future__ import annotations

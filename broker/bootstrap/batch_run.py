@@ -15,15 +15,16 @@ from typing import Any
 
 import msgspec
 
-from broker.bootstrap.embedded import Embedded, is_disk_full
-from broker.bootstrap.front import TENANT
+from broker.bootstrap.embedded import Embedded
 from broker.database import batches
 from broker.database.batches import BatchRecord, Counts
 from broker.database.connection import Connection
+from broker.database.failures import is_disk_full
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.job import BatchStatus, Constraints
 from broker.domain.lane import Lane
-from broker.intake import BatchRequest
+from broker.front import TENANT
+from broker.intake.batch_files import BatchRequest
 from broker.ledger.questions import Filters, summary
 from broker.ledger.speeds import learned_speeds
 from broker.rules.grouping import canonical_constraints

@@ -15,7 +15,7 @@ import structlog
 from broker.bus.driver import PublishError
 from broker.bus.envelope import Kind, Signer
 from broker.clock import Clock
-from broker.database import desired
+from broker.database import desired_changes as desired
 from broker.database.connection import Database
 from broker.domain.desired import DESIRED_QUEUE, LaneDesired
 

@@ -12,9 +12,9 @@ import psycopg
 import structlog
 
 from broker.database.connection import Database
+from broker.database.drivers.postgres.database import PostgresDatabase
+from broker.database.drivers.postgres.sessions import Session
 from broker.database.fencing import lock_number
-from broker.database.postgres import PostgresDatabase
-from broker.database.sessions import Session
 from broker.domain.errors import BrokerError
 
 __all__ = ["Leadership", "Slot", "take_slot"]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from broker.bootstrap.outlook import Outlook
 from broker.clock import Clock
 from broker.database.connection import Connection, Database
 from broker.database.submissions import ensure_tenant
 from broker.domain.lane import Lane
 from broker.health import Health
-from broker.intake import Intake
+from broker.intake.batch_files import Intake
+from broker.intake.outlook import Outlook
+from broker.intake.single_jobs import Submitting
 from broker.rules.sharding import body_bytes_max
-from broker.submitting import Submitting
 from broker.wakeups import Wakeups
 
 __all__ = ["TENANT", "Front"]

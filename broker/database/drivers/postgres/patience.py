@@ -9,7 +9,7 @@ import time
 import psycopg
 from sqlalchemy.exc import DBAPIError
 
-from broker.database.marks import MarkLost
+from broker.database.drivers.postgres.marks import MarkLost
 
 __all__ = ["Patience", "is_connection_lost", "may_pass_at_once"]
 

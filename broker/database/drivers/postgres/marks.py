@@ -16,7 +16,7 @@ import msgspec
 import psycopg
 from sqlalchemy import Connection, delete
 
-from broker.database.driving import Driver, run
+from broker.database.drivers.postgres.connections import Driver, run
 from broker.database.tables import commit_mark
 from broker.domain.ids import new_id
 

@@ -22,15 +22,15 @@ from broker.bus.inbox import Delivery
 from broker.clock import Clock
 from broker.database import submissions
 from broker.database.connection import Connection, Database
+from broker.database.failures import is_passing
 from broker.database.replies import AskedReply, ask
-from broker.database.sqlite import is_passing
 from broker.domain.bus_jobs import JOBS_PER_MESSAGE_MAX, MESSAGE_BYTES_MAX, REPLY_QUEUES, derived_key
 from broker.domain.errors import BrokerError, ErrorCode
 from broker.domain.lane import Lane
+from broker.intake.single_jobs import Answer, DoorFull, KeyTaken, Submitted, Submitting
 from broker.rules.admission import Refusal
 from broker.rules.placement.feasible import Prospect
 from broker.rules.submission import Admitted, JobRequest, admit_job, fingerprint
-from broker.submitting import Answer, DoorFull, KeyTaken, Submitted, Submitting
 from broker.wakeups import Topic, Wakeups
 
 __all__ = ["MESSAGES_PER_STEP", "JobsInbox", "LanesOutlook", "Receiving"]
@@ -62,7 +62,7 @@ class JobsInbox(Protocol):
 
 
 class LanesOutlook(Protocol):
-    """The part of `broker.bootstrap.outlook.Outlook` that receiving needs; both answers come at once."""
+    """The part of `broker.intake.outlook.Outlook` that receiving needs; both answers come at once."""
 
     def lanes(self) -> Sequence[Lane]:
         """The lanes of the catalog, at the prices that hold."""

@@ -15,12 +15,12 @@ import msgspec
 import psycopg
 import structlog
 
-from broker.database.driving import Driver, Settings, connect, run
-from broker.database.persisting import Patience
+from broker.database.drivers.postgres.connections import Driver, Settings, connect, run
+from broker.database.drivers.postgres.patience import Patience
 from broker.domain.ids import new_id
 from broker.wakeups import Topic, Wakeups
 
-__all__ = ["Notifier"]
+__all__ = ["PostgresWakeups"]
 
 _log = structlog.get_logger(__name__)
 
@@ -44,7 +44,7 @@ class _Message(msgspec.Struct, array_like=True):
 _encode, _decode = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(_Message).decode
 
 
-class Notifier:
+class PostgresWakeups:
     """Carries the wake-ups of one process to all others on the same database, and theirs to it."""
 
     def __init__(self, url: str, wakeups: Wakeups) -> None:

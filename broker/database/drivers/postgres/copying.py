@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from broker.database.types import Id
 
-__all__ = ["copy_rows", "update_rows"]
+__all__ = ["CopiedRows"]
 
 _BOOL, _BYTEA, _INT8, _INT4, _TEXT, _FLOAT8 = 16, 17, 20, 23, 25, 701
 """PostgreSQL's own numbers of its types."""
@@ -31,7 +31,21 @@ class _Shape(NamedTuple):
     small: list[int]  # the places of four-byte integers, none of which may be null
 
 
-def copy_rows(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+class CopiedRows:
+    """The `RowWriter` of PostgreSQL."""
+
+    def insert(self, connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+        """See `bulk_insert`."""
+        _copy_rows(connection, table, rows)
+
+    def update(
+        self, connection: Connection, key: Column[Any], columns: Sequence[Column[Any]], rows: Sequence[tuple[Any, ...]]
+    ) -> None:
+        """See `bulk_update`."""
+        _update_rows(connection, key, columns, rows)
+
+
+def _copy_rows(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
     """Insert rows, each with a value for every column in the table's order.
 
     PostgreSQL's text can't hold the character NUL; a row that does is kept with U+FFFD in its place.
@@ -79,7 +93,7 @@ def _number_of(column: Column[Any]) -> int:
     return _INT4 if isinstance(kind, Integer) else _TEXT
 
 
-def update_rows(
+def _update_rows(
     connection: Connection, key: Column[Any], columns: Sequence[Column[Any]], rows: Sequence[tuple[Any, ...]]
 ) -> None:
     """Set `columns` where `key` matches; each row is the key's value, then one per column."""

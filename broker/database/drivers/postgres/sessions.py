@@ -15,7 +15,7 @@ import structlog
 from psycopg.pq import ConnStatus
 from psycopg.pq.abc import PGconn
 
-from broker.database.driving import Driver, Settings, connect
+from broker.database.drivers.postgres.connections import Driver, Settings, connect
 from broker.domain.ids import new_id
 
 __all__ = ["Session"]

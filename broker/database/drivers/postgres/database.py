@@ -1,8 +1,7 @@
 """PostgreSQL: many processes, each work in a transaction of its own on a pooled connection.
 
 What passes by itself (a lost connection, a failover, a deadlock, another process that was faster) is tried again
-for a while. A commit whose answer got lost is looked up (`broker.database.marks`), so that work is kept exactly
-once.
+for a while. A commit whose answer got lost is looked up (see `marks`), so that work is kept exactly once.
 """
 
 from __future__ import annotations
@@ -21,10 +20,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool, Pool, QueuePool
 
-from broker.database.driving import Driver, Settings, connect, is_lost, place_of, roll_back, run
-from broker.database.marks import CommitMarks, MarkLost, Slot
+from broker.database.connection import ROW_WRITER
+from broker.database.drivers.postgres.connections import Driver, Settings, connect, is_lost, place_of, roll_back, run
+from broker.database.drivers.postgres.copying import CopiedRows
+from broker.database.drivers.postgres.marks import CommitMarks, MarkLost, Slot
+from broker.database.drivers.postgres.patience import Patience, is_connection_lost, may_pass_at_once
 from broker.database.migrating import require_current, upgrade
-from broker.database.persisting import Patience, is_connection_lost, may_pass_at_once
 from broker.domain.errors import BrokerError
 from broker.domain.ids import new_id
 
@@ -253,9 +254,15 @@ class PostgresDatabase:
                 driver.autocommit = False  # the migrations' transactions begin and end as SQLAlchemy's do
             return driver
 
-        options: dict[str, Any] = {"poolclass": pool, "creator": creator, **of_pool}
-        # An error's text would otherwise quote prompts and replies.
-        return create_engine(place_of(self.url), hide_parameters=True, use_native_hstore=False, **options)
+        return create_engine(
+            place_of(self.url),
+            poolclass=pool,
+            creator=creator,
+            hide_parameters=True,  # an error's text would otherwise quote prompts and replies
+            use_native_hstore=False,
+            execution_options={ROW_WRITER: CopiedRows()},
+            **of_pool,
+        )
 
 
 def _worded(error: Exception) -> Exception:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import structlog
 
-from broker.batch_files import BatchFiles
 from broker.clock import Clock
 from broker.database import batches
 from broker.database.batches import BatchRecord
 from broker.database.connection import Connection, Database
 from broker.domain.errors import BrokerError
 from broker.domain.job import BatchStatus
+from broker.stages.output_files import BatchFiles
 
 __all__ = ["Assembler"]
 

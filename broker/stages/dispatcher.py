@@ -15,7 +15,6 @@ from broker.clock import Clock
 from broker.database import jobs, ready, shards
 from broker.database.connection import Connection, Database
 from broker.database.fencing import alone
-from broker.dealing import Capacity, Choice, Dealing, Room
 from broker.domain.ids import id_at, id_offset, ids_of_span, new_id
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane
@@ -25,6 +24,7 @@ from broker.ledger.writing import ended_jobs
 from broker.rules.placement.turns import Hand
 from broker.rules.pricing import affordable_jobs
 from broker.rules.sharding import jobs_per_shard
+from broker.stages.dealing import Capacity, Choice, Dealing, Room
 from broker.wakeups import Topic, Wakeups
 
 __all__ = ["CLAIM_SECONDS", "SHARDS_PER_STEP", "Capacity", "Dispatcher"]
