@@ -2,15 +2,22 @@
 
 The flow, one file per step:
 
-    intake      checks what a producer sends and commits it; from here nothing can lose it
-    planner     decides which lanes may serve each group of jobs, in which order, and why
-    dispatcher  cuts shards from the waiting jobs, earliest deadline first, for lanes with room
-    relay       publishes committed shards on the lanes' queues (`bus`)
-    workers     claim a shard at the lease door (`leasing`), run it on an engine, publish what happened
-    recorder    turns those events into the ledger: attempts, costs, outcomes, proof
-    rescuer     sends on what a worker will not finish; `closer` ends what waits in vain
-    assembler   writes a finished batch's files
-    ledger      answers what it cost, how long it took, and why it ran there
+    intake/       takes work in: batch files, uploads, single jobs, jobs from the bus; from here nothing can lose it
+    stages/       the loops that work it off, each one thread:
+        planner       decides which lanes may serve each group of jobs, in which order, and why
+        dispatcher    cuts shards from the waiting jobs, earliest deadline first, for lanes with room
+        relay         publishes committed shards on the lanes' queues (`bus`)
+        recorder      turns the workers' events into the ledger: attempts, costs, outcomes, proof
+        rescuer       sends on what a worker will not finish; `closer` ends what waits in vain
+        assembler     writes a finished batch's files
+        notifier      tells producers on the bus; `announcer` what lanes should hold
+        sealer        signs the ledger's state; `keeper` makes partitions and removes what nobody needs
+    leasing       the fence: `workers` claim a shard, run it on an engine, publish what happened
+    ledger/       answers what it cost, how long it took, and why it ran there
+
+and what they stand on: `rules` decide (pure), `domain` names things, `database` and `bus` are ports with their drivers,
+`catalog` reads lanes and prices, `simulation` replays placement, `front` is what the doors `api` and `cli` work with,
+`bootstrap` alone picks drivers and starts threads, `sdk` is what other people's programs import.
 """
 
 from __future__ import annotations
