@@ -12,11 +12,12 @@ import httpx
 import msgspec
 import structlog
 
-from broker.bus.envelope import Kind, LeaseQuestion, Signer
+from broker.bus.envelope import Kind, LeaseQuestion, seal
 from broker.clock import Clock, SetClock
 from broker.domain.parked import AskUpload, UploadAnswer
 from broker.domain.presence import PRESENCE_SECONDS, PresenceAnswer, WorkerPresence
 from broker.domain.shard import ClaimAnswer, ClaimShard, ClaimShards, RenewAnswer, RenewLease
+from broker.signing import Signer
 
 __all__ = ["LEASES_PATH", "DoorShut", "HttpLeaseDoor", "Presence", "Refusal"]
 
@@ -149,7 +150,7 @@ class HttpLeaseDoor:
                 pause = min(2 * pause, _AGAIN_SECONDS)
 
     def _ask(self, question: LeaseQuestion, answer: type[T]) -> T:
-        envelope = self._signer.seal(Kind.LEASE, "broker", question, now_us=self._clock(), valid_us=_VALID_US)
+        envelope = seal(self._signer, Kind.LEASE, "broker", question, now_us=self._clock(), valid_us=_VALID_US)
         try:
             response = self._client.post(LEASES_PATH, content=envelope)
             self._note(response)

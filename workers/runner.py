@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from broker.bus.apps import NotTaken
-from broker.bus.envelope import EnvelopeError, KeyRing, Opened, Signer, open_shard
+from broker.bus.envelope import EnvelopeError, Opened, open_shard
 from broker.clock import Clock
 from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan
@@ -24,6 +24,7 @@ from broker.domain.lane import Lane
 from broker.domain.outcome import Outcome
 from broker.domain.shard import Bitmap, RunShard, ShardJob
 from broker.domain.usage import Usage
+from broker.signing import KeyRing, Signer
 from workers.engine import Engine, EngineError, EngineReply, EngineRequest
 from workers.lease import Lease, LeaseDoor
 from workers.meter import Meter, Reading

@@ -9,13 +9,14 @@ import msgspec
 from broker.api.errors import Refused
 from broker.api.gate import Receive, Send, Wire, answer
 from broker.api.threads import in_thread
-from broker.bus.envelope import EnvelopeError, KeyRing, LeaseQuestion, open_lease_question
+from broker.bus.envelope import EnvelopeError, LeaseQuestion, open_lease_question
 from broker.clock import Clock
 from broker.domain.errors import BrokerError
 from broker.domain.parked import AskUpload
 from broker.domain.presence import WorkerPresence
 from broker.domain.shard import ClaimShards, RenewLease
 from broker.leasing import LeaseDoor
+from broker.signing import KeyRing
 
 __all__ = ["LEASES", "LeaseCounter"]
 

@@ -8,12 +8,13 @@ import structlog
 
 from broker.bootstrap.buses import open_store
 from broker.bus.claim_check import ClaimCheck, SharedPlace, parked_path, sweep
-from broker.bus.envelope import KeyRing, Kind, Signer
+from broker.bus.envelope import Kind
 from broker.bus.payload_store import StoreUnavailable
 from broker.clock import Clock
 from broker.database import shards
 from broker.database.connection import Connection, Database
 from broker.domain.parked import AskUpload, UploadAnswer
+from broker.signing import KeyRing, Signer
 
 __all__ = ["SWEEP_SECONDS", "Payloads"]
 

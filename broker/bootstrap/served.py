@@ -15,7 +15,6 @@ from broker.bootstrap.payloads import SWEEP_SECONDS, Payloads
 from broker.bootstrap.roles import Role, Roles, Wiring
 from broker.bootstrap.stages import Stages
 from broker.bootstrap.stored_keys import StoredKeys, remember_signer
-from broker.bus.envelope import KeyRing, KeyRole, Signer
 from broker.clock import SetClock
 from broker.database import instances, workers
 from broker.database.connection import Connection
@@ -34,6 +33,7 @@ from broker.leasing import LeaseDoor
 from broker.ledger.checkpoints import CHECKPOINTS, CheckpointFile
 from broker.ledger.partitions import ensure_partitions
 from broker.ledger.prices import import_prices
+from broker.signing import KeyRing, KeyRole, Signer
 from broker.stages.keeper import KEEPER_SECONDS, Keeper
 from broker.wakeups import Topic, Wakeups
 

@@ -7,7 +7,7 @@ from hashlib import blake2b
 
 import pytest
 
-from broker.bus.envelope import Kind
+from broker.bus.envelope import Kind, seal
 from broker.domain.errors import ErrorCode
 from broker.domain.outcome import Outcome
 from broker.domain.shard import Bitmap, ClaimShard
@@ -64,7 +64,7 @@ def test_what_is_not_ours_is_not_even_claimed(hire):
     worker.run(an_order(), audience="lane-b")
     worker.run(an_order(lane="lane-b"), audience="lane-b")
     worker.run(an_order(), valid_us=-1)
-    worker.runner.run(other.seal(Kind.SHARD, "lane-a", an_order(), now_us=NOW_US, valid_us=SECOND_US))
+    worker.runner.run(seal(other, Kind.SHARD, "lane-a", an_order(), now_us=NOW_US, valid_us=SECOND_US))
     worker.runner.run(b"garbage")
     assert (worker.door.claims, worker.events()) == ([], [])
 
