@@ -68,8 +68,9 @@ class Lease(msgspec.Struct, frozen=True):
 class LaneDriver(Protocol):
     """One connection to a bus.
 
-    Every method may raise BusUnavailable. `publish` may be called from any thread at any time; with
-    `threadsafe` so may the rest, otherwise the transport makes one call at a time.
+    Every method may raise BusUnavailable, and may be called from any thread at any time: several threads receive,
+    settle, extend and publish at once. A driver whose SDK isn't thread-safe makes its calls take turns, and lets none
+    of them wait for a receive's whole `wait_seconds`.
     """
 
     max_receive: int
@@ -80,8 +81,6 @@ class LaneDriver(Protocol):
     """The most bytes of one message; the transport refuses larger ones before they reach the driver."""
     lease_seconds: float
     """How long a received message stays ours without `extend`."""
-    threadsafe: bool
-    """Whether calls may overlap. If not, one thread owns receiving, settling and extending."""
     native_dead_letter: bool
     """Whether `dead_letter` uses the bus's own dead-letter queue rather than a second queue of ours."""
     settles_locally: bool

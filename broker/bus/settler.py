@@ -1,14 +1,10 @@
-"""Settling and renewing leases away from the consumer's thread, in batches, with a few retries.
-
-Also `OneAtATime`, which lets drivers whose SDK isn't thread-safe take part without knowing about threads.
-"""
+"""Settling and renewing leases away from the consumer's thread, in batches, with a few retries."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -16,7 +12,7 @@ import structlog
 
 from broker.bus.driver import LaneDriver, Lease
 
-__all__ = ["OneAtATime", "Settler", "Verdict"]
+__all__ = ["Settler", "Verdict"]
 
 log = structlog.get_logger()
 
@@ -160,87 +156,3 @@ class Settler:
             if lost:
                 # Someone else may have the message now. The fence is the database's, so this only warns.
                 log.warning("leases_lost", queue=queue, count=len(lost))
-
-
-class OneAtATime:
-    """Makes a driver of `threadsafe = False` safe to call from several threads, receives giving way to the rest.
-
-    A receive holds the driver for at most a second, so that no settlement waits longer than that. `publish`
-    isn't serialized with it: the port asks drivers to keep senders apart from receivers.
-    """
-
-    threadsafe = True
-    receive_seconds_max = 1.0
-
-    def __init__(self, driver: LaneDriver) -> None:
-        self._driver = driver
-        self.max_receive = driver.max_receive
-        self.max_publish = driver.max_publish
-        self.max_message_bytes = driver.max_message_bytes
-        self.lease_seconds = driver.lease_seconds
-        self.native_dead_letter = driver.native_dead_letter
-        self.settles_locally = False
-        self._turn = threading.Condition()
-        self._busy = False
-        self._urgent = 0
-
-    @contextmanager
-    def _exclusive(self, *, urgent: bool) -> Iterator[None]:
-        with self._turn:
-            self._urgent += urgent
-            while self._busy or (self._urgent and not urgent):
-                self._turn.wait()
-            self._urgent -= urgent
-            self._busy = True
-        try:
-            yield
-        finally:
-            with self._turn:
-                self._busy = False
-                self._turn.notify_all()
-
-    def receive(self, queue: str, count: int, wait_seconds: float) -> list[Lease]:
-        with self._exclusive(urgent=False):
-            return self._driver.receive(queue, count, min(wait_seconds, self.receive_seconds_max))
-
-    def ensure(self, queue: str) -> None:
-        with self._exclusive(urgent=True):
-            self._driver.ensure(queue)
-
-    def publish(self, queue: str, items: Sequence[bytes]) -> None:
-        self._driver.publish(queue, items)
-
-    def ack(self, queue: str, handles: Sequence[Hashable]) -> dict[Hashable, Exception]:
-        with self._exclusive(urgent=True):
-            return self._driver.ack(queue, handles)
-
-    def release(self, queue: str, handles: Sequence[Hashable], delay_seconds: float) -> None:
-        with self._exclusive(urgent=True):
-            self._driver.release(queue, handles, delay_seconds)
-
-    def extend(self, queue: str, handles: Sequence[Hashable], seconds: float) -> dict[Hashable, Exception]:
-        with self._exclusive(urgent=True):
-            return self._driver.extend(queue, handles, seconds)
-
-    def dead_letter(self, queue: str, leases: Sequence[Lease], reason: str) -> None:
-        with self._exclusive(urgent=True):
-            self._driver.dead_letter(queue, leases, reason)
-
-    def size(self, queue: str) -> int | None:
-        with self._exclusive(urgent=True):
-            return self._driver.size(queue)
-
-    def purge(self, queue: str) -> int:
-        with self._exclusive(urgent=True):
-            return self._driver.purge(queue)
-
-    def delete(self, queue: str) -> None:
-        with self._exclusive(urgent=True):
-            self._driver.delete(queue)
-
-    def wake(self) -> None:
-        self._driver.wake()
-
-    def close(self) -> None:
-        with self._exclusive(urgent=True):
-            self._driver.close()

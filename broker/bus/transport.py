@@ -23,7 +23,7 @@ from kombu.utils.url import maybe_sanitize_url
 from broker.bus.driver import BusUnavailable, LaneDriver, MessageTooLarge, PublishError, QueueMissing
 from broker.bus.framing import decode_message, encode_message
 from broker.bus.puller import Arrival, Intake, IntakeOptions
-from broker.bus.settler import OneAtATime, Verdict
+from broker.bus.settler import Verdict
 
 __all__ = ["LaneChannel", "LanePublishBatch", "LaneTransport"]
 
@@ -268,8 +268,7 @@ class LaneTransport(virtual.Transport):
         return uri if include_password else str(maybe_sanitize_url(uri, mask))
 
     def establish_connection(self) -> LaneTransport:
-        driver = self.open_driver(self.client.hostname, self.client.transport_options)
-        self._driver = driver if driver.threadsafe else OneAtATime(driver)
+        self._driver = self.open_driver(self.client.hostname, self.client.transport_options)
         self._avail_channels.append(self.create_channel(self))
         return self
 

@@ -133,7 +133,6 @@ class MemoryDriver:
 
     max_receive = 1_000
     max_publish = 10_000
-    threadsafe = True
     native_dead_letter = True
     settles_locally = True
 

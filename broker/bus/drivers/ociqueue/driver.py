@@ -44,7 +44,6 @@ class OciQueueDriver:
 
     max_receive = BATCH
     max_publish = 1_000
-    threadsafe = True
     native_dead_letter = False
     settles_locally = False
 

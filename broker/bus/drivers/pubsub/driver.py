@@ -42,7 +42,6 @@ class PubSubDriver:
 
     max_receive = 1_000
     max_publish = 1_000
-    threadsafe = True
     native_dead_letter = False
     settles_locally = False
 

@@ -44,7 +44,6 @@ class ServiceBusDriver:
 
     max_receive = 200
     max_publish = 1_000
-    threadsafe = True
     native_dead_letter = True
     settles_locally = False
 
