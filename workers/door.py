@@ -14,7 +14,7 @@ import structlog
 
 from broker.bus.envelope import Kind, LeaseQuestion, seal
 from broker.clock import Clock, SetClock
-from broker.domain.parked import AskUpload, UploadAnswer
+from broker.domain.parked import AskToPark, ParkAnswer
 from broker.domain.presence import PRESENCE_SECONDS, PresenceAnswer, WorkerPresence
 from broker.domain.shard import ClaimAnswer, ClaimShard, ClaimShards, RenewAnswer, RenewLease
 from broker.signing import Signer
@@ -95,9 +95,9 @@ class HttpLeaseDoor:
         """See `LeaseDoor.renew`."""
         return self._ask(question, RenewAnswer)
 
-    def upload(self, question: AskUpload) -> UploadAnswer:
-        """Ask where an event may be left that is too large for the bus. Raises DoorShut."""
-        return self._ask(question, UploadAnswer)
+    def park(self, question: AskToPark) -> ParkAnswer:
+        """Ask where an event may be parked that is too large for the bus. Raises DoorShut."""
+        return self._ask(question, ParkAnswer)
 
     def report(self, presence: WorkerPresence) -> PresenceAnswer:
         """Say that this worker is there. Raises DoorShut."""

@@ -63,11 +63,11 @@ class EventOutlet:
                 failures = error.errors
             except Exception as error:  # noqa: BLE001 (it belongs to those who wait for their events)
                 failures = dict.fromkeys(range(len(sent)), error)
-            for place, (_, confirmed) in enumerate(sent):
+            for index, (_, confirmed) in enumerate(sent):
                 if confirmed.done():
                     continue  # whoever waited for it was cancelled
-                if place in failures:
-                    confirmed.set_exception(failures[place])
+                if index in failures:
+                    confirmed.set_exception(failures[index])
                 else:
                     confirmed.set_result(None)
         self._publishing = None

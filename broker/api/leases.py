@@ -12,7 +12,7 @@ from broker.api.threads import in_thread
 from broker.bus.envelope import EnvelopeError, LeaseQuestion, open_lease_question
 from broker.clock import Clock
 from broker.domain.errors import BrokerError
-from broker.domain.parked import AskUpload
+from broker.domain.parked import AskToPark
 from broker.domain.presence import WorkerPresence
 from broker.domain.shard import ClaimShards, RenewLease
 from broker.leasing import LeaseDoor
@@ -61,8 +61,8 @@ class LeaseCounter:
                 return _encoder.encode(self._door.renew(question))
             case WorkerPresence():
                 return _encoder.encode(self._door.report(question))
-            case AskUpload():
-                return _encoder.encode(self._door.upload(question))
+            case AskToPark():
+                return _encoder.encode(self._door.park(question))
             case _:
                 assert_never(question)
 

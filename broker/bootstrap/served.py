@@ -94,7 +94,7 @@ class Served:
             live_slots=self._live_slots,
         )
         self._payloads = Payloads(terms.payloads_url, self.database) if terms.payloads_url else None
-        self.door = LeaseDoor(self.database, self.clock, uploads=self._payloads)
+        self.door = LeaseDoor(self.database, self.clock, parking=self._payloads)
         self._stages = Stages("the database's disk is full; nothing is lost: make room, and work goes on")
         self._keeper = Keeper(self.database, self.clock, self._stages.stopping.is_set)
         self._buses: Buses | None = None

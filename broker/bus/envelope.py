@@ -15,7 +15,7 @@ import msgspec
 from broker.domain.bus_jobs import JobReply, SubmitJobs
 from broker.domain.desired import LaneDesired
 from broker.domain.events import WorkerEvent
-from broker.domain.parked import AskUpload, Ticket
+from broker.domain.parked import AskToPark, Ticket
 from broker.domain.presence import WorkerPresence
 from broker.domain.shard import ClaimShards, RenewLease, RunShard
 from broker.signing import KeyRing, KeyRole, Signer
@@ -46,7 +46,7 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What foreign bytes can make a decoder raise."""
 
 
-LeaseQuestion = ClaimShards | RenewLease | WorkerPresence | AskUpload
+LeaseQuestion = ClaimShards | RenewLease | WorkerPresence | AskToPark
 """What a lane's worker says at the lease door."""
 
 

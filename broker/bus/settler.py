@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import structlog
 
-from broker.bus.driver import LaneDriver, Lease
+from broker.bus.driver import LaneDriver, Received
 
 __all__ = ["Settler", "Verdict"]
 
@@ -30,7 +30,7 @@ class Verdict(Enum):
 
 class _Decision(NamedTuple):
     verdict: Verdict
-    lease: Lease
+    message: Received
     reason: str = ""
     tries: int = 0
 
@@ -43,9 +43,9 @@ class Settler:
     Drivers that settle locally are called in the caller's thread. Leases are renewed at a third of their time.
     """
 
-    def __init__(self, driver: LaneDriver, leases_held: Callable[[], list[Lease]]) -> None:
+    def __init__(self, driver: LaneDriver, received_held: Callable[[], list[Received]]) -> None:
         self._driver = driver
-        self._leases_held = leases_held
+        self._received_held = received_held
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._pending: list[_Decision] = []
@@ -60,12 +60,12 @@ class Settler:
                 self._thread = threading.Thread(target=self._run, name="bus-settler", daemon=True)
                 self._thread.start()
 
-    def submit(self, verdict: Verdict, leases: Sequence[Lease], reason: str = "") -> None:
+    def submit(self, verdict: Verdict, received: Sequence[Received], reason: str = "") -> None:
         """Take over the decision; never blocks on the network."""
         if verdict is Verdict.DEAD_LETTER:
-            for lease in leases:
-                log.warning("message_dead_lettered", queue=lease.queue, attempts=lease.attempts, reason=reason)
-        decisions = [_Decision(verdict, lease, reason) for lease in leases]
+            for message in received:
+                log.warning("message_dead_lettered", queue=message.queue, attempts=message.attempts, reason=reason)
+        decisions = [_Decision(verdict, message, reason) for message in received]
         if self._driver.settles_locally:
             self._carry_out(decisions)
             return
@@ -117,11 +117,11 @@ class Settler:
         """Returns what should be tried again."""
         groups: dict[tuple[Verdict, str, str], list[_Decision]] = {}
         for decision in batch:
-            groups.setdefault((decision.verdict, decision.lease.queue, decision.reason), []).append(decision)
+            groups.setdefault((decision.verdict, decision.message.queue, decision.reason), []).append(decision)
         again: list[_Decision] = []
         for (verdict, queue, reason), decisions in groups.items():
             try:
-                self._call(verdict, queue, reason, [decision.lease for decision in decisions])
+                self._call(verdict, queue, reason, [decision.message for decision in decisions])
             except Exception as error:  # noqa: BLE001  # whatever a driver raises, the other groups must still be settled
                 log.warning("settlement_failed", verdict=verdict.value, queue=queue, error=repr(error))
                 again += [
@@ -131,8 +131,8 @@ class Settler:
                 ]
         return again
 
-    def _call(self, verdict: Verdict, queue: str, reason: str, leases: list[Lease]) -> None:
-        handles = [lease.handle for lease in leases]
+    def _call(self, verdict: Verdict, queue: str, reason: str, received: list[Received]) -> None:
+        handles = [message.handle for message in received]
         match verdict:
             case Verdict.ACK:
                 refused = self._driver.ack(queue, handles)
@@ -141,12 +141,12 @@ class Settler:
             case Verdict.RELEASE:
                 self._driver.release(queue, handles, 0.0)
             case Verdict.DEAD_LETTER:
-                self._driver.dead_letter(queue, leases, reason)
+                self._driver.dead_letter(queue, received, reason)
 
     def _renew(self) -> None:
         by_queue: dict[str, list[Hashable]] = {}
-        for lease in self._leases_held():
-            by_queue.setdefault(lease.queue, []).append(lease.handle)
+        for message in self._received_held():
+            by_queue.setdefault(message.queue, []).append(message.handle)
         for queue, handles in by_queue.items():
             try:
                 lost = self._driver.extend(queue, handles, self._driver.lease_seconds)

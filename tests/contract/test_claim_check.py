@@ -19,7 +19,7 @@ from broker.bus.payload_store import PayloadStore
 from broker.bus.publisher import Publisher
 from broker.bus.signed_place import SignedPlace
 from broker.domain.events import JobsRan
-from broker.domain.parked import Ticket, UploadAnswer
+from broker.domain.parked import ParkAnswer, Ticket
 from broker.domain.shard import RunShard, ShardJob
 from broker.signing import KeyRing, KeyRole, PublicKey, Signer
 from tests.services.small_s3 import SmallS3
@@ -93,7 +93,7 @@ def unprivileged(s3):
 
     def ask_upload(lane, shard_id, digest, size):
         path = parked_path(Kind.EVENT_TICKET, lane, shard_id, digest)
-        return UploadAnswer(path, store.sign("PUT", path, 60))
+        return ParkAnswer(path, store.sign("PUT", path, 60))
 
     return ClaimCheck.of_worker(SignedPlace(ask_upload), {LANE: WORKER}, RING, now_us)
 

@@ -33,9 +33,14 @@ def test_a_batch_is_one_write_and_its_flag_changes_under_the_lock():
 def test_after_an_error_what_was_gathered_is_dropped_and_the_next_batch_is_whole():
     written: list[bytes] = []
     writer = Watched(written.append)
-    with pytest.raises(TimeoutError), writer.corked():
-        writer.write(b"half a batch")
-        raise TimeoutError
+
+    def break_off() -> None:
+        with writer.corked():
+            writer.write(b"half a batch")
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        break_off()
     writer.write(b"a")
     with writer.corked():
         writer.write(b"b")

@@ -10,7 +10,7 @@ from broker.domain.bus_jobs import JobReply, SubmitJobs
 from broker.domain.desired import LaneDesired
 from broker.domain.errors import ErrorCode
 from broker.domain.events import JobsRan, ShardReturned
-from broker.domain.parked import Ticket
+from broker.domain.parked import AskToPark, ParkAnswer, Ticket
 from broker.domain.shard import RenewLease
 from broker.signing import KeyRing, KeyRole, PublicKey
 from tests.unit.builders import NOW_US, SECOND_US, a_failure, a_job_ran, a_signer, an_order
@@ -164,3 +164,8 @@ def test_each_kind_opens_as_itself_alone_and_by_its_own_role_alone(kind):
             else:
                 with pytest.raises(EnvelopeError, match=f"by a {role} key where '{asked}' belongs"):
                     open_as(asked, RING, sealed, NOW_US)
+
+
+def test_asking_to_park_is_on_the_wire_what_older_workers_send():
+    assert DECODE(ENCODE(AskToPark(b"s", "lane-a", "w1", b"d", 7))) == ["upload", b"s", "lane-a", "w1", b"d", 7]
+    assert DECODE(ENCODE(ParkAnswer("events/x", "https://store/x"))) == ["events/x", "https://store/x"]
