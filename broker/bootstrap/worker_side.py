@@ -137,6 +137,7 @@ class WorkerSide:
             asyncio.run_coroutine_threadsafe(self._stop_all(), self._loop).result(_STOP_SECONDS)
         except TimeoutError:
             _log.warning("engines_left_running")  # they end with this process
+        self._runner.close()
         self._publisher.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
