@@ -12,8 +12,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from broker.bus.envelope import KeyRing, KeyRole, PublicKey, Signer
 from broker.domain.errors import BrokerError
+from broker.signing import KeyRing, KeyRole, PublicKey, Signer
 
 __all__ = [
     "load_or_create_signer",

@@ -18,7 +18,7 @@ from broker.clock import Clock
 from broker.database import instances, shards
 from broker.database.connection import Connection, Database
 from broker.database.shards import Holding
-from broker.domain.parked import AskUpload, UploadAnswer
+from broker.domain.parked import AskToPark, ParkAnswer
 from broker.domain.presence import PresenceAnswer, WorkerPresence
 from broker.domain.shard import ClaimAnswer, ClaimShard, ClaimShards, RenewAnswer, RenewLease
 
@@ -30,11 +30,11 @@ LEASE_SECONDS = 15.0
 _log = structlog.get_logger(__name__)
 
 
-class Uploads(Protocol):
+class Parking(Protocol):
     """`broker.bootstrap.payloads.Payloads` is one."""
 
-    def sign_upload(self, question: AskUpload) -> UploadAnswer:
-        """Where an event may be left; nowhere when that can't be said now."""
+    def sign_parking(self, question: AskToPark) -> ParkAnswer:
+        """Where an event may be parked; nowhere when that can't be said now."""
 
 
 class _Claim(NamedTuple):
@@ -43,19 +43,19 @@ class _Claim(NamedTuple):
 
 
 class LeaseDoor:
-    """Grants each shard once. `uploads`: whoever gives places to events that are too large for their bus."""
+    """Grants each shard once. `parking`: whoever signs where events may wait that are too large for their bus."""
 
     def __init__(
         self,
         database: Database,
         clock: Clock,
         lease_seconds: float = LEASE_SECONDS,
-        uploads: Uploads | None = None,
+        parking: Parking | None = None,
     ) -> None:
         self._database = database
         self._clock = clock
         self._lease_seconds = lease_seconds
-        self._uploads = uploads
+        self._parking = parking
         self._turn = threading.Lock()
         self._gathered: list[_Claim] = []
 
@@ -131,15 +131,15 @@ class LeaseDoor:
             return RenewAnswer(granted=False)
         return RenewAnswer(True, self._lease_seconds, held.cancel_requested, held.cancelled_jobs)
 
-    def upload(self, question: AskUpload) -> UploadAnswer:
-        """Where the worker may leave one event of a shard that it claimed; nowhere for any other."""
-        if self._uploads is None:
-            return UploadAnswer()
+    def park(self, question: AskToPark) -> ParkAnswer:
+        """Where the worker may park one event of a shard that it claimed; nowhere for any other."""
+        if self._parking is None:
+            return ParkAnswer()
         found = self._database.read(lambda connection: shards.load(connection, [question.shard_id]))
         record = found.get(question.shard_id)
         if record is None or (record.lane, record.worker_id) != (question.lane, question.worker_id):
-            return UploadAnswer()
-        return self._uploads.sign_upload(question)
+            return ParkAnswer()
+        return self._parking.sign_parking(question)
 
     def report(self, presence: WorkerPresence) -> PresenceAnswer:
         """Count on this worker for a while, or no longer, and note what became of its instance."""

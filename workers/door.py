@@ -12,11 +12,12 @@ import httpx
 import msgspec
 import structlog
 
-from broker.bus.envelope import Kind, LeaseQuestion, Signer
+from broker.bus.envelope import Kind, LeaseQuestion, seal
 from broker.clock import Clock, SetClock
-from broker.domain.parked import AskUpload, UploadAnswer
+from broker.domain.parked import AskToPark, ParkAnswer
 from broker.domain.presence import PRESENCE_SECONDS, PresenceAnswer, WorkerPresence
 from broker.domain.shard import ClaimAnswer, ClaimShard, ClaimShards, RenewAnswer, RenewLease
+from broker.signing import Signer
 
 __all__ = ["LEASES_PATH", "DoorShut", "HttpLeaseDoor", "Presence", "Refusal"]
 
@@ -94,9 +95,9 @@ class HttpLeaseDoor:
         """See `LeaseDoor.renew`."""
         return self._ask(question, RenewAnswer)
 
-    def upload(self, question: AskUpload) -> UploadAnswer:
-        """Ask where an event may be left that is too large for the bus. Raises DoorShut."""
-        return self._ask(question, UploadAnswer)
+    def park(self, question: AskToPark) -> ParkAnswer:
+        """Ask where an event may be parked that is too large for the bus. Raises DoorShut."""
+        return self._ask(question, ParkAnswer)
 
     def report(self, presence: WorkerPresence) -> PresenceAnswer:
         """Say that this worker is there. Raises DoorShut."""
@@ -149,7 +150,7 @@ class HttpLeaseDoor:
                 pause = min(2 * pause, _AGAIN_SECONDS)
 
     def _ask(self, question: LeaseQuestion, answer: type[T]) -> T:
-        envelope = self._signer.seal(Kind.LEASE, "broker", question, now_us=self._clock(), valid_us=_VALID_US)
+        envelope = seal(self._signer, Kind.LEASE, "broker", question, now_us=self._clock(), valid_us=_VALID_US)
         try:
             response = self._client.post(LEASES_PATH, content=envelope)
             self._note(response)

@@ -10,11 +10,12 @@ import msgspec
 import structlog
 
 from broker.bus.driver import MessageTooLarge, PublishError
-from broker.bus.envelope import Kind, Signer
+from broker.bus.envelope import Kind, seal
 from broker.clock import Clock
 from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan, JobsRan, ShardReturned, WorkerEvent
 from broker.domain.outcome import Outcome
+from broker.signing import Signer
 
 __all__ = ["FLUSH_BYTES", "FLUSH_SECONDS", "EventOutlet", "EventPublisher", "OutcomeReport"]
 
@@ -62,11 +63,11 @@ class EventOutlet:
                 failures = error.errors
             except Exception as error:  # noqa: BLE001 (it belongs to those who wait for their events)
                 failures = dict.fromkeys(range(len(sent)), error)
-            for place, (_, confirmed) in enumerate(sent):
+            for index, (_, confirmed) in enumerate(sent):
                 if confirmed.done():
                     continue  # whoever waited for it was cancelled
-                if place in failures:
-                    confirmed.set_exception(failures[place])
+                if index in failures:
+                    confirmed.set_exception(failures[index])
                 else:
                     confirmed.set_result(None)
         self._publishing = None
@@ -162,7 +163,7 @@ class OutcomeReport:
 
     async def _publish(self, event: WorkerEvent) -> None:
         """Until confirmed: results exist nowhere else. Given up only when this process ends."""
-        envelope = self._signer.seal(Kind.EVENT, "broker", event, now_us=self._clock(), valid_us=_VALID_US)
+        envelope = seal(self._signer, Kind.EVENT, "broker", event, now_us=self._clock(), valid_us=_VALID_US)
         while True:
             try:
                 await self._outlet.send(envelope)

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from enum import Enum
 from hashlib import blake2b
@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from broker.bus.apps import NotTaken
-from broker.bus.envelope import EnvelopeError, KeyRing, Opened, Signer, open_shard
+from broker.bus.envelope import EnvelopeError, Opened, open_shard
 from broker.clock import Clock
 from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan
@@ -24,7 +24,9 @@ from broker.domain.lane import Lane
 from broker.domain.outcome import Outcome
 from broker.domain.shard import Bitmap, RunShard, ShardJob
 from broker.domain.usage import Usage
+from broker.signing import KeyRing, Signer
 from workers.engine import Engine, EngineError, EngineReply, EngineRequest
+from workers.job_runners import JobRunners
 from workers.lease import Lease, LeaseDoor
 from workers.meter import Meter, Reading
 from workers.outcomes import EventOutlet, EventPublisher, OutcomeReport
@@ -34,6 +36,7 @@ __all__ = ["Deployment", "ShardRunner"]
 
 _DIGEST_BYTES = 32
 _SLOT_POLL_SECONDS = 0.5
+_RENEWALS_AT_ONCE = 64  # threads that are there only while so many wait: an outage must not make one wait for another
 
 _log = structlog.get_logger(__name__)
 
@@ -84,6 +87,8 @@ class ShardRunner:
         self._stopping: _Stop | None = None
         self._running: set[_ShardRun] = set()
         self._beside: set[Future[None]] = set()
+        # Not the loop's own threads: publishing and name look-ups may hang there for longer than a lease lasts.
+        self._renewals = ThreadPoolExecutor(_RENEWALS_AT_ONCE, thread_name_prefix="renewals")
 
     def run(self, envelope: bytes) -> None:
         """Returns when the shard is no longer this worker's: done and confirmed, handed back, or never its own.
@@ -118,6 +123,10 @@ class ShardRunner:
         """Stop everything that runs and hand it back; `interrupted` when it is our own process that ends."""
         self._stopping = _Stop.INTERRUPTED if interrupted else _Stop.PREEMPTED
         self._loop.call_soon_threadsafe(self._stop_all, self._stopping)
+
+    def close(self) -> None:
+        """Renew no more; those under way are left to themselves."""
+        self._renewals.shutdown(wait=False, cancel_futures=True)
 
     def renew_soon(self) -> None:
         """Ask the lease door at once, for it may have something new to say; a hint, from any thread."""
@@ -170,7 +179,7 @@ class ShardRunner:
             raise NotTaken(f"the broker can't be asked: {type(error).__name__}") from error
 
     async def _work(self, order: RunShard, deployment: Deployment, lease: Lease) -> None:
-        run = _ShardRun(order, deployment, lease, self._worker_id, self._clock)
+        run = _ShardRun(order, deployment, lease, self._renewals, self._worker_id, self._clock)
         self._running.add(run)
         try:
             await run.run(self._stopping)
@@ -189,15 +198,23 @@ class ShardRunner:
 class _ShardRun:
     """One shard while it runs. Everything here happens on the event loop."""
 
-    def __init__(self, order: RunShard, deployment: Deployment, lease: Lease, worker_id: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        order: RunShard,
+        deployment: Deployment,
+        lease: Lease,
+        renewals: Executor,
+        worker_id: str,
+        clock: Clock,
+    ) -> None:
         self._order = order
         self._engine = deployment.engine
         self._meter = deployment.meter
-        self._deployment = deployment
-        self._next_index = 0
-        self._runners: set[asyncio.Task[None]] = set()
-        self._at_engine: dict[int, asyncio.Task[None]] = {}
+        self._jobs = JobRunners(
+            len(order.jobs), self._run_job, deployment.places, ahead=order.beside, exclusive=order.exclusive
+        )
         self._lease = lease
+        self._renewals = renewals
         self._clock = clock
         self._stopped: _Stop | None = None
         self._done = Bitmap()
@@ -218,9 +235,7 @@ class _ShardRun:
         keeper = asyncio.ensure_future(self._keep_lease())
         if already_stopping or self._lease.cancelled:
             self.stop(already_stopping or _Stop.CANCELLED)
-        self._add_runner()
-        while self._runners:
-            await asyncio.wait(self._runners)
+        await self._jobs.run_all()
         # A shard whose lease is lost is no longer ours to hand back; what it brought still counts.
         handed_back = self._stopped is not None and self._stopped is not _Stop.LEASE_LOST
         await self._report.finish(self._stopped.value[1] if self._stopped and handed_back else None)
@@ -233,47 +248,19 @@ class _ShardRun:
             self._stopped = reason
             if reason is _Stop.INTERRUPTED:
                 self._report.give_up()
-            for runner in self._runners:
-                runner.cancel()
+            self._jobs.stop()
 
     def _cancel_jobs(self, asked: Bitmap) -> None:
         """End these jobs; the others run on."""
         for index in self._done.missing(len(self._order.jobs)):
             if index in asked and index not in self._cancelled:
                 self._cancelled.add(index)
-                if index in self._at_engine:
-                    self._at_engine[index].cancel()
-                else:
+                if not self._jobs.cancel(index):
                     self._end(index, self._order.jobs[index], _Stop.JOB_CANCELLED, self._meter.begin(), self._clock())
 
-    def _add_runner(self) -> None:
-        if self._stopped is None and self._next_index < len(self._order.jobs):
-            runner = asyncio.get_running_loop().create_task(self._run_jobs())
-            self._runners.add(runner)
-            runner.add_done_callback(self._runners.discard)
-
-    async def _run_jobs(self) -> None:
-        """Jobs one after another on one of the engine's places, until there is no more or another should have it.
-
-        The loop comes to the next runner once this one waits for its engine: one that answers at once needs no other.
-        So while jobs are left one runner waits for a place, and whoever gives up its own may go.
-        """
-        runner = asyncio.current_task()
-        assert runner is not None  # noqa: S101 (a coroutine on the loop runs in a task)
-        places, ahead = self._deployment.places, self._order.beside or self._order.exclusive
-        async with places.all() if self._order.exclusive else places.one(ahead=ahead):
-            asyncio.get_running_loop().call_soon(self._add_runner)
-            while self._stopped is None and self._next_index < len(self._order.jobs):
-                index = self._next_index
-                self._next_index += 1
-                if index not in self._done:
-                    self._at_engine[index] = runner
-                    await self._run_at_engine(index, self._order.jobs[index])
-                    del self._at_engine[index]
-                if places.is_wanted and not ahead:
-                    break
-
-    async def _run_at_engine(self, index: int, job: ShardJob) -> None:
+    async def _run_job(self, index: int) -> None:
+        """One job at the engine. A cancel ends it like any other outcome."""
+        job = self._order.jobs[index]
         reading = self._meter.begin()
         started_us = self._clock()
         request = EngineRequest(job.job_id.hex(), self._order.endpoint, job.body)
@@ -284,7 +271,6 @@ class _ShardRun:
             ended = error
         except asyncio.CancelledError:
             ended = _Stop.JOB_CANCELLED if index in self._cancelled else self._stopped or _Stop.INTERRUPTED
-            self._at_engine[index].uncancel()  # it was meant for this job, not for the runner's next
         except Exception as error:  # noqa: BLE001 (a driver's bug must end its job, not silence the shard)
             _log.exception("engine_driver_failed", lane=self._order.lane)
             ended = EngineError(ErrorCode.ENGINE_INVALID_REPLY, f"the engine's driver failed: {type(error).__name__}")
@@ -338,9 +324,9 @@ class _ShardRun:
                 async with asyncio.timeout(self._lease.renew_seconds):
                     await self.renew_soon.wait()
             self.renew_soon.clear()
-            running = Bitmap.of(sorted(self._at_engine)).to_bytes()
+            running = Bitmap.of(self._jobs.running).to_bytes()
             try:
-                granted = await loop.run_in_executor(None, self._lease.renew, running)
+                granted = await loop.run_in_executor(self._renewals, self._lease.renew, running)
             except Exception as error:  # noqa: BLE001 (the broker can't be asked; the lease still runs)
                 _log.warning("renewal_failed", shard=self._order.shard_id.hex(), error=type(error).__name__)
                 granted = not self._lease.is_over

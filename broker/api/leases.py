@@ -9,13 +9,14 @@ import msgspec
 from broker.api.errors import Refused
 from broker.api.gate import Receive, Send, Wire, answer
 from broker.api.threads import in_thread
-from broker.bus.envelope import EnvelopeError, KeyRing, LeaseQuestion, open_lease_question
+from broker.bus.envelope import EnvelopeError, LeaseQuestion, open_lease_question
 from broker.clock import Clock
 from broker.domain.errors import BrokerError
-from broker.domain.parked import AskUpload
+from broker.domain.parked import AskToPark
 from broker.domain.presence import WorkerPresence
 from broker.domain.shard import ClaimShards, RenewLease
 from broker.leasing import LeaseDoor
+from broker.signing import KeyRing
 
 __all__ = ["LEASES", "LeaseCounter"]
 
@@ -60,8 +61,8 @@ class LeaseCounter:
                 return _encoder.encode(self._door.renew(question))
             case WorkerPresence():
                 return _encoder.encode(self._door.report(question))
-            case AskUpload():
-                return _encoder.encode(self._door.upload(question))
+            case AskToPark():
+                return _encoder.encode(self._door.park(question))
             case _:
                 assert_never(question)
 

@@ -10,7 +10,6 @@ from typing import Self
 from broker.bootstrap.roles import Role, Roles, Wiring
 from broker.bootstrap.stages import Stages
 from broker.bootstrap.worker_side import WorkerSide, new_worker_id
-from broker.bus.envelope import KeyRing, KeyRole, PublicKey, Signer
 from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
 from broker.clock import Clock, utc_now_us
@@ -26,6 +25,7 @@ from broker.health import LaneHealth
 from broker.keys import load_or_create_signer, public_bytes
 from broker.leasing import LeaseDoor
 from broker.ledger.prices import import_prices
+from broker.signing import KeyRing, KeyRole, PublicKey, Signer
 from broker.stages.keeper import KEEPER_SECONDS, Keeper
 from broker.wakeups import Topic, Wakeups
 

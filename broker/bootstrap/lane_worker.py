@@ -21,7 +21,7 @@ from broker.bus.signed_place import SignedPlace
 from broker.clock import SetClock
 from broker.domain.errors import BrokerError
 from broker.domain.lane import Lane
-from broker.domain.parked import AskUpload, UploadAnswer
+from broker.domain.parked import AskToPark, ParkAnswer
 from broker.keys import read_signer, read_trusted
 from workers.door import DoorShut, HttpLeaseDoor, Presence
 
@@ -71,7 +71,7 @@ class LaneWorker:
             resource_id=self.resource_id,
         )
         ring = read_trusted(terms.trusted)
-        place: Place = SignedPlace(self._upload)
+        place: Place = SignedPlace(self._ask_to_park)
         if terms.payloads_url:
             place = SharedPlace(open_store(terms.payloads_url, makes_folder=False))
         self._side = WorkerSide(
@@ -125,9 +125,9 @@ class LaneWorker:
         )
         return True
 
-    def _upload(self, lane: str, shard_id: bytes, digest: bytes, size: int) -> UploadAnswer:
+    def _ask_to_park(self, lane: str, shard_id: bytes, digest: bytes, size: int) -> ParkAnswer:
         try:
-            return self._door.upload(AskUpload(shard_id, lane, self.worker_id, digest, size))
+            return self._door.park(AskToPark(shard_id, lane, self.worker_id, digest, size))
         except DoorShut as error:
             raise StoreUnavailable(str(error)) from error
 

@@ -8,17 +8,18 @@ import structlog
 
 from broker.bootstrap.buses import open_store
 from broker.bus.claim_check import ClaimCheck, SharedPlace, parked_path, sweep
-from broker.bus.envelope import KeyRing, Kind, Signer
+from broker.bus.envelope import Kind
 from broker.bus.payload_store import StoreUnavailable
 from broker.clock import Clock
 from broker.database import shards
 from broker.database.connection import Connection, Database
-from broker.domain.parked import AskUpload, UploadAnswer
+from broker.domain.parked import AskToPark, ParkAnswer
+from broker.signing import KeyRing, Signer
 
 __all__ = ["SWEEP_SECONDS", "Payloads"]
 
 SWEEP_SECONDS = 60.0
-_UPLOAD_SECONDS = 300
+_SIGNED_SECONDS = 300
 _KEPT_SECONDS = 600.0
 
 _log = structlog.get_logger(__name__)
@@ -35,14 +36,14 @@ class Payloads:
         """For the broker's publishers and inboxes."""
         return ClaimCheck.of_broker(SharedPlace(self._store), signer, ring, clock)
 
-    def sign_upload(self, question: AskUpload) -> UploadAnswer:
-        """Where one event may be left, for a worker that can't reach the store by itself."""
+    def sign_parking(self, question: AskToPark) -> ParkAnswer:
+        """Where one event may be parked, for a worker that can't reach the store by itself."""
         path = parked_path(Kind.EVENT_TICKET, question.lane, question.shard_id, question.digest)
         try:
-            return UploadAnswer(path, self._store.sign("PUT", path, _UPLOAD_SECONDS))
+            return ParkAnswer(path, self._store.sign("PUT", path, _SIGNED_SECONDS))
         except StoreUnavailable as error:
-            _log.warning("upload_not_signed", lane=question.lane, reason=str(error))
-            return UploadAnswer()
+            _log.warning("parking_not_signed", lane=question.lane, reason=str(error))
+            return ParkAnswer()
 
     def sweep(self, kept_seconds: float = _KEPT_SECONDS) -> None:
         """Delete what waits for no one. What can't be reached now is reached the next time."""

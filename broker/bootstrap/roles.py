@@ -11,7 +11,6 @@ import msgspec
 
 from broker.bootstrap.jobs_bus import JobsBus
 from broker.bootstrap.stages import POLL_SECONDS, Stages
-from broker.bus.envelope import KeyRing, Signer
 from broker.bus.inbox import Inbox
 from broker.database.connection import Connection
 from broker.domain.lane import Lane
@@ -20,6 +19,7 @@ from broker.intake.bus_jobs import Receiving
 from broker.intake.uploads import UploadReader
 from broker.leasing import LEASE_SECONDS
 from broker.ledger.checkpoints import CheckpointPlace
+from broker.signing import KeyRing, Signer
 from broker.stages.announcer import Announcer
 from broker.stages.assembler import Assembler
 from broker.stages.closer import Closer

@@ -15,7 +15,6 @@ from broker.bootstrap.payloads import SWEEP_SECONDS, Payloads
 from broker.bootstrap.roles import Role, Roles, Wiring
 from broker.bootstrap.stages import Stages
 from broker.bootstrap.stored_keys import StoredKeys, remember_signer
-from broker.bus.envelope import KeyRing, KeyRole, Signer
 from broker.clock import SetClock
 from broker.database import instances, workers
 from broker.database.connection import Connection
@@ -34,6 +33,7 @@ from broker.leasing import LeaseDoor
 from broker.ledger.checkpoints import CHECKPOINTS, CheckpointFile
 from broker.ledger.partitions import ensure_partitions
 from broker.ledger.prices import import_prices
+from broker.signing import KeyRing, KeyRole, Signer
 from broker.stages.keeper import KEEPER_SECONDS, Keeper
 from broker.wakeups import Topic, Wakeups
 
@@ -94,7 +94,7 @@ class Served:
             live_slots=self._live_slots,
         )
         self._payloads = Payloads(terms.payloads_url, self.database) if terms.payloads_url else None
-        self.door = LeaseDoor(self.database, self.clock, uploads=self._payloads)
+        self.door = LeaseDoor(self.database, self.clock, parking=self._payloads)
         self._stages = Stages("the database's disk is full; nothing is lost: make room, and work goes on")
         self._keeper = Keeper(self.database, self.clock, self._stages.stopping.is_set)
         self._buses: Buses | None = None

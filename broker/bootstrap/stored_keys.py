@@ -6,11 +6,11 @@ import threading
 import time
 from pathlib import Path
 
-from broker.bus.envelope import KeyRing, KeyRole, PublicKey, Signer
 from broker.clock import Clock
 from broker.database.connection import Connection, Database
 from broker.database.keys import all_keys, remember_key
 from broker.keys import public_bytes, public_key, read_signer
+from broker.signing import KeyRing, KeyRole, PublicKey, Signer
 
 __all__ = ["StoredKeys", "remember_signer"]
 

@@ -17,11 +17,12 @@ import structlog
 from broker.bus.apps import InProcessWorker, NotTaken, start_in_process, worker_app
 from broker.bus.claim_check import ClaimCheck
 from broker.bus.driver import BusUnavailable
-from broker.bus.envelope import EnvelopeError, KeyRing, Signer
+from broker.bus.envelope import EnvelopeError
 from broker.bus.publisher import Publisher
 from broker.clock import Clock
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.lane import Lane
+from broker.signing import KeyRing, Signer
 from workers.engine import EngineError
 from workers.engines import open_engine
 from workers.lease import ClaimedOnce, LeaseDoor
@@ -136,6 +137,7 @@ class WorkerSide:
             asyncio.run_coroutine_threadsafe(self._stop_all(), self._loop).result(_STOP_SECONDS)
         except TimeoutError:
             _log.warning("engines_left_running")  # they end with this process
+        self._runner.close()
         self._publisher.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
 

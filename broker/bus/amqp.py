@@ -54,15 +54,18 @@ class _CorkedWriter:
     @contextmanager
     def corked(self) -> Iterator[None]:
         """Within, writes are gathered; what is left is written at the end, or dropped after an error."""
-        self._corked = True
+        with self._lock:
+            self._corked = True
         try:
             yield
+        except BaseException:
             with self._lock:
                 self._corked = False
-                self._flush()
-        finally:
+                self._gathered.clear()
+            raise
+        with self._lock:  # flag and bytes change together: what another thread writes comes before them or after
             self._corked = False
-            self._gathered.clear()
+            self._flush()
 
     def _flush(self) -> None:
         data = bytes(self._gathered)

@@ -18,10 +18,11 @@ from urllib.parse import parse_qsl, urlsplit
 import structlog
 
 from broker.bus.driver import BusUnavailable
-from broker.bus.envelope import EnvelopeError, KeyRing, Kind, Signer, open_ticket, read_own
+from broker.bus.envelope import EnvelopeError, Kind, open_ticket, read_own, seal
 from broker.bus.payload_store import NoPlace, PayloadMissing, PayloadStore, StoreUnavailable
 from broker.clock import Clock
 from broker.domain.parked import Ticket
+from broker.signing import KeyRing, Signer
 
 __all__ = [
     "PARKED_BYTES_MAX",
@@ -148,7 +149,7 @@ class ClaimCheck:
         signer = self._signers[written.key_id]
         now_us = self._clock()
         valid_us = max(written.expires_us - now_us, 1_000_000)
-        return _TICKET + signer.seal(self._parks, written.audience, ticket, now_us=now_us, valid_us=valid_us)
+        return _TICKET + seal(signer, self._parks, written.audience, ticket, now_us=now_us, valid_us=valid_us)
 
     def redeem(self, message: bytes) -> bytes:
         """The envelope that a message stands for; the message itself where it is one.

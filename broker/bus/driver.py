@@ -15,11 +15,11 @@ import msgspec
 __all__ = [
     "BusUnavailable",
     "LaneDriver",
-    "Lease",
     "MessageRefused",
     "MessageTooLarge",
     "PublishError",
     "QueueMissing",
+    "Received",
     "SharedReceive",
 ]
 
@@ -52,7 +52,7 @@ class MessageRefused(Exception):
     """The bus is there and does not take this message, mostly because its queue is full. Try again later."""
 
 
-class Lease(msgspec.Struct, frozen=True):
+class Received(msgspec.Struct, frozen=True):
     """One delivered message, ours until its lease ends.
 
     `handle` names this delivery, not the message; `attempts` counts deliveries including this one, 1 where
@@ -68,8 +68,9 @@ class Lease(msgspec.Struct, frozen=True):
 class LaneDriver(Protocol):
     """One connection to a bus.
 
-    Every method may raise BusUnavailable. `publish` may be called from any thread at any time; with
-    `threadsafe` so may the rest, otherwise the transport makes one call at a time.
+    Every method may raise BusUnavailable, and may be called from any thread at any time: several threads receive,
+    settle, extend and publish at once. A driver whose SDK isn't thread-safe makes its calls take turns, and lets none
+    of them wait for a receive's whole `wait_seconds`.
     """
 
     max_receive: int
@@ -80,8 +81,6 @@ class LaneDriver(Protocol):
     """The most bytes of one message; the transport refuses larger ones before they reach the driver."""
     lease_seconds: float
     """How long a received message stays ours without `extend`."""
-    threadsafe: bool
-    """Whether calls may overlap. If not, one thread owns receiving, settling and extending."""
     native_dead_letter: bool
     """Whether `dead_letter` uses the bus's own dead-letter queue rather than a second queue of ours."""
     settles_locally: bool
@@ -97,7 +96,7 @@ class LaneDriver(Protocol):
     def publish(self, queue: str, items: Sequence[bytes]) -> None:
         """Return when the bus has confirmed every item; raise PublishError naming those it has not."""
 
-    def receive(self, queue: str, count: int, wait_seconds: float) -> list[Lease]:
+    def receive(self, queue: str, count: int, wait_seconds: float) -> list[Received]:
         """Up to `count` messages. Waits until there is one or the wait is over; then an empty list."""
 
     def ack(self, queue: str, handles: Sequence[Hashable]) -> dict[Hashable, Exception]:
@@ -109,7 +108,7 @@ class LaneDriver(Protocol):
     def extend(self, queue: str, handles: Sequence[Hashable], seconds: float) -> dict[Hashable, Exception]:
         """Let leases end `seconds` from now. The answer names those that were already lost."""
 
-    def dead_letter(self, queue: str, leases: Sequence[Lease], reason: str) -> None:
+    def dead_letter(self, queue: str, received: Sequence[Received], reason: str) -> None:
         """Move messages aside with a reason, where a person can look at them."""
 
     def size(self, queue: str) -> int | None:
@@ -136,5 +135,5 @@ class SharedReceive(Protocol):
     without it each queue has a puller of its own.
     """
 
-    def receive_any(self, queues: Sequence[str], count: int, wait_seconds: float) -> list[Lease]:
+    def receive_any(self, queues: Sequence[str], count: int, wait_seconds: float) -> list[Received]:
         """As `receive`, from whichever of the queues has messages, fairly."""

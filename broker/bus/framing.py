@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from broker.bus.driver import Lease
+from broker.bus.driver import Received
 
 __all__ = ["WireMessage", "decode_message", "encode_message"]
 
@@ -40,14 +40,14 @@ def encode_message(message: Mapping[str, Any]) -> bytes:
     )
 
 
-def decode_message(lease: Lease) -> dict[str, Any]:
+def decode_message(received: Received) -> dict[str, Any]:
     """kombu's message dictionary. Raises on anything that `encode_message` didn't write."""
-    wire = _decoder.decode(lease.data)
+    wire = _decoder.decode(received.data)
     info = wire.properties.get("delivery_info")
     if not isinstance(info, dict):
         raise TypeError("delivery_info is not a mapping")
-    info["redelivered"] = lease.attempts > 1
-    info["attempts"] = lease.attempts
+    info["redelivered"] = received.attempts > 1
+    info["attempts"] = received.attempts
     return {
         "body": wire.body,
         "content-type": wire.content_type,

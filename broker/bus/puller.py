@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from broker.bus.driver import BusUnavailable, LaneDriver, Lease, SharedReceive
+from broker.bus.driver import BusUnavailable, LaneDriver, Received, SharedReceive
 from broker.bus.settler import Settler, Verdict
 
-__all__ = ["Arrival", "Intake", "IntakeOptions"]
+__all__ = ["Arrival", "PrefetchOptions", "Prefetched"]
 
 log = structlog.get_logger()
 
@@ -25,7 +25,7 @@ BACKOFF_MAX_SECONDS = 2.0
 ALL_QUEUES = ""
 
 
-class IntakeOptions(NamedTuple):
+class PrefetchOptions(NamedTuple):
     """What a user of the transport may set.
 
     `receive_seconds`: the longest one receive waits. `receive_errors_max`: consecutive failures before the
@@ -42,11 +42,11 @@ class IntakeOptions(NamedTuple):
 class Arrival(NamedTuple):
     """A received and decoded message."""
 
-    lease: Lease
+    received: Received
     message: dict[str, Any]
 
 
-class Intake:
+class Prefetched:
     """The messages of one channel, from receive to settlement.
 
     It never delivers more than the prefetch limit, and never pulls more than fits beside what is ready and what
@@ -58,9 +58,9 @@ class Intake:
     def __init__(
         self,
         driver: LaneDriver,
-        decode: Callable[[Lease], dict[str, Any]],
+        decode: Callable[[Received], dict[str, Any]],
         on_change: Callable[[], None],
-        options: IntakeOptions,
+        options: PrefetchOptions,
     ) -> None:
         self.error: Exception | None = None
         self._driver = driver
@@ -75,7 +75,7 @@ class Intake:
         self._queues: dict[str, None] = {}  # in the order in which they were added
         self._tags = itertools.count(1)
         self._pullers: dict[str, threading.Thread] = {}
-        self._settler = Settler(driver, self._leases)
+        self._settler = Settler(driver, self._unsettled)
         self._closed = False
 
     # The consumer's side.
@@ -96,8 +96,8 @@ class Intake:
         """Stop pulling from the queue and give back what was not delivered; what was delivered stays ours."""
         with self._lock:
             self._queues.pop(queue, None)
-            undelivered = [arrival.lease for arrival in self._ready if arrival.lease.queue == queue]
-            self._ready = deque(arrival for arrival in self._ready if arrival.lease.queue != queue)
+            undelivered = [arrival.received for arrival in self._ready if arrival.received.queue == queue]
+            self._ready = deque(arrival for arrival in self._ready if arrival.received.queue != queue)
             self._has_credit.notify_all()
         self._driver.wake()
         self._settler.submit(Verdict.RELEASE, undelivered)
@@ -127,7 +127,7 @@ class Intake:
             if not self._driver.settles_locally:
                 self._has_credit.notify_all()
         if arrival is not None:
-            self._settler.submit(verdict, [arrival.lease], reason)
+            self._settler.submit(verdict, [arrival.received], reason)
         if self._driver.settles_locally:
             with self._lock:
                 self._has_credit.notify_all()
@@ -148,7 +148,7 @@ class Intake:
         """
         with self._lock:
             self._closed = True
-            leftover = [arrival.lease for arrival in (*self._held.values(), *self._ready)]
+            leftover = [arrival.received for arrival in (*self._held.values(), *self._ready)]
             self._held.clear()
             self._ready.clear()
             self._queues.clear()
@@ -168,7 +168,7 @@ class Intake:
         while (wanted := self._wait_for_credit(name)) is not None:
             queues, credit = wanted
             try:
-                leases = self._receive(queues, credit)
+                received = self._receive(queues, credit)
             except Exception as error:  # noqa: BLE001  # whatever a driver raises must not end the thread silently
                 errors += 1
                 log.warning("receive_failed", queues=queues, error=repr(error), consecutive=errors)
@@ -179,8 +179,8 @@ class Intake:
                     self._has_credit.wait(min(0.05 * 2**errors, BACKOFF_MAX_SECONDS))
                 continue
             errors = 0
-            if leases:
-                self._accept(self._sort_out(leases))
+            if received:
+                self._accept(self._sort_out(received))
 
     def _wait_for_credit(self, name: str) -> tuple[list[str], int] | None:
         """The queues to receive from and how many, once there is room; None when the puller must end."""
@@ -197,29 +197,29 @@ class Intake:
                 self._has_credit.wait()
             return None
 
-    def _receive(self, queues: list[str], credit: int) -> list[Lease]:
+    def _receive(self, queues: list[str], credit: int) -> list[Received]:
         if isinstance(self._driver, SharedReceive):
             return self._driver.receive_any(queues, credit, self._options.receive_seconds)
         return self._driver.receive(queues[0], credit, self._options.receive_seconds)
 
-    def _sort_out(self, leases: Iterable[Lease]) -> list[Arrival]:
+    def _sort_out(self, received: Iterable[Received]) -> list[Arrival]:
         """Decode each message on its own; move aside what can't be decoded or has come too often."""
         arrivals: list[Arrival] = []
-        for lease in leases:
-            if 0 < self._options.max_attempts < lease.attempts:
+        for message in received:
+            if 0 < self._options.max_attempts < message.attempts:
                 reason = f"delivered {self._options.max_attempts} times without being settled"
-                self._settler.submit(Verdict.DEAD_LETTER, [lease], reason)
+                self._settler.submit(Verdict.DEAD_LETTER, [message], reason)
                 continue
             try:
-                arrivals.append(Arrival(lease, self._decode(lease)))
+                arrivals.append(Arrival(message, self._decode(message)))
             except Exception as error:  # noqa: BLE001  # foreign bytes may fail anywhere in decoding
-                self._settler.submit(Verdict.DEAD_LETTER, [lease], f"undecodable: {type(error).__name__}")
+                self._settler.submit(Verdict.DEAD_LETTER, [message], f"undecodable: {type(error).__name__}")
         return arrivals
 
     def _accept(self, arrivals: list[Arrival]) -> None:
         with self._lock:
-            wanted = [arrival for arrival in arrivals if arrival.lease.queue in self._queues]
-            unwanted = [arrival.lease for arrival in arrivals if arrival.lease.queue not in self._queues]
+            wanted = [arrival for arrival in arrivals if arrival.received.queue in self._queues]
+            unwanted = [arrival.received for arrival in arrivals if arrival.received.queue not in self._queues]
             self._ready.extend(wanted)
         if unwanted:
             self._settler.submit(Verdict.RELEASE, unwanted)
@@ -239,6 +239,6 @@ class Intake:
         self._settler.start()
         return tag, arrival
 
-    def _leases(self) -> list[Lease]:
+    def _unsettled(self) -> list[Received]:
         with self._lock:
-            return [arrival.lease for arrival in (*self._held.values(), *self._ready)]
+            return [arrival.received for arrival in (*self._held.values(), *self._ready)]

@@ -18,7 +18,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 
-from broker.bus.driver import BusUnavailable, Lease, MessageRefused, MessageTooLarge, PublishError
+from broker.bus.driver import BusUnavailable, MessageRefused, MessageTooLarge, PublishError, Received
 from broker.bus.framing import decode_message, encode_message
 from broker.bus.redis_queues import RedisQueues, Taken, bell_of
 from broker.bus.topology import newest_kept
@@ -245,7 +245,7 @@ class RedisChannel(kombu_redis.Channel):
     def _decoded(self, queue: str, taken: Taken) -> dict[str, Any] | None:
         """The message; None when it is moved aside, since it can't be decoded or has come too often."""
         try:
-            message = decode_message(Lease(queue, taken.tag, taken.data, taken.attempts))
+            message = decode_message(Received(queue, taken.tag, taken.data, taken.attempts))
         except Exception as error:  # noqa: BLE001  # foreign bytes may fail anywhere in decoding
             reason = f"undecodable: {type(error).__name__}"
         else:

@@ -1,22 +1,18 @@
-"""Settling and renewing leases away from the consumer's thread, in batches, with a few retries.
-
-Also `OneAtATime`, which lets drivers whose SDK isn't thread-safe take part without knowing about threads.
-"""
+"""Settling and renewing leases away from the consumer's thread, in batches, with a few retries."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
 import structlog
 
-from broker.bus.driver import LaneDriver, Lease
+from broker.bus.driver import LaneDriver, Received
 
-__all__ = ["OneAtATime", "Settler", "Verdict"]
+__all__ = ["Settler", "Verdict"]
 
 log = structlog.get_logger()
 
@@ -34,7 +30,7 @@ class Verdict(Enum):
 
 class _Decision(NamedTuple):
     verdict: Verdict
-    lease: Lease
+    message: Received
     reason: str = ""
     tries: int = 0
 
@@ -47,9 +43,9 @@ class Settler:
     Drivers that settle locally are called in the caller's thread. Leases are renewed at a third of their time.
     """
 
-    def __init__(self, driver: LaneDriver, leases_held: Callable[[], list[Lease]]) -> None:
+    def __init__(self, driver: LaneDriver, received_held: Callable[[], list[Received]]) -> None:
         self._driver = driver
-        self._leases_held = leases_held
+        self._received_held = received_held
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._pending: list[_Decision] = []
@@ -64,12 +60,12 @@ class Settler:
                 self._thread = threading.Thread(target=self._run, name="bus-settler", daemon=True)
                 self._thread.start()
 
-    def submit(self, verdict: Verdict, leases: Sequence[Lease], reason: str = "") -> None:
+    def submit(self, verdict: Verdict, received: Sequence[Received], reason: str = "") -> None:
         """Take over the decision; never blocks on the network."""
         if verdict is Verdict.DEAD_LETTER:
-            for lease in leases:
-                log.warning("message_dead_lettered", queue=lease.queue, attempts=lease.attempts, reason=reason)
-        decisions = [_Decision(verdict, lease, reason) for lease in leases]
+            for message in received:
+                log.warning("message_dead_lettered", queue=message.queue, attempts=message.attempts, reason=reason)
+        decisions = [_Decision(verdict, message, reason) for message in received]
         if self._driver.settles_locally:
             self._carry_out(decisions)
             return
@@ -121,11 +117,11 @@ class Settler:
         """Returns what should be tried again."""
         groups: dict[tuple[Verdict, str, str], list[_Decision]] = {}
         for decision in batch:
-            groups.setdefault((decision.verdict, decision.lease.queue, decision.reason), []).append(decision)
+            groups.setdefault((decision.verdict, decision.message.queue, decision.reason), []).append(decision)
         again: list[_Decision] = []
         for (verdict, queue, reason), decisions in groups.items():
             try:
-                self._call(verdict, queue, reason, [decision.lease for decision in decisions])
+                self._call(verdict, queue, reason, [decision.message for decision in decisions])
             except Exception as error:  # noqa: BLE001  # whatever a driver raises, the other groups must still be settled
                 log.warning("settlement_failed", verdict=verdict.value, queue=queue, error=repr(error))
                 again += [
@@ -135,8 +131,8 @@ class Settler:
                 ]
         return again
 
-    def _call(self, verdict: Verdict, queue: str, reason: str, leases: list[Lease]) -> None:
-        handles = [lease.handle for lease in leases]
+    def _call(self, verdict: Verdict, queue: str, reason: str, received: list[Received]) -> None:
+        handles = [message.handle for message in received]
         match verdict:
             case Verdict.ACK:
                 refused = self._driver.ack(queue, handles)
@@ -145,12 +141,12 @@ class Settler:
             case Verdict.RELEASE:
                 self._driver.release(queue, handles, 0.0)
             case Verdict.DEAD_LETTER:
-                self._driver.dead_letter(queue, leases, reason)
+                self._driver.dead_letter(queue, received, reason)
 
     def _renew(self) -> None:
         by_queue: dict[str, list[Hashable]] = {}
-        for lease in self._leases_held():
-            by_queue.setdefault(lease.queue, []).append(lease.handle)
+        for message in self._received_held():
+            by_queue.setdefault(message.queue, []).append(message.handle)
         for queue, handles in by_queue.items():
             try:
                 lost = self._driver.extend(queue, handles, self._driver.lease_seconds)
@@ -160,87 +156,3 @@ class Settler:
             if lost:
                 # Someone else may have the message now. The fence is the database's, so this only warns.
                 log.warning("leases_lost", queue=queue, count=len(lost))
-
-
-class OneAtATime:
-    """Makes a driver of `threadsafe = False` safe to call from several threads, receives giving way to the rest.
-
-    A receive holds the driver for at most a second, so that no settlement waits longer than that. `publish`
-    isn't serialized with it: the port asks drivers to keep senders apart from receivers.
-    """
-
-    threadsafe = True
-    receive_seconds_max = 1.0
-
-    def __init__(self, driver: LaneDriver) -> None:
-        self._driver = driver
-        self.max_receive = driver.max_receive
-        self.max_publish = driver.max_publish
-        self.max_message_bytes = driver.max_message_bytes
-        self.lease_seconds = driver.lease_seconds
-        self.native_dead_letter = driver.native_dead_letter
-        self.settles_locally = False
-        self._turn = threading.Condition()
-        self._busy = False
-        self._urgent = 0
-
-    @contextmanager
-    def _exclusive(self, *, urgent: bool) -> Iterator[None]:
-        with self._turn:
-            self._urgent += urgent
-            while self._busy or (self._urgent and not urgent):
-                self._turn.wait()
-            self._urgent -= urgent
-            self._busy = True
-        try:
-            yield
-        finally:
-            with self._turn:
-                self._busy = False
-                self._turn.notify_all()
-
-    def receive(self, queue: str, count: int, wait_seconds: float) -> list[Lease]:
-        with self._exclusive(urgent=False):
-            return self._driver.receive(queue, count, min(wait_seconds, self.receive_seconds_max))
-
-    def ensure(self, queue: str) -> None:
-        with self._exclusive(urgent=True):
-            self._driver.ensure(queue)
-
-    def publish(self, queue: str, items: Sequence[bytes]) -> None:
-        self._driver.publish(queue, items)
-
-    def ack(self, queue: str, handles: Sequence[Hashable]) -> dict[Hashable, Exception]:
-        with self._exclusive(urgent=True):
-            return self._driver.ack(queue, handles)
-
-    def release(self, queue: str, handles: Sequence[Hashable], delay_seconds: float) -> None:
-        with self._exclusive(urgent=True):
-            self._driver.release(queue, handles, delay_seconds)
-
-    def extend(self, queue: str, handles: Sequence[Hashable], seconds: float) -> dict[Hashable, Exception]:
-        with self._exclusive(urgent=True):
-            return self._driver.extend(queue, handles, seconds)
-
-    def dead_letter(self, queue: str, leases: Sequence[Lease], reason: str) -> None:
-        with self._exclusive(urgent=True):
-            self._driver.dead_letter(queue, leases, reason)
-
-    def size(self, queue: str) -> int | None:
-        with self._exclusive(urgent=True):
-            return self._driver.size(queue)
-
-    def purge(self, queue: str) -> int:
-        with self._exclusive(urgent=True):
-            return self._driver.purge(queue)
-
-    def delete(self, queue: str) -> None:
-        with self._exclusive(urgent=True):
-            self._driver.delete(queue)
-
-    def wake(self) -> None:
-        self._driver.wake()
-
-    def close(self) -> None:
-        with self._exclusive(urgent=True):
-            self._driver.close()

@@ -8,7 +8,7 @@ import httpx
 
 from broker.bus.envelope import Kind
 from broker.bus.payload_store import NoPlace, PayloadMissing, StoreUnavailable
-from broker.domain.parked import Ticket, UploadAnswer
+from broker.domain.parked import ParkAnswer, Ticket
 
 __all__ = ["SignedPlace"]
 
@@ -16,15 +16,15 @@ _ANSWER_SECONDS = 30.0
 
 
 class SignedPlace:
-    """`ask_upload` asks the broker, naming lane, shard, digest and size; it raises StoreUnavailable if it can't."""
+    """`ask_to_park` asks the broker, naming lane, shard, digest and size; it raises StoreUnavailable if it can't."""
 
-    def __init__(self, ask_upload: Callable[[str, bytes, bytes, int], UploadAnswer]) -> None:
-        self._ask_upload = ask_upload
+    def __init__(self, ask_to_park: Callable[[str, bytes, bytes, int], ParkAnswer]) -> None:
+        self._ask_to_park = ask_to_park
         # Not followed: whom the broker signed for is whom we speak to.
         self._client = httpx.Client(timeout=_ANSWER_SECONDS, follow_redirects=False)
 
     def leave(self, kind: Kind, lane: str, shard_id: bytes, data: bytes, digest: bytes) -> tuple[str, str]:
-        granted = self._ask_upload(lane, shard_id, digest, len(data))
+        granted = self._ask_to_park(lane, shard_id, digest, len(data))
         if not granted.url:
             raise NoPlace("the broker has no place for it")
         try:

@@ -22,8 +22,8 @@ from kombu.utils.url import maybe_sanitize_url
 
 from broker.bus.driver import BusUnavailable, LaneDriver, MessageTooLarge, PublishError, QueueMissing
 from broker.bus.framing import decode_message, encode_message
-from broker.bus.puller import Arrival, Intake, IntakeOptions
-from broker.bus.settler import OneAtATime, Verdict
+from broker.bus.puller import Arrival, Prefetched, PrefetchOptions
+from broker.bus.settler import Verdict
 
 __all__ = ["LaneChannel", "LanePublishBatch", "LaneTransport"]
 
@@ -75,7 +75,7 @@ class LaneChannel(virtual.Channel):
         super().__init__(connection, **kwargs)
         self.body_encoding = None
         self._driver = connection.driver
-        self._intake = Intake(connection.driver, decode_message, connection.notify, connection.intake_options)
+        self._prefetched = Prefetched(connection.driver, decode_message, connection.notify, connection.prefetch_options)
         self._deliveries: dict[str, dict[str, tuple[Callable[[Any], Any], bool]]] = {}
 
     # Publishing.
@@ -129,10 +129,10 @@ class LaneChannel(virtual.Channel):
         self._deliveries.setdefault(queue, {})[consumer_tag] = (callback, bool(no_ack))
         self._tag_to_queue[consumer_tag] = queue
         self._consumers.add(consumer_tag)
-        self._intake.start(queue)
+        self._prefetched.start(queue)
 
     def basic_cancel(self, consumer_tag: str) -> None:
-        """Stop the intake and give back what was not delivered; deliveries, leases and settlement live on."""
+        """Stop pulling and give back what was not delivered; deliveries, leases and settlement live on."""
         self._consumers.discard(consumer_tag)
         queue = self._tag_to_queue.pop(consumer_tag, None)
         if queue is None:
@@ -141,27 +141,27 @@ class LaneChannel(virtual.Channel):
         deliveries.pop(consumer_tag, None)
         if not deliveries:
             self._deliveries.pop(queue, None)
-            self._intake.stop(queue)
+            self._prefetched.stop(queue)
 
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
-        self._intake.set_prefetch(prefetch_count)
+        self._prefetched.set_prefetch(prefetch_count)
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Any:
-        taken = self._intake.fetch(queue)
+        taken = self._prefetched.fetch(queue)
         return None if taken is None else self._to_message(*taken, no_ack=no_ack)
 
     def deliver_next(self) -> bool:
-        """Hand the next message to its consumer; False when there is none. Raises the intake's error."""
-        if self._intake.error is not None:
-            error, self._intake.error = self._intake.error, None
+        """Hand the next message to its consumer; False when there is none. Raises the pullers' error."""
+        if self._prefetched.error is not None:
+            error, self._prefetched.error = self._prefetched.error, None
             raise error
-        taken = self._intake.take()
+        taken = self._prefetched.take()
         if taken is None:
             return False
         tag, arrival = taken
-        deliveries = self._deliveries.get(arrival.lease.queue)
+        deliveries = self._deliveries.get(arrival.received.queue)
         if not deliveries:
-            self._intake.settle(tag, Verdict.RELEASE)
+            self._prefetched.settle(tag, Verdict.RELEASE)
             return True
         callback, no_ack = next(iter(deliveries.values()))
         callback(self._to_message(tag, arrival, no_ack=no_ack))
@@ -171,16 +171,16 @@ class LaneChannel(virtual.Channel):
         arrival.message["properties"]["delivery_tag"] = tag
         message = self.Message(arrival.message, channel=self)
         if no_ack:
-            self._intake.settle(tag, Verdict.ACK)
+            self._prefetched.settle(tag, Verdict.ACK)
         return message
 
     # Settling.
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
-        self._intake.settle(delivery_tag, Verdict.ACK)
+        self._prefetched.settle(delivery_tag, Verdict.ACK)
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        self._intake.settle(delivery_tag, Verdict.RELEASE if requeue else Verdict.DEAD_LETTER, "rejected")
+        self._prefetched.settle(delivery_tag, Verdict.RELEASE if requeue else Verdict.DEAD_LETTER, "rejected")
 
     # Queues.
 
@@ -216,7 +216,7 @@ class LaneChannel(virtual.Channel):
             return
         self.closed = True
         transport = self.connection
-        lingering = self._intake.close()
+        lingering = self._prefetched.close()
         self._consumers.clear()
         self._deliveries.clear()
         self._tag_to_queue.clear()
@@ -229,7 +229,7 @@ class LaneTransport(virtual.Transport):
     """A connection to one lane's bus; a subclass per driver says how to open it.
 
     Transport options, beside the driver's own: `receive_seconds`, `receive_errors_max`, `max_attempts` and
-    `close_seconds`, explained at `IntakeOptions`.
+    `close_seconds`, explained at `PrefetchOptions`.
     """
 
     Channel = LaneChannel
@@ -242,8 +242,8 @@ class LaneTransport(virtual.Transport):
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
         options = client.transport_options
-        self.intake_options = IntakeOptions(
-            **{name: options[name] for name in IntakeOptions._fields if name in options},
+        self.prefetch_options = PrefetchOptions(
+            **{name: options[name] for name in PrefetchOptions._fields if name in options},
         )
         self.lingering: list[threading.Thread] = []
         self._driver: LaneDriver | None = None
@@ -268,8 +268,7 @@ class LaneTransport(virtual.Transport):
         return uri if include_password else str(maybe_sanitize_url(uri, mask))
 
     def establish_connection(self) -> LaneTransport:
-        driver = self.open_driver(self.client.hostname, self.client.transport_options)
-        self._driver = driver if driver.threadsafe else OneAtATime(driver)
+        self._driver = self.open_driver(self.client.hostname, self.client.transport_options)
         self._avail_channels.append(self.create_channel(self))
         return self
 

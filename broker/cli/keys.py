@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from broker.bootstrap.stored_keys import remember_signer
-from broker.bus.envelope import KeyRole
 from broker.catalog.lanes import load_lanes
 from broker.cli.options import (
     CatalogOption,
@@ -26,6 +25,7 @@ from broker.domain.bus_jobs import is_tenant_name
 from broker.domain.errors import UsageError
 from broker.keys import load_or_create_signer, trust_text
 from broker.settings import Settings
+from broker.signing import KeyRole
 
 __all__ = ["app"]
 

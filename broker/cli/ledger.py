@@ -14,7 +14,6 @@ from broker.bootstrap.embedded import DATABASE_FILE, open_database
 from broker.bootstrap.ledger_reader import read_ledger
 from broker.bootstrap.roles import Role
 from broker.bootstrap.stored_keys import remember_signer
-from broker.bus.envelope import KeyRole
 from broker.cli.options import DatabaseOption, DataOption, FormatOption, read_settings
 from broker.cli.printing import OutputFormat, dollars, print_json, print_rows, say
 from broker.clock import utc_now_us
@@ -30,6 +29,7 @@ from broker.ledger.questions import GROUP_KEYS, Filters, summary
 from broker.ledger.quoting import Quoted, quoted
 from broker.ledger.verifying import Verification, verify
 from broker.logs import log_to_stderr
+from broker.signing import KeyRole
 from broker.stages.sealer import SEAL_SECONDS, Sealer
 
 __all__ = ["app"]

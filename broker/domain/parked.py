@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["AskUpload", "Ticket", "UploadAnswer"]
+__all__ = ["AskToPark", "ParkAnswer", "Ticket"]
 
 
 class Ticket(msgspec.Struct, frozen=True, array_like=True):
@@ -19,8 +19,8 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True):
     url: str = ""
 
 
-class AskUpload(msgspec.Struct, frozen=True, array_like=True, tag="upload"):
-    """A worker that holds no credentials of the store asks where it may leave a shard's event."""
+class AskToPark(msgspec.Struct, frozen=True, array_like=True, tag="upload"):  # the tag that older workers send
+    """A worker that holds no credentials of the store asks where it may park a shard's event."""
 
     shard_id: bytes
     lane: str
@@ -29,7 +29,7 @@ class AskUpload(msgspec.Struct, frozen=True, array_like=True, tag="upload"):
     size: int
 
 
-class UploadAnswer(msgspec.Struct, frozen=True, array_like=True):
+class ParkAnswer(msgspec.Struct, frozen=True, array_like=True):
     """`url` is good for one PUT to `path`; empty where the broker has no store, or the shard isn't the worker's."""
 
     path: str = ""

@@ -17,7 +17,7 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from broker.bus.envelope import EnvelopeError, KeyRing, open_jobs
+from broker.bus.envelope import EnvelopeError, open_jobs
 from broker.bus.inbox import Delivery
 from broker.clock import Clock
 from broker.database import submissions
@@ -31,6 +31,7 @@ from broker.intake.single_jobs import Answer, DoorFull, KeyTaken, Submitted, Sub
 from broker.rules.admission import Refusal
 from broker.rules.placement.feasible import Prospect
 from broker.rules.submission import Admitted, JobRequest, admit_job, fingerprint
+from broker.signing import KeyRing
 from broker.wakeups import Topic, Wakeups
 
 __all__ = ["MESSAGES_PER_STEP", "JobsInbox", "LanesOutlook", "Receiving"]

@@ -18,9 +18,9 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from broker.bus.envelope import Signer
 from broker.domain.errors import BrokerError
 from broker.durable import sync_folder
+from broker.signing import Signer
 
 __all__ = ["CHECKPOINTS", "Checkpoint", "CheckpointFile", "CheckpointPlace", "sign_checkpoint", "verify_note"]
 

@@ -12,7 +12,6 @@ import msgspec
 import structlog
 from sqlalchemy import Connection, Row, func, insert, select
 
-from broker.bus.envelope import Signer
 from broker.database.connection import bulk_insert
 from broker.database.fencing import alone
 from broker.ledger.canonical import FIRST_PREVIOUS_HASH
@@ -20,6 +19,7 @@ from broker.ledger.checkpoints import Checkpoint, sign_checkpoint
 from broker.ledger.tables import ledger_batch, ledger_checkpoint, ledger_seal_leaf, ledger_stream
 from broker.rules.growing_tree import GrowingTree
 from broker.rules.merkle import leaf_hash
+from broker.signing import Signer
 
 __all__ = ["BATCHES_PER_CHECKPOINT", "Sealed", "checkpoints_after", "grown_to", "seal"]
 

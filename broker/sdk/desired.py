@@ -10,10 +10,11 @@ import time
 
 import structlog
 
-from broker.bus.envelope import EnvelopeError, KeyRing, open_desired
+from broker.bus.envelope import EnvelopeError, open_desired
 from broker.bus.inbox import Delivery, Inbox
 from broker.clock import Clock, utc_now_us
 from broker.domain.desired import DESIRED_QUEUE, LaneDesired
+from broker.signing import KeyRing
 
 __all__ = ["DesiredEvents"]
 

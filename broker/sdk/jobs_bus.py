@@ -18,7 +18,7 @@ import structlog
 
 from broker.bus.claim_check import envelope_bytes_max
 from broker.bus.driver import BusUnavailable, MessageTooLarge
-from broker.bus.envelope import EnvelopeError, KeyRing, Kind, Signer, open_reply
+from broker.bus.envelope import EnvelopeError, Kind, open_reply, seal
 from broker.bus.inbox import Delivery, Inbox
 from broker.bus.publisher import Publisher
 from broker.clock import Clock, utc_now_us
@@ -31,6 +31,7 @@ from broker.domain.bus_jobs import (
     SubmitJobs,
     derived_key,
 )
+from broker.signing import KeyRing, Signer
 
 __all__ = ["JobsPublisher", "Replies"]
 
@@ -68,7 +69,7 @@ class JobsPublisher:
         if reply_to and not reply_to.startswith(REPLY_QUEUES):
             raise ValueError(f"reply_to is {reply_to!r}; it must begin with {REPLY_QUEUES}")
         body = SubmitJobs(os.urandom(_NONCE_BYTES), msgspec.json.encode(jobs), reply_to)
-        sealed = self._signer.seal(Kind.JOBS, "broker", body, now_us=self._clock(), valid_us=valid_seconds * 1_000_000)
+        sealed = seal(self._signer, Kind.JOBS, "broker", body, now_us=self._clock(), valid_us=valid_seconds * 1_000_000)
         if len(sealed) > self._bytes_max:
             raise MessageTooLarge(
                 f"the message of {len(jobs):,} jobs has {len(sealed):,} bytes; on this bus, {self._bus}://, it may have"

@@ -13,11 +13,12 @@ from typing import Protocol
 import structlog
 
 from broker.bus.driver import PublishError
-from broker.bus.envelope import Kind, Signer
+from broker.bus.envelope import Kind, seal
 from broker.clock import Clock
 from broker.database import desired_changes as desired
 from broker.database.connection import Database
 from broker.domain.desired import DESIRED_QUEUE, LaneDesired
+from broker.signing import Signer
 
 __all__ = ["Announcer", "DesiredPublisher"]
 
@@ -73,4 +74,4 @@ class Announcer:
         self._rests_until = time.monotonic() + _REST_SECONDS
 
     def _sealed(self, change: LaneDesired) -> bytes:
-        return self._signer.seal(Kind.DESIRED, change.lane, change, now_us=self._clock(), valid_us=_VALID_US)
+        return seal(self._signer, Kind.DESIRED, change.lane, change, now_us=self._clock(), valid_us=_VALID_US)

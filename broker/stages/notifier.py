@@ -16,12 +16,13 @@ import msgspec
 import structlog
 
 from broker.bus.driver import PublishError
-from broker.bus.envelope import Kind, Signer
+from broker.bus.envelope import Kind, seal
 from broker.clock import Clock
 from broker.database import replies
 from broker.database.connection import Connection, Database
 from broker.domain.bus_jobs import MESSAGE_BYTES_MAX, JobReply
 from broker.ledger.replies_due import DueReply, due_of, due_page, refusals
+from broker.signing import Signer
 from broker.wakeups import Topic, Wakeups
 
 __all__ = ["Notifier", "ReplyPublisher"]
@@ -158,7 +159,7 @@ class Notifier:
         return sealed
 
     def _envelope(self, tenant_id: str, told: JobReply) -> bytes:
-        return self._signer.seal(Kind.REPLY, tenant_id, told, now_us=self._clock(), valid_us=_VALID_US)
+        return seal(self._signer, Kind.REPLY, tenant_id, told, now_us=self._clock(), valid_us=_VALID_US)
 
 
 def _by_queue(due: Sequence[DueReply]) -> dict[str, list[DueReply]]:

@@ -12,7 +12,7 @@ from typing import Protocol, assert_never
 
 import structlog
 
-from broker.bus.envelope import EnvelopeError, KeyRing, open_event
+from broker.bus.envelope import EnvelopeError, open_event
 from broker.clock import Clock
 from broker.database import shards
 from broker.database.connection import Connection, Database
@@ -26,6 +26,7 @@ from broker.ledger.ending import AttemptEnds
 from broker.ledger.prices import PricedLanes
 from broker.ledger.writing import open_stream
 from broker.rules.retrying import is_lane_fault
+from broker.signing import KeyRing
 from broker.wakeups import Topic, Wakeups
 
 __all__ = ["Delivered", "Recorder"]

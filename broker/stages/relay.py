@@ -9,13 +9,14 @@ from typing import Protocol
 
 import structlog
 
-from broker.bus.envelope import Kind, Signer
+from broker.bus.envelope import Kind, seal
 from broker.clock import Clock
 from broker.database import jobs, shards
 from broker.database.connection import Connection, Database
 from broker.database.shards import OutboxRow, ShardRecord
 from broker.domain.lane import Lane
 from broker.domain.shard import RunShard, ShardJob, ShardSpan, ShardState
+from broker.signing import Signer
 
 __all__ = ["ROWS_PER_STEP", "Relay", "ShardPublisher"]
 
@@ -106,4 +107,4 @@ class Relay:
         )
         now_us = self._clock()
         valid_us = max(_VALID_US_MIN, record.claim_by_us - now_us)  # beyond that the shard has gone elsewhere
-        return self._signer.seal(Kind.SHARD, record.lane, order, now_us=now_us, valid_us=valid_us)
+        return seal(self._signer, Kind.SHARD, record.lane, order, now_us=now_us, valid_us=valid_us)

@@ -11,13 +11,13 @@ from functools import partial
 
 import structlog
 
-from broker.bus.envelope import Signer
 from broker.clock import Clock
 from broker.database.connection import Connection, Database
 from broker.domain.errors import BrokerError
 from broker.ledger.checkpoints import CheckpointPlace
 from broker.ledger.sealing import BATCHES_PER_CHECKPOINT, Sealed, checkpoints_after, grown_to, seal, sealed_count
 from broker.rules.growing_tree import GrowingTree
+from broker.signing import Signer
 
 __all__ = ["SEAL_SECONDS", "Sealer"]
 

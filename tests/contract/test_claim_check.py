@@ -13,14 +13,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from broker.bus.claim_check import ClaimCheck, SharedPlace, envelope_bytes_max, parked_path, sweep
 from broker.bus.driver import BusUnavailable, MessageTooLarge, PublishError
-from broker.bus.envelope import EnvelopeError, KeyRing, KeyRole, Kind, PublicKey, Signer
+from broker.bus.envelope import EnvelopeError, Kind, seal
 from broker.bus.inbox import Inbox
 from broker.bus.payload_store import PayloadStore
 from broker.bus.publisher import Publisher
 from broker.bus.signed_place import SignedPlace
 from broker.domain.events import JobsRan
-from broker.domain.parked import Ticket, UploadAnswer
+from broker.domain.parked import ParkAnswer, Ticket
 from broker.domain.shard import RunShard, ShardJob
+from broker.signing import KeyRing, KeyRole, PublicKey, Signer
 from tests.services.small_s3 import SmallS3
 
 LANE, SHARD = "azure", bytes(range(16))
@@ -51,12 +52,12 @@ RING = KeyRing({BROKER.key_id: BROKER_KEY, WORKER.key_id: WORKER_KEY, OTHER.key_
 
 def shard(size, valid_us=HOUR_US):
     order = RunShard(SHARD, LANE, "t", "/v1/chat/completions", "m", (ShardJob(b"j" * 16, b"x" * size, b"s" * 16),))
-    return BROKER.seal(Kind.SHARD, LANE, order, now_us=now_us(), valid_us=valid_us)
+    return seal(BROKER, Kind.SHARD, LANE, order, now_us=now_us(), valid_us=valid_us)
 
 
 def event(signer=WORKER, lane=LANE, shard_id=SHARD):
     ran = JobsRan(shard_id, lane, "w" * 300_000, 0, ())  # of any size: nothing here looks inside
-    return signer.seal(Kind.EVENT, "broker", ran, now_us=now_us(), valid_us=HOUR_US)
+    return seal(signer, Kind.EVENT, "broker", ran, now_us=now_us(), valid_us=HOUR_US)
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def unprivileged(s3):
 
     def ask_upload(lane, shard_id, digest, size):
         path = parked_path(Kind.EVENT_TICKET, lane, shard_id, digest)
-        return UploadAnswer(path, store.sign("PUT", path, 60))
+        return ParkAnswer(path, store.sign("PUT", path, 60))
 
     return ClaimCheck.of_worker(SignedPlace(ask_upload), {LANE: WORKER}, RING, now_us)
 
@@ -177,14 +178,16 @@ def test_a_ticket_is_believed_by_its_signature_alone(broker_side, worker_side):
         worker_side.redeem(ticket[:-1] + bytes([ticket[-1] ^ 1]))
     with pytest.raises(EnvelopeError):
         broker_side.redeem(ticket)  # a shard's, where an event's belongs
-    forged = WORKER.seal(Kind.SHARD_TICKET, LANE, Ticket(f"shards/{LANE}/x", 9, b""), now_us=now_us(), valid_us=HOUR_US)
+    forged = seal(
+        WORKER, Kind.SHARD_TICKET, LANE, Ticket(f"shards/{LANE}/x", 9, b""), now_us=now_us(), valid_us=HOUR_US
+    )
     with pytest.raises(EnvelopeError, match="by a lane key"):
         worker_side.redeem(b"\xc1" + forged)
 
 
 @pytest.mark.parametrize("ticket", [Ticket("events/azure/x", 9, b""), Ticket("/etc/passwd", 9, b"")])
 def test_a_lane_redeems_nothing_of_another(broker_side, ticket):
-    sealed = OTHER.seal(Kind.EVENT_TICKET, "broker", ticket, now_us=now_us(), valid_us=HOUR_US)
+    sealed = seal(OTHER, Kind.EVENT_TICKET, "broker", ticket, now_us=now_us(), valid_us=HOUR_US)
     with pytest.raises(EnvelopeError, match="the ticket is for"):
         broker_side.redeem(b"\xc1" + sealed)
 

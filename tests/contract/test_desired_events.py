@@ -8,7 +8,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from broker.bus.envelope import KeyRing, KeyRole, PublicKey
 from broker.bus.inbox import Inbox
 from broker.bus.provisioning import QueueState, apply_bus
 from broker.bus.publisher import Publisher
@@ -19,6 +18,7 @@ from broker.database.drivers.postgres.database import open_postgres
 from broker.database.plans import LanePlan
 from broker.domain.desired import DESIRED_MESSAGES_MAX, DESIRED_QUEUE
 from broker.sdk.desired import DesiredEvents
+from broker.signing import KeyRing, KeyRole, PublicKey
 from broker.stages.announcer import Announcer
 from tests.unit.builders import a_signer
 

@@ -16,7 +16,7 @@ from broker.api.desk import Desk
 from broker.api.leases import LeaseCounter
 from broker.api.server import Door, listen
 from broker.bootstrap.embedded import Embedded
-from broker.bus.envelope import KeyRing, KeyRole, Kind, PublicKey
+from broker.bus.envelope import Kind, seal
 from broker.bus.publisher import Publisher
 from broker.bus.redis_queues import RedisQueues
 from broker.clock import utc_now_us
@@ -28,6 +28,7 @@ from broker.domain.instance import InstanceState
 from broker.domain.shard import ShardSpan, ShardState
 from broker.keys import load_or_create_signer, public_bytes, trust_text
 from broker.leasing import LeaseDoor
+from broker.signing import KeyRing, KeyRole, PublicKey
 from tests.flow.program import Program, kill_group, lane
 from tests.services.process import free_port
 from tests.unit.builders import a_lane, an_order
@@ -92,7 +93,7 @@ class Stand:
         ]  # fmt: skip
         self.database.write(lambda connection: shards.write_shards(connection, records))
         sealed = [
-            self.broker.seal(Kind.SHARD, self.name, order, now_us=now_us, valid_us=10 * MINUTE_US) for order in orders
+            seal(self.broker, Kind.SHARD, self.name, order, now_us=now_us, valid_us=10 * MINUTE_US) for order in orders
         ]
         publisher = Publisher(self.redis_url)
         publisher.publish_shards(f"lane.{self.name}.shards", sealed)

@@ -10,7 +10,7 @@ import pytest
 from broker.api.app import make_app
 from broker.api.desk import Desk
 from broker.api.leases import LeaseCounter
-from broker.bus.envelope import Kind
+from broker.bus.envelope import Kind, seal
 from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms
 from broker.domain.presence import WorkerPresence
 from broker.domain.shard import ClaimShards, RenewLease
@@ -49,7 +49,7 @@ def ask(world, proxied_url, tmp_path, monkeypatch):
 
 
 def _sealed(world, question):
-    return world.signers["lane-a"].seal(Kind.LEASE, "broker", question, now_us=world.clock(), valid_us=60_000_000)
+    return seal(world.signers["lane-a"], Kind.LEASE, "broker", question, now_us=world.clock(), valid_us=60_000_000)
 
 
 def _comes_again(answer):

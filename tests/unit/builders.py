@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import Phase
 from sqlalchemy import Table, func, select, text
 
-from broker.bus.envelope import KeyRing, KeyRole, Kind, PublicKey, Signer
+from broker.bus.envelope import Kind, seal
 from broker.database import batches, shards
 from broker.database import tables as tables_module
 from broker.database.batches import BatchRecord, Counts
@@ -34,6 +34,7 @@ from broker.intake.batch_files import BatchRequest, Intake
 from broker.leasing import LeaseDoor
 from broker.ledger.verifying import Verification, verify
 from broker.ledger.writing import AttemptRow, OutcomeRow, ShardFacts
+from broker.signing import KeyRing, KeyRole, PublicKey, Signer
 from broker.stages.closer import Closer
 from broker.stages.dispatcher import Dispatcher
 from broker.stages.planner import Planner
@@ -269,7 +270,7 @@ class World:
 
     def message(self, event: WorkerEvent, *, signed_by: str | None = None, queue: str | None = None) -> Message:
         signer = self.signers[signed_by or event.lane]
-        sealed = signer.seal(Kind.EVENT, "broker", event, now_us=self.clock(), valid_us=3_600 * SECOND_US)
+        sealed = seal(signer, Kind.EVENT, "broker", event, now_us=self.clock(), valid_us=3_600 * SECOND_US)
         return Message(queue or f"lane.{event.lane}.events", sealed)
 
     def record(self, *events: WorkerEvent) -> None:

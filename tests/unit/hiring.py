@@ -8,11 +8,12 @@ import time
 import uuid
 from contextlib import contextmanager
 
-from broker.bus.envelope import KeyRing, KeyRole, Kind, PublicKey, open_event
+from broker.bus.envelope import Kind, open_event, seal
 from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
 from broker.domain.events import JobsRan, ShardReturned
 from broker.domain.shard import ClaimAnswer, RenewAnswer
+from broker.signing import KeyRing, KeyRole, PublicKey
 from tests.unit.builders import NOW_US, SECOND_US, FixedClock, a_lane, a_signer
 from workers.engines.echo import EchoEngine
 from workers.runner import Deployment, ShardRunner
@@ -61,7 +62,7 @@ class Worker:
         )  # fmt: skip
 
     def seal(self, order, audience="lane-a", valid_us=SECOND_US):
-        return self.broker.seal(Kind.SHARD, audience, order, now_us=NOW_US, valid_us=valid_us)
+        return seal(self.broker, Kind.SHARD, audience, order, now_us=NOW_US, valid_us=valid_us)
 
     def run(self, order, **sealing):
         self.runner.run(self.seal(order, **sealing))

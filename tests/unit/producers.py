@@ -8,7 +8,7 @@ import time
 import uuid
 
 from broker.bus.drivers.memory import MemoryDriver, MemoryOptions, discard_bus
-from broker.bus.envelope import KeyRing, KeyRole, Kind, PublicKey
+from broker.bus.envelope import Kind, seal
 from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
 from broker.domain.bus_jobs import JOBS_QUEUE, SubmitJobs
@@ -16,6 +16,7 @@ from broker.intake.bus_jobs import MESSAGES_PER_STEP, Receiving
 from broker.intake.outlook import Outlook
 from broker.intake.single_jobs import Submitting
 from broker.sdk.jobs_bus import JobsPublisher, Replies
+from broker.signing import KeyRing, KeyRole, PublicKey
 from broker.stages.notifier import Notifier
 from tests.unit.builders import DAY_SECONDS, MODEL, SECOND_US, World, a_signer
 
@@ -100,7 +101,7 @@ class ProducersWorld:
         text = jobs if isinstance(jobs, bytes) else json.dumps(jobs).encode()
         body = SubmitJobs(uuid.uuid4().bytes, text, reply_to)
         valid_us = valid_seconds * SECOND_US
-        return (signer or self.producer).seal(kind, audience, body, now_us=self.world.clock(), valid_us=valid_us)
+        return seal(signer or self.producer, kind, audience, body, now_us=self.world.clock(), valid_us=valid_us)
 
     def put(self, *envelopes: bytes) -> None:
         self.publisher.publish_events(JOBS_QUEUE, envelopes)

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.bus.driver import BusUnavailable, MessageRefused, PublishError
-from broker.bus.envelope import KeyRing, KeyRole, Kind, PublicKey
+from broker.bus.envelope import Kind, seal
 from broker.bus.publisher import Publisher
 from broker.database import plans, tables
 from broker.database.plans import LanePlan
 from broker.domain.desired import DESIRED_QUEUE, LaneDesired
 from broker.sdk.desired import DesiredEvents
+from broker.signing import KeyRing, KeyRole, PublicKey
 from broker.stages.announcer import Announcer
 from tests.unit.builders import NOW_US, SECOND_US, a_signer
 
@@ -149,9 +150,9 @@ def test_what_changed_while_it_was_told_is_told_too(stand):
 def test_only_the_brokers_word_of_today_counts(stand):
     word = LaneDesired("lane-a", 99, 0, 9, NOW_US)
     terms = {"now_us": NOW_US, "valid_us": SECOND_US}
-    forged = stand.lane_signer.seal(Kind.EVENT, "lane-a", word, **terms)
-    wrong_kind = stand.signer.seal(Kind.REPLY, "lane-a", word, **terms)
-    old = stand.signer.seal(Kind.DESIRED, "lane-a", word, now_us=NOW_US - 2 * SECOND_US, valid_us=SECOND_US)
+    forged = seal(stand.lane_signer, Kind.EVENT, "lane-a", word, **terms)
+    wrong_kind = seal(stand.signer, Kind.REPLY, "lane-a", word, **terms)
+    old = seal(stand.signer, Kind.DESIRED, "lane-a", word, now_us=NOW_US - 2 * SECOND_US, valid_us=SECOND_US)
     stand.publisher.publish_events(DESIRED_QUEUE, [forged, wrong_kind, old, b"no envelope"])
     stand.plan(lane_a=1)
     stand.announcer.step()

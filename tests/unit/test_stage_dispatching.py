@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from broker.bus.drivers.memory import MemoryDriver, MemoryOptions
-from broker.bus.envelope import KeyRing, KeyRole, PublicKey, open_shard
+from broker.bus.envelope import open_shard
 from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
 from broker.database import jobs, plans, shards
@@ -18,6 +18,7 @@ from broker.domain.ids import id_at, ids_of_span
 from broker.domain.job import Constraints
 from broker.domain.lane import EngineSettings, Market, Supply
 from broker.domain.shard import ShardSpan, ShardState
+from broker.signing import KeyRing, KeyRole, PublicKey
 from broker.stages.dispatcher import CLAIM_SECONDS
 from broker.stages.relay import Relay
 from tests.unit.builders import (

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from broker.bus.driver import MessageTooLarge
-from broker.bus.envelope import EnvelopeError, Kind, open_jobs, open_reply
+from broker.bus.envelope import EnvelopeError, Kind, open_jobs, open_reply, seal
 from broker.bus.inbox import Inbox
 from broker.database import plans, tables
 from broker.domain.bus_jobs import JOBS_PER_MESSAGE_MAX, JOBS_QUEUE, JobReply, derived_key
@@ -179,8 +179,8 @@ def _foreign(bus):
         "noise": b"noise",
         "stranger": bus.sealed(good, signer=bus.stranger),
         "a broker's key": bus.sealed(good, signer=bus.broker),
-        "another kind": bus.broker.seal(Kind.REPLY, "broker", reply, now_us=NOW_US, valid_us=SECOND_US),
-        "no jobs inside": bus.producer.seal(Kind.JOBS, "broker", reply, now_us=NOW_US, valid_us=SECOND_US),
+        "another kind": seal(bus.broker, Kind.REPLY, "broker", reply, now_us=NOW_US, valid_us=SECOND_US),
+        "no jobs inside": seal(bus.producer, Kind.JOBS, "broker", reply, now_us=NOW_US, valid_us=SECOND_US),
         "for somebody else": bus.sealed(good, audience="lane-a"),
         "expired": bus.sealed(good, valid_seconds=-1),
         "changed": _with_another_last_byte(bus.sealed(good)),
@@ -199,10 +199,10 @@ def test_what_is_not_ours_goes_to_the_dead_letters_and_holds_up_nothing(bus):
 
 
 def test_kinds_and_roles_are_not_mixed_up(bus):
-    reply = bus.broker.seal(Kind.REPLY, "default", JobReply("k", b"j" * 16, "failed"), now_us=NOW_US, valid_us=1)
+    reply = seal(bus.broker, Kind.REPLY, "default", JobReply("k", b"j" * 16, "failed"), now_us=NOW_US, valid_us=1)
     assert open_reply(bus.ring, reply, NOW_US).body == JobReply("k", b"j" * 16, "failed")
     assert open_jobs(bus.ring, bus.sealed([a_request()]), NOW_US).owner == "default"
-    forged = bus.producer.seal(Kind.REPLY, "default", JobReply("k", None, "failed"), now_us=NOW_US, valid_us=1)
+    forged = seal(bus.producer, Kind.REPLY, "default", JobReply("k", None, "failed"), now_us=NOW_US, valid_us=1)
     with pytest.raises(EnvelopeError, match="by a producer key"):
         open_reply(bus.ring, forged, NOW_US)
 

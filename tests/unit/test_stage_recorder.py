@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.bus.envelope import Kind
+from broker.bus.envelope import Kind, seal
 from broker.database.tables import result
 from broker.domain.errors import ErrorCode
 from broker.domain.events import JobsRan
@@ -151,7 +151,7 @@ def test_a_lane_speaks_for_its_own_shards_over_its_own_queue_only(make_world):
 def test_a_bad_signature_takes_no_good_event_with_it(world, claimed):
     forged, _ = a_signer("key-lane-a")
     event = world.ran(claimed, a_job_ran(0))
-    sealed = forged.seal(Kind.EVENT, "broker", event, now_us=world.clock(), valid_us=SECOND_US)
+    sealed = seal(forged, Kind.EVENT, "broker", event, now_us=world.clock(), valid_us=SECOND_US)
     bad = msgspec.structs.replace(world.message(event), envelope=sealed)
     garbage = msgspec.structs.replace(bad, envelope=b"\x92\xc4\x02\xa1\xff\xc4\x00")
     world.recorder.record([garbage, bad, world.message(world.ran(claimed, a_job_ran(1)))])

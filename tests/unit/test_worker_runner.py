@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 
 import pytest
 
-from broker.bus.envelope import Kind
+from broker.bus.envelope import Kind, seal
 from broker.domain.errors import ErrorCode
 from broker.domain.outcome import Outcome
 from broker.domain.shard import Bitmap, ClaimShard
@@ -16,7 +19,7 @@ from tests.unit.hiring import Broken, Door, Held, hiring, ran_jobs, returned, un
 from workers.engine import EngineError
 from workers.engines.echo import EchoEngine
 from workers.lease import ClaimedOnce
-from workers.outcomes import FLUSH_BYTES
+from workers.outcomes import FLUSH_BYTES, EventOutlet
 
 
 def test_a_shard_that_the_bus_brings_again_is_not_claimed_again_by_the_same_process():
@@ -64,7 +67,7 @@ def test_what_is_not_ours_is_not_even_claimed(hire):
     worker.run(an_order(), audience="lane-b")
     worker.run(an_order(lane="lane-b"), audience="lane-b")
     worker.run(an_order(), valid_us=-1)
-    worker.runner.run(other.seal(Kind.SHARD, "lane-a", an_order(), now_us=NOW_US, valid_us=SECOND_US))
+    worker.runner.run(seal(other, Kind.SHARD, "lane-a", an_order(), now_us=NOW_US, valid_us=SECOND_US))
     worker.runner.run(b"garbage")
     assert (worker.door.claims, worker.events()) == ([], [])
 
@@ -221,3 +224,45 @@ def test_a_lane_runs_as_many_shards_as_it_has_places(hire):
     for thread in threads:
         thread.join(5)
     assert len(worker.events()) == 3
+
+
+class Hanging:
+    """A bus that confirms nothing until the test lets it."""
+
+    def __init__(self):
+        self.called, self.goes_on = threading.Event(), threading.Event()
+
+    def publish_events(self, queue, envelopes):
+        self.called.set()
+        assert self.goes_on.wait(30)
+
+
+class FirstAtOnce(Held):
+    """The first job ends at once, the others when the test lets them."""
+
+    async def run(self, request):
+        self._gate = self._gate or asyncio.Event()
+        self.waiting += 1
+        if self.waiting > 1:
+            await self._gate.wait()
+        return await EchoEngine().run(request)
+
+
+def test_a_bus_that_hangs_delays_no_renewal(hire):
+    engine, bus = FirstAtOnce(0), Hanging()
+    worker = hire(engine)
+    worker.door.lease_seconds = 0.9
+    worker.deployment.outlet = EventOutlet(bus, worker.lane.events_queue)
+    few = ThreadPoolExecutor(1)  # as where so many publishes hang as the loop has threads
+    worker.loop.call_soon_threadsafe(worker.loop.set_default_executor, few)
+    thread = worker.in_background(an_order(2))
+    try:
+        assert bus.called.wait(5)
+        before = len(worker.door.renewals)
+        until(lambda: len(worker.door.renewals) >= before + 4)  # longer than a lease
+    finally:
+        bus.goes_on.set()
+        engine.let_go(worker.loop)
+        thread.join(5)
+    assert not thread.is_alive()
+    assert few.submit(lambda: True).result(5)

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
-from broker.bus.driver import BusUnavailable, LaneDriver, Lease, MessageRefused, PublishError, QueueMissing
+from broker.bus.driver import BusUnavailable, LaneDriver, MessageRefused, PublishError, QueueMissing, Received
 from broker.bus.transport import LaneTransport
 
 __all__ = ["DeadLetter", "MemoryDriver", "MemoryLaneTransport", "MemoryOptions", "QueueFull", "discard_bus"]
@@ -133,7 +133,6 @@ class MemoryDriver:
 
     max_receive = 1_000
     max_publish = 10_000
-    threadsafe = True
     native_dead_letter = True
     settles_locally = True
 
@@ -170,10 +169,10 @@ class MemoryDriver:
         if errors:
             raise PublishError(errors)
 
-    def receive(self, queue: str, count: int, wait_seconds: float) -> list[Lease]:
+    def receive(self, queue: str, count: int, wait_seconds: float) -> list[Received]:
         return self.receive_any([queue], count, wait_seconds)
 
-    def receive_any(self, queues: Sequence[str], count: int, wait_seconds: float) -> list[Lease]:
+    def receive_any(self, queues: Sequence[str], count: int, wait_seconds: float) -> list[Received]:
         """As `receive`, from whichever of the queues has messages, taking from each in turn."""
         deadline = time.monotonic() + wait_seconds
         waiter: threading.Condition | None = None
@@ -186,9 +185,9 @@ class MemoryDriver:
                     now = time.monotonic()
                     present = [(name, self._present(name)) for name in queues]
                     ends = [end for _, queue in present if (end := queue.next_end(now)) is not None]
-                    leases = self._take(present, count, now)
-                    if leases or now >= deadline or self._wakes != wakes:
-                        return leases
+                    received = self._take(present, count, now)
+                    if received or now >= deadline or self._wakes != wakes:
+                        return received
                     if waiter is None:
                         waiter = threading.Condition(self._bus.lock)
                         self._waiting.add(waiter)
@@ -203,13 +202,13 @@ class MemoryDriver:
                     for queue in watched:
                         queue.waiters.discard(waiter)
 
-    def _take(self, present: list[tuple[str, _Queue]], count: int, now: float) -> list[Lease]:
-        leases: list[Lease] = []
+    def _take(self, present: list[tuple[str, _Queue]], count: int, now: float) -> list[Received]:
+        received: list[Received] = []
         until = now + self.lease_seconds
         waiting = [(name, queue) for name, queue in present if queue.ready]
-        while waiting and len(leases) < count:
+        while waiting and len(received) < count:
             for name, queue in waiting:
-                if len(leases) >= count:
+                if len(received) >= count:
                     break
                 message = queue.ready.popleft()
                 message.attempts += 1
@@ -218,9 +217,9 @@ class MemoryDriver:
                 handle = next(self._bus.handles)
                 queue.leased[handle] = message
                 heapq.heappush(queue.ends, (until, handle))
-                leases.append(Lease(name, handle, message.data, message.attempts))
+                received.append(Received(name, handle, message.data, message.attempts))
             waiting = [(name, queue) for name, queue in waiting if queue.ready]
-        return leases
+        return received
 
     def ack(self, queue: str, handles: Sequence[Hashable]) -> dict[Hashable, Exception]:
         with self._bus.lock:
@@ -255,11 +254,11 @@ class MemoryDriver:
                     message.lease_until = until
         return lost
 
-    def dead_letter(self, queue: str, leases: Sequence[Lease], reason: str) -> None:
+    def dead_letter(self, queue: str, received: Sequence[Received], reason: str) -> None:
         with self._bus.lock:
             source = self._queue(queue)
-            for lease in leases:
-                message = source.remove(lease.handle)
+            for each in received:
+                message = source.remove(each.handle)
                 if message is not None:
                     source.dead.append(DeadLetter(message.data, message.attempts, reason))
 

@@ -12,7 +12,7 @@ from broker.bus.driver import BusUnavailable, QueueMissing
 from broker.bus.drivers.ociqueue.address import Address
 from broker.bus.drivers.ociqueue.sdk import Sdk, oci
 
-__all__ = ["Directory", "Place"]
+__all__ = ["Directory", "QueueAddress"]
 
 log = structlog.get_logger()
 
@@ -21,7 +21,7 @@ WORK_POLL_SECONDS = (0.02, 2.0)  # at first, and at most: an emulator is done at
 GONE = {"DELETING", "DELETED", "FAILED"}
 
 
-class Place(NamedTuple):
+class QueueAddress(NamedTuple):
     """Where a queue is."""
 
     ocid: str
@@ -35,12 +35,12 @@ class Directory:
         self._sdk = sdk
         self._compartment = address.compartment
         self._options = address.options
-        self._places: dict[str, Place] = {}
+        self._addresses: dict[str, QueueAddress] = {}
 
-    def find(self, name: str) -> Place:
+    def find(self, name: str) -> QueueAddress:
         """Raises QueueMissing with a sentence on how to make it, BusUnavailable while it isn't ready."""
-        place = self._places.get(name)
-        if place is None:
+        address = self._addresses.get(name)
+        if address is None:
             found = self.named(name)
             if not found:
                 raise QueueMissing(
@@ -53,8 +53,8 @@ class Directory:
             oldest = found[0]
             if oldest.lifecycle_state not in {"ACTIVE", "UPDATING"}:
                 raise BusUnavailable(f"queue {name!r} is {oldest.lifecycle_state}; it must be ACTIVE")
-            place = self._places[name] = Place(oldest.id, oldest.messages_endpoint)
-        return place
+            address = self._addresses[name] = QueueAddress(oldest.id, oldest.messages_endpoint)
+        return address
 
     def named(self, name: str) -> list[Any]:
         """The SDK's summaries of all that have the name and aren't going, oldest first."""
@@ -78,7 +78,7 @@ class Directory:
 
     def forget(self, name: str) -> None:
         """Look the name up anew next time: its queue or its endpoint has changed."""
-        self._places.pop(name, None)
+        self._addresses.pop(name, None)
 
     def create(self, name: str) -> None:
         """Return when it is ready; two that make it at once make two, of which both then use the older."""

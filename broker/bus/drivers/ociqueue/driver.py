@@ -9,10 +9,10 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
-from broker.bus.driver import BusUnavailable, Lease, MessageRefused, MessageTooLarge, PublishError, QueueMissing
+from broker.bus.driver import BusUnavailable, MessageRefused, MessageTooLarge, PublishError, QueueMissing, Received
 from broker.bus.drivers.ociqueue.address import Address, dead_letters_of
 from broker.bus.drivers.ociqueue.content import as_bytes, as_text
-from broker.bus.drivers.ociqueue.directory import Directory, Place
+from broker.bus.drivers.ociqueue.directory import Directory, QueueAddress
 from broker.bus.drivers.ociqueue.sdk import Invalid, Sdk, Throttled, oci
 
 __all__ = ["LeaseLost", "OciQueueDriver"]
@@ -28,7 +28,7 @@ REASON_CHARACTERS = 500
 
 TRY_AGAIN = {408, 429}
 
-Act: TypeAlias = Callable[[Any, Place, list[Hashable]], Any]
+Act: TypeAlias = Callable[[Any, QueueAddress, list[Hashable]], Any]
 
 
 class LeaseLost(Exception):
@@ -44,7 +44,6 @@ class OciQueueDriver:
 
     max_receive = BATCH
     max_publish = 1_000
-    threadsafe = True
     native_dead_letter = False
     settles_locally = False
 
@@ -72,7 +71,7 @@ class OciQueueDriver:
                 self._directory.find(name)
 
     def size(self, queue: str) -> int | None:
-        stats = self._ask(queue, lambda client, place: client.get_stats(place.ocid))
+        stats = self._ask(queue, lambda client, address: client.get_stats(address.ocid))
         return int(stats.queue.visible_messages)
 
     def purge(self, queue: str) -> int:
@@ -106,7 +105,7 @@ class OciQueueDriver:
         """One request, which the service takes or refuses as a whole; then each message is tried by itself."""
         details = oci.queue.models.PutMessagesDetails(messages=list(entries.values()))
         try:
-            self._ask(queue, lambda client, place: client.put_messages(place.ocid, details))
+            self._ask(queue, lambda client, address: client.put_messages(address.ocid, details))
         except (MessageTooLarge, Invalid) as error:
             if len(entries) == 1:
                 # What is wrong with it stays wrong, but for the queue's own settings, which a person may mend.
@@ -124,22 +123,22 @@ class OciQueueDriver:
 
     # Receiving.
 
-    def receive(self, queue: str, count: int, wait_seconds: float) -> list[Lease]:
+    def receive(self, queue: str, count: int, wait_seconds: float) -> list[Received]:
         deadline = time.monotonic() + wait_seconds
         wakes = self._wakes
         while True:
             left = deadline - time.monotonic()
-            leases = self._receive_some(queue, min(count, BATCH), POLL_SECONDS if left >= POLL_SECONDS else 0)
+            received = self._receive_some(queue, min(count, BATCH), POLL_SECONDS if left >= POLL_SECONDS else 0)
             left = deadline - time.monotonic()
-            if leases or left <= 0 or self._wakes != wakes or self._closed:
-                return leases
+            if received or left <= 0 or self._wakes != wakes or self._closed:
+                return received
             if left < POLL_SECONDS:
                 time.sleep(min(left, SHORT_POLL_SECONDS))
 
-    def _receive_some(self, queue: str, count: int, wait_seconds: int) -> list[Lease]:
-        def get(client: Any, place: Place) -> Any:
+    def _receive_some(self, queue: str, count: int, wait_seconds: int) -> list[Received]:
+        def get(client: Any, address: QueueAddress) -> Any:
             return client.get_messages(
-                place.ocid,
+                address.ocid,
                 limit=count,
                 timeout_in_seconds=wait_seconds,
                 visibility_in_seconds=self._options.lease_seconds,
@@ -149,7 +148,7 @@ class OciQueueDriver:
         with self._lock:
             self._held.setdefault(queue, set()).update(message.receipt for message in messages)
         return [
-            Lease(queue, message.receipt, as_bytes(message.content or ""), message.delivery_count or 1)
+            Received(queue, message.receipt, as_bytes(message.content or ""), message.delivery_count or 1)
             for message in messages
         ]
 
@@ -158,9 +157,9 @@ class OciQueueDriver:
     def ack(self, queue: str, handles: Sequence[Hashable]) -> dict[Hashable, Exception]:
         models = oci.queue.models
 
-        def delete(client: Any, place: Place, receipts: list[Hashable]) -> Any:
+        def delete(client: Any, address: QueueAddress, receipts: list[Hashable]) -> Any:
             entries = [models.DeleteMessagesDetailsEntry(receipt=receipt) for receipt in receipts]
-            return client.delete_messages(place.ocid, models.DeleteMessagesDetails(entries=entries))
+            return client.delete_messages(address.ocid, models.DeleteMessagesDetails(entries=entries))
 
         lost = self._each(queue, handles, delete)
         self._let_go(queue, handles)
@@ -173,33 +172,33 @@ class OciQueueDriver:
     def extend(self, queue: str, handles: Sequence[Hashable], seconds: float) -> dict[Hashable, Exception]:
         return self._hide(queue, handles, seconds)
 
-    def dead_letter(self, queue: str, leases: Sequence[Lease], reason: str) -> None:
+    def dead_letter(self, queue: str, received: Sequence[Received], reason: str) -> None:
         """Copy first, then delete: who dies in between leaves a message twice, never none."""
         models = oci.queue.models
         target = dead_letters_of(queue, self._options)
         if target is not None:
             entries = []
-            for lease in leases:
-                said = {"queue": queue, "reason": reason[:REASON_CHARACTERS], "attempts": str(lease.attempts)}
+            for message in received:
+                said = {"queue": queue, "reason": reason[:REASON_CHARACTERS], "attempts": str(message.attempts)}
                 metadata = models.MessageMetadata(custom_properties=said)
-                entries.append(models.PutMessagesDetailsEntry(content=as_text(lease.data), metadata=metadata))
+                entries.append(models.PutMessagesDetailsEntry(content=as_text(message.data), metadata=metadata))
             for indices in _batches([len(entry.content) + REASON_CHARACTERS for entry in entries]):
                 refused = self._put(target, {index: entries[index] for index in indices})
                 if refused:
                     raise next(iter(refused.values()))
-        self.ack(queue, [lease.handle for lease in leases])
+        self.ack(queue, [message.handle for message in received])
 
     def _hide(self, queue: str, handles: Sequence[Hashable], seconds: float) -> dict[Hashable, Exception]:
         """Let the messages be visible so many seconds from now."""
         models = oci.queue.models
         visibility = math.ceil(seconds)
 
-        def update(client: Any, place: Place, receipts: list[Hashable]) -> Any:
+        def update(client: Any, address: QueueAddress, receipts: list[Hashable]) -> Any:
             entries = [
                 models.UpdateMessagesDetailsEntry(receipt=receipt, visibility_in_seconds=visibility)
                 for receipt in receipts
             ]
-            return client.update_messages(place.ocid, models.UpdateMessagesDetails(entries=entries))
+            return client.update_messages(address.ocid, models.UpdateMessagesDetails(entries=entries))
 
         return self._each(queue, handles, update)
 
@@ -223,7 +222,7 @@ class OciQueueDriver:
     ) -> list[Hashable]:
         """Add to `lost` those that were; what comes back is to be tried again."""
         try:
-            answers = self._ask(queue, lambda client, place: act(client, place, handles)).entries
+            answers = self._ask(queue, lambda client, address: act(client, address, handles)).entries
         except QueueMissing as error:
             lost.update(dict.fromkeys(handles, error))
             return []
@@ -254,13 +253,13 @@ class OciQueueDriver:
         self._closed = True
         self._sdk.close()
 
-    def _ask(self, queue: str, ask: Callable[[Any, Place], Any]) -> Any:
+    def _ask(self, queue: str, ask: Callable[[Any, QueueAddress], Any]) -> Any:
         """One request to the queue's own endpoint; what the answer holds."""
         if self._closed:
             raise BusUnavailable("this connection to OCI Queue is closed")
-        place = self._directory.find(queue)
+        address = self._directory.find(queue)
         try:
-            return self._sdk.call(queue, lambda: ask(self._sdk.messages(place.endpoint), place).data)
+            return self._sdk.call(queue, lambda: ask(self._sdk.messages(address.endpoint), address).data)
         except QueueMissing:
             self._directory.forget(queue)
             raise

@@ -13,7 +13,7 @@ import grpc
 import structlog
 from google.pubsub_v1.types import PubsubMessage, PullRequest, ReceivedMessage
 
-from broker.bus.driver import BusUnavailable, Lease, MessageRefused, PublishError, QueueMissing
+from broker.bus.driver import BusUnavailable, MessageRefused, PublishError, QueueMissing, Received
 from broker.bus.drivers.pubsub.queues import Queues, dead_letters_of
 from broker.bus.drivers.pubsub.sdk import PubSubOptions, batches, from_rpc_error, open_clients, patience, translated
 
@@ -42,7 +42,6 @@ class PubSubDriver:
 
     max_receive = 1_000
     max_publish = 1_000
-    threadsafe = True
     native_dead_letter = False
     settles_locally = False
 
@@ -128,7 +127,7 @@ class PubSubDriver:
 
     # Receiving.
 
-    def receive(self, queue: str, count: int, wait_seconds: float) -> list[Lease]:
+    def receive(self, queue: str, count: int, wait_seconds: float) -> list[Received]:
         try:
             with translated(queue):
                 messages = self._pull(queue, count, wait_seconds)
@@ -145,7 +144,7 @@ class PubSubDriver:
             except BusUnavailable as error:
                 log.warning("lease_not_extended", queue=queue, count=len(messages), error=str(error))
         return [
-            Lease(queue, message.ack_id, message.message.data, message.delivery_attempt or 1) for message in messages
+            Received(queue, message.ack_id, message.message.data, message.delivery_attempt or 1) for message in messages
         ]
 
     def _pull(self, queue: str, count: int, wait_seconds: float) -> Sequence[ReceivedMessage]:
@@ -215,14 +214,14 @@ class PubSubDriver:
             self._held.get(queue, {}).update({handle: now + seconds for handle in handles if handle in held})
         return lost
 
-    def dead_letter(self, queue: str, leases: Sequence[Lease], reason: str) -> None:
+    def dead_letter(self, queue: str, received: Sequence[Received], reason: str) -> None:
         """First published beside, then acknowledged: a crash in between leaves two copies, never none."""
         letters = [
-            PubsubMessage(data=lease.data, attributes=_why(lease, reason))  # Google takes no message without any
-            for lease in leases
+            PubsubMessage(data=message.data, attributes=_why(message, reason))  # Google takes no message without any
+            for message in received
         ]
         self._publish(queue, dead_letters_of(queue), letters)
-        self.ack(queue, [lease.handle for lease in leases])
+        self.ack(queue, [message.handle for message in received])
 
     def _set_deadline(self, queue: str, handles: Sequence[Hashable], seconds: float) -> dict[Hashable, Exception]:
         subscription = self._queues.subscription(queue)
@@ -272,5 +271,5 @@ class PubSubDriver:
         self._clients.channel.close()
 
 
-def _why(lease: Lease, reason: str) -> Mapping[str, str]:
-    return {"reason": reason, "queue": lease.queue, "attempts": str(lease.attempts)}
+def _why(message: Received, reason: str) -> Mapping[str, str]:
+    return {"reason": reason, "queue": message.queue, "attempts": str(message.attempts)}

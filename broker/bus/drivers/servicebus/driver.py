@@ -12,7 +12,7 @@ from azure.servicebus import ServiceBusReceivedMessage, ServiceBusReceiveMode, S
 from azure.servicebus.amqp import AmqpMessageBodyType
 from azure.servicebus.exceptions import MessageAlreadySettled, MessageLockLostError
 
-from broker.bus.driver import BusUnavailable, Lease, MessageRefused, MessageTooLarge, PublishError, QueueMissing
+from broker.bus.driver import BusUnavailable, MessageRefused, MessageTooLarge, PublishError, QueueMissing, Received
 from broker.bus.drivers.servicebus.sdk import ServiceBusOptions, batches, open_clients, queue_form, translated
 from broker.bus.drivers.servicebus.turns import Turns
 
@@ -44,7 +44,6 @@ class ServiceBusDriver:
 
     max_receive = 200
     max_publish = 1_000
-    threadsafe = True
     native_dead_letter = True
     settles_locally = False
 
@@ -142,18 +141,18 @@ class ServiceBusDriver:
 
     # Receiving.
 
-    def receive(self, queue: str, count: int, wait_seconds: float) -> list[Lease]:
+    def receive(self, queue: str, count: int, wait_seconds: float) -> list[Received]:
         station = self._station(queue)
         deadline = time.monotonic() + wait_seconds
         wakes = self._wakes
         while True:
             left = max(deadline - time.monotonic(), POLL_SECONDS)
             with station.receiving.take(urgent=False):
-                leases = self._receive_some(queue, station, count, min(left, SLICE_SECONDS))
-            if leases or time.monotonic() >= deadline or self._wakes != wakes or self._closed:
-                return leases
+                received = self._receive_some(queue, station, count, min(left, SLICE_SECONDS))
+            if received or time.monotonic() >= deadline or self._wakes != wakes or self._closed:
+                return received
 
-    def _receive_some(self, queue: str, station: _Station, count: int, wait_seconds: float) -> list[Lease]:
+    def _receive_some(self, queue: str, station: _Station, count: int, wait_seconds: float) -> list[Received]:
         """One message as soon as it is there; many only where the last call found plenty.
 
         The SDK waits for more whenever it was asked for more than came.
@@ -172,12 +171,12 @@ class ServiceBusDriver:
         station.plenty = len(messages) == asked
         return [self._hold(queue, station, message) for message in messages]
 
-    def _hold(self, queue: str, station: _Station, message: ServiceBusReceivedMessage) -> Lease:
+    def _hold(self, queue: str, station: _Station, message: ServiceBusReceivedMessage) -> Received:
         handle = str(message.lock_token)
         station.held[handle] = message
         raw = message.body_type is AmqpMessageBodyType.DATA
         data = b"".join(message.body) if raw else str(message.body).encode()
-        return Lease(queue, handle, data, (message.delivery_count or 0) + 1)
+        return Received(queue, handle, data, (message.delivery_count or 0) + 1)
 
     def _receiver(self, queue: str, station: _Station) -> ServiceBusReceiver:
         if self._closed:
@@ -210,11 +209,11 @@ class ServiceBusDriver:
             return
         self._settle(queue, handles, lambda receiver, message: receiver.abandon_message(message))
 
-    def dead_letter(self, queue: str, leases: Sequence[Lease], reason: str) -> None:
+    def dead_letter(self, queue: str, received: Sequence[Received], reason: str) -> None:
         def bury(receiver: ServiceBusReceiver, message: ServiceBusReceivedMessage) -> None:
             receiver.dead_letter_message(message, reason=reason, error_description=reason)
 
-        self._settle(queue, [lease.handle for lease in leases], bury)
+        self._settle(queue, [message.handle for message in received], bury)
 
     def _settle(
         self,

@@ -17,6 +17,11 @@ class Turns:
         self._busy = False
         self._urgent = 0
 
+    @property
+    def urgent_waiting(self) -> int:
+        """How many calls that go first wait for their turn."""
+        return self._urgent
+
     @contextmanager
     def take(self, *, urgent: bool) -> Iterator[None]:
         with self._changed:
