@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
-from alembic import context
-from sqlalchemy import Connection
+from typing import Any
 
-from broker.database.migrating import VERSION_TABLE
+from alembic import context
+from alembic.runtime.migration import MigrationContext, MigrationInfo
+from sqlalchemy import Connection, text
+
+from broker.database.schema import VERSION_TABLE
 from broker.database.types import metadata
 
 __all__: list[str] = []
@@ -17,12 +20,22 @@ connection = context.config.attributes.get("connection")
 if not isinstance(connection, Connection):
     raise SystemExit("Migrations run through `broker db upgrade`, which hands them its connection.")
 
+
+def note_oldest_served(*, ctx: MigrationContext, step: MigrationInfo, **_: Any) -> None:  # noqa: ANN401 (Alembic's signature)
+    """Where a revision changes which builds the schema serves, the schema says so from then on."""
+    floor = getattr(step.up_revision.module, "oldest_served", None) if step.up_revision else None
+    if floor and ctx.connection:
+        statement = text(f"UPDATE {VERSION_TABLE} SET oldest_served = :floor")  # noqa: S608 (a constant)
+        ctx.connection.execute(statement, {"floor": floor})
+
+
 # The metadata is here for its naming convention alone; the initial migration spells out its tables itself.
 context.configure(
     connection=connection,
     target_metadata=metadata,
     version_table=VERSION_TABLE,
     transactional_ddl=True,
+    on_version_apply=note_oldest_served,
 )
 with context.begin_transaction():
     context.run_migrations()
