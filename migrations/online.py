@@ -49,9 +49,8 @@ class OnlineIndex:
     @property
     def planned(self) -> list[str]:
         """What is to be done, for people to read."""
-        return [
-            f"CREATE INDEX CONCURRENTLY {self._definition(self.name, self.table)} (partition by partition, if it has any)"
-        ]
+        built = f"CREATE INDEX CONCURRENTLY {self._definition(self.name, self.table)}"
+        return [f"{built} (partition by partition, where it has any)"]
 
     def build(self, session: OnlineSession) -> None:
         """Build it where it isn't there whole; what a killed build left behind is removed first."""

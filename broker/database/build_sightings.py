@@ -9,7 +9,7 @@ from sqlalchemy.dialects import postgresql
 
 from broker.database.types import metadata
 
-__all__ = ["Sighting", "build_seen", "note_build", "seen_since"]
+__all__ = ["Sighting", "build_seen", "note_build", "seen_within"]
 
 # One row to a build, whose processes each note it once a minute; on PostgreSQL alone.
 build_seen = Table(
@@ -34,12 +34,8 @@ def note_build(connection: Connection, revision: str, now_us: int) -> None:
     connection.execute(fresh.on_conflict_do_update(index_elements=[build_seen.c.revision], set_={"seen_us": later}))
 
 
-def seen_since(connection: Connection, since_us: int) -> list[Sighting]:
-    """The builds that were there since then, by the database's clock."""
-    now_us = func.extract("epoch", func.clock_timestamp()) * 1_000_000
-    rows = connection.execute(
-        select(build_seen.c.revision, (now_us - build_seen.c.seen_us) / 1_000_000)
-        .where(build_seen.c.seen_us >= since_us)
-        .order_by(build_seen.c.revision)
-    )
-    return [Sighting(revision, float(seconds)) for revision, seconds in rows]
+def seen_within(connection: Connection, seconds: float) -> list[Sighting]:
+    """The builds that were there in the last `seconds`, by the database's clock. On PostgreSQL alone."""
+    ago = func.extract("epoch", func.clock_timestamp()) - build_seen.c.seen_us / 1_000_000.0
+    rows = connection.execute(select(build_seen.c.revision, ago).where(ago <= seconds).order_by(build_seen.c.revision))
+    return [Sighting(revision, float(seconds_ago)) for revision, seconds_ago in rows]

@@ -8,15 +8,15 @@ done again; who was killed anywhere in between starts again and goes on from the
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from sqlalchemy import Engine
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DatabaseError
 
-from broker.database.build_sightings import seen_since
+from broker.database.build_sightings import seen_within
 from broker.database.history import INSTALLED, History, Revision
 from broker.database.lock_waits import OnlineSession, Report, online_session
 from broker.database.schema import Schema, check, failure, look, place, refusal, require_current
@@ -24,7 +24,7 @@ from broker.database.types import metadata
 from broker.domain.errors import BrokerError
 from broker.rules.schema_fit import SchemaState, older_sessions
 
-__all__ = ["LATELY_SECONDS", "Planned", "plan", "standing", "upgrade"]
+__all__ = ["LATELY_SECONDS", "Planned", "plan", "standing", "statements_of", "upgrade"]
 
 LOCK_KEY = int.from_bytes(b"IBrkmigr")
 """The advisory lock (one to a database) under which PostgreSQL's schema is upgraded."""
@@ -68,7 +68,7 @@ def plan(engine: Engine, history: History = INSTALLED, *, contract: bool = False
     """What `upgrade` would run; changes nothing."""
     found = check(engine, history)
     _refuse_others(engine, found, history)
-    return [Planned(revision, _statements(revision)) for revision in _pending(history, found, contract=contract)]
+    return [Planned(revision, statements_of(revision)) for revision in _pending(history, found, contract=contract)]
 
 
 def _refuse_others(engine: Engine, found: Schema, history: History) -> None:
@@ -115,7 +115,7 @@ def _upgrade_online(
             _refuse_while_needed(engine, session, revision)
         for index in getattr(revision.module, "online_indexes", ()):
             index.build(session)
-        session.transaction(lambda connection, number=revision.number: history.run(connection, number))  # type: ignore[misc] # (mypy infers no lambda with a default)
+        session.transaction(partial(history.run, target=revision.number))
         report(f"{revision.number} {revision.title}: done.")
     return before.state
 
@@ -126,14 +126,10 @@ def _refuse_while_needed(engine: Engine, session: OnlineSession, revision: Revis
         "SELECT pid, application_name FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
-    since_us = time.time_ns() // 1_000 - int(LATELY_SECONDS * 1_000_000)
-    sightings = session.transaction(lambda connection: seen_since(connection, since_us))
+    sightings = session.transaction(lambda connection: seen_within(connection, LATELY_SECONDS))
     found = older_sessions([(int(str(pid)), str(name)) for pid, name in sessions], floor)
-    found += [
-        f"a build of schema {seen.revision}, {seen.seconds_ago:.0f} s ago"
-        for seen in sightings
-        if seen.revision < floor
-    ]
+    older = [seen for seen in sightings if seen.revision < floor]
+    found += [f"a build of schema {seen.revision}, {seen.seconds_ago:.0f} s ago" for seen in older]
     if found:
         raise BrokerError(
             f"Revision {revision.number} removes what builds older than {floor} need, and {place(engine)} still sees"
@@ -141,7 +137,7 @@ def _refuse_while_needed(engine: Engine, session: OnlineSession, revision: Revis
         )
 
 
-def _statements(revision: Revision) -> list[str]:
+def statements_of(revision: Revision) -> list[str]:
     """What PostgreSQL would be told, by Alembic's own means of saying so without a database."""
     from alembic.migration import MigrationContext  # noqa: PLC0415 (only where there is a plan to show)
     from alembic.operations import Operations  # noqa: PLC0415 (as above)
