@@ -11,7 +11,7 @@ from broker.bootstrap.embedded import DATABASE_FILE
 from broker.database.connection import Connection
 from broker.database.drivers.postgres.database import open_postgres
 from broker.database.drivers.sqlite.database import open_read_only
-from broker.database.migrating import require_current
+from broker.database.schema import require_current
 from broker.domain.errors import BrokerError
 
 __all__ = ["open_reader", "read_ledger"]

@@ -17,11 +17,13 @@ from broker.bootstrap.stages import Stages
 from broker.bootstrap.stored_keys import StoredKeys, remember_signer
 from broker.clock import SetClock
 from broker.database import instances, workers
+from broker.database.build_sightings import note_build
 from broker.database.connection import Connection
 from broker.database.drivers.postgres.database import open_postgres
 from broker.database.drivers.postgres.leadership import Leadership, Slot, take_slot
 from broker.database.drivers.postgres.marks import forget_old_marks
 from broker.database.drivers.postgres.wakeups import PostgresWakeups
+from broker.database.history import INSTALLED
 from broker.database.known_lanes import remember_lanes
 from broker.database.shared_health import SharedLaneHealth
 from broker.domain.errors import BrokerError
@@ -42,6 +44,7 @@ __all__ = ["Served", "ServedTerms"]
 _CLOCK_SECONDS = 5.0
 _KEYS_SECONDS = 10.0
 _BEAT_SECONDS = 2.0
+_BUILD_SECONDS = 60.0
 _UPLOAD_KEPT_SECONDS = 3_600.0  # one that another process writes grows by the second
 _GONE_US = 24 * 3_600 * 1_000_000
 
@@ -76,9 +79,7 @@ class Served:
         self._terms = terms
         self._lanes = lanes = fitted(lanes, by_reference=terms.payloads_url is not None)
         name = "+".join(sorted(terms.roles)) if len(terms.roles) < len(Role) else "all roles"
-        self.database = open_postgres(
-            terms.database_url, pool_size=terms.pool_size, name=f"broker {name}", upgrade_schema=True
-        )
+        self.database = open_postgres(terms.database_url, pool_size=terms.pool_size, name=f"broker {name}")
         self.clock = SetClock()
         self._set_clock()
         self._wakeups = Wakeups()
@@ -150,6 +151,7 @@ class Served:
                 roles.start(role)
         self._every(_CLOCK_SECONDS, "clock", self._set_clock)
         self._every(_KEYS_SECONDS, "keys", self._keys.refresh)
+        self._every(_BUILD_SECONDS, "build", self._note_build)
         if Role.API in self._terms.roles:
             self._every(_BEAT_SECONDS, "beat", self._beat)
         if Role.KEEPER in self._terms.roles and self._payloads:
@@ -209,6 +211,13 @@ class Served:
             workers.beat(connection, Role.API, self.clock())
 
         self.database.write(work, durable=False, idempotent=True)
+
+    def _note_build(self) -> None:
+        """So that `broker db upgrade --contract` removes nothing that this process needs."""
+        build = INSTALLED.build.needed
+        self.database.write(
+            lambda connection: note_build(connection, build, self.clock()), durable=False, idempotent=True
+        )
 
     def _notice_lost(self) -> None:
         count = self.database.write(lambda connection: instances.notice_lost(connection, self.clock()), idempotent=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from broker.bootstrap.embedded import DATABASE_FILE, open_database
+from broker.bootstrap.schema_door import opened
 from broker.cli.options import DatabaseOption, DataOption, read_settings
 from broker.cli.printing import say
+from broker.database import migrating
 from broker.database.drivers.postgres.grants import grant_statements
-from broker.database.drivers.sqlite.database import lock_folder, open_read_only
-from broker.database.migrating import require_current
+from broker.database.drivers.sqlite.database import lock_folder
 from broker.domain.errors import BrokerError
 
 __all__ = ["app"]
@@ -22,34 +24,52 @@ PrefixOption = Annotated[str, typer.Option("--prefix", help="What the roles' nam
 
 
 @app.command("upgrade")
-def upgrade(data: DataOption = None, database_url: DatabaseOption = None) -> None:
-    """Bring the database up to this program's schema: PostgreSQL's where its URL is given, else the data folder's."""
+def upgrade(
+    data: DataOption = None,
+    database_url: DatabaseOption = None,
+    contract: Annotated[
+        bool, typer.Option("--contract", help="Remove what older builds needed, too; refused while one is seen.")
+    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would be done, and change nothing.")] = False,
+) -> None:
+    """Bring the database up to this program's schema: PostgreSQL's where its URL is given, else the data folder's.
+
+    PostgreSQL may be in full use. If it is stopped anywhere, run it again.
+    """
     settings = read_settings(data)
-    if url := database_url or settings.database_url:
-        _look_at_postgres(url, upgrade_schema=True)
-        return
-    folder = settings.data
-    lock_folder(folder)
-    open_database(folder).close()
-    say(f"{folder / DATABASE_FILE} is up to date.")
+    url = database_url or settings.database_url
+    if plan:
+        _show_plan(settings.data, url, contract=contract or not url)
+    elif url:
+        with opened(settings.data, url) as engine:
+            migrating.upgrade(engine, contract=contract, report=say)
+            say(migrating.standing(engine))
+    else:
+        lock_folder(settings.data)
+        open_database(settings.data).close()
+        say(f"{settings.data / DATABASE_FILE} is up to date.")
+
+
+def _show_plan(data: Path, url: str | None, *, contract: bool) -> None:
+    with opened(data, url) as engine:
+        steps = migrating.plan(engine, contract=contract)
+    for step in steps:
+        say(f"{step.revision.number}  {step.revision.phase}  {step.revision.title}")
+        for statement in step.statements:
+            say(f"    {statement}")
+    say(f"Revisions to run: {len(steps)}. Nothing was changed.")
 
 
 @app.command("check")
 def check(data: DataOption = None, database_url: DatabaseOption = None) -> None:
     """Say whether this program and the database fit; exit code 1 if not."""
     settings = read_settings(data)
-    if url := database_url or settings.database_url:
-        _look_at_postgres(url, upgrade_schema=False)
-        return
+    url = database_url or settings.database_url
     path = settings.data / DATABASE_FILE
-    if not path.exists():
+    if not url and not path.exists():
         raise BrokerError(f"{path} does not exist: run a batch, or `broker db upgrade`")
-    engine = open_read_only(path)
-    try:
-        require_current(engine)
-    finally:
-        engine.dispose()
-    say(f"{path} is up to date.")
+    with opened(settings.data, url) as engine:
+        say(migrating.standing(engine))
 
 
 @app.command("grants")
@@ -60,11 +80,3 @@ def grants(prefix: PrefixOption = "broker") -> None:
     """
     for statement in ("BEGIN", *grant_statements(prefix), "COMMIT"):
         say(f"{statement};")
-
-
-def _look_at_postgres(url: str, *, upgrade_schema: bool) -> None:
-    from broker.database.drivers.postgres.connections import place_of
-    from broker.database.drivers.postgres.database import open_postgres
-
-    open_postgres(url, name="broker db", upgrade_schema=upgrade_schema).close()
-    say(f"The database at {place_of(url).set(drivername='postgresql').render_as_string()} is up to date.")

@@ -69,7 +69,7 @@ def create_producer_key(
 
 def _create(settings: Settings, database_url: str | None, to: Path, name: str, role: KeyRole, owner: str) -> None:
     """The key file and `broker.pub`, the public halves known to the broker."""
-    database = open_postgres(needed_database_url(database_url, settings), name="broker keys", upgrade_schema=True)
+    database = open_postgres(needed_database_url(database_url, settings), name="broker keys")
     path = to / f"{name}.key"
     try:
         brokers = settings.data / "keys"

@@ -54,6 +54,7 @@ def serve(
 ) -> None:
     """Be some of the broker's roles, or all, on PostgreSQL and the lanes' own buses, until SIGTERM."""
     from broker.bootstrap.roles import Role
+    from broker.bootstrap.schema_wait import wait_for_schema
     from broker.bootstrap.served import Served, ServedTerms
 
     settings = read_settings(data, catalog, log_level)
@@ -71,13 +72,15 @@ def serve(
     log_to_stderr(settings.log_level)
     keep_heaps()
     stop = threading.Event()
-    with stopping_on_signals(stop), Served(terms, lanes) as served, ExitStack() as doors:
-        served.start()
-        if Role.API in chosen:
-            _open_door(doors, served, settings, (host, port), tuple(name or ()))
-        say(f"Ready: {', '.join(sorted(chosen))}. SIGTERM stops it.")
-        stop.wait()
-        say("Stopping: ending what is under way…")
+    with stopping_on_signals(stop):
+        if wait_for_schema(terms.database_url, stop):
+            with Served(terms, lanes) as served, ExitStack() as doors:
+                served.start()
+                if Role.API in chosen:
+                    _open_door(doors, served, settings, (host, port), tuple(name or ()))
+                say(f"Ready: {', '.join(sorted(chosen))}. SIGTERM stops it.")
+                stop.wait()
+                say("Stopping: ending what is under way…")
     say("Stopped.")
 
 

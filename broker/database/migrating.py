@@ -1,212 +1,174 @@
-"""The schema's version: brought up to date by `broker db upgrade`, and checked before anything else is read.
+"""The schema brought up to date: by `broker db upgrade` on PostgreSQL, by itself in the embedded form.
 
-The history is the installed package `migrations`, one for SQLite and PostgreSQL. Its version lies in a table of
-our own name, so that another program's Alembic history is never taken for ours.
+In two phases. *Expand* only adds, in steps that a database in full use doesn't notice: builds from before it go on.
+*Contract* removes what older builds need, once none of them is there any more. Each step is a transaction, or can be
+done again; who was killed anywhere in between starts again and goes on from there.
 """
 
 from __future__ import annotations
 
-import logging
-import re
-from enum import StrEnum
-from importlib.resources import files
-from pathlib import Path
+import io
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
-from sqlalchemy import URL, Connection, Engine, text
+from sqlalchemy import Engine
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DatabaseError
 
+from broker.database.build_sightings import seen_within
+from broker.database.history import INSTALLED, History, Revision
+from broker.database.lock_waits import OnlineSession, Report, online_session
+from broker.database.schema import Schema, check, failure, look, place, refusal, require_current
+from broker.database.types import metadata
 from broker.domain.errors import BrokerError
+from broker.rules.schema_fit import SchemaState, older_sessions
 
-__all__ = ["APPLICATION_ID", "VERSION_TABLE", "SchemaState", "check", "require_current", "upgrade"]
-
-APPLICATION_ID = int.from_bytes(b"IBrk")
-"""What `PRAGMA application_id` says in a SQLite file of ours."""
-
-VERSION_TABLE = "broker_schema"
+__all__ = ["LATELY_SECONDS", "Planned", "plan", "standing", "statements_of", "upgrade"]
 
 LOCK_KEY = int.from_bytes(b"IBrkmigr")
 """The advisory lock (one to a database) under which PostgreSQL's schema is upgraded."""
 
-SQLITE_CORRUPT, SQLITE_NOTADB = 11, 26
+LATELY_SECONDS = 600.0
+"""A build that was seen since then may come back: nothing that it needs is removed."""
 
 
-class SchemaState(StrEnum):
-    """What a database holds, seen from this program."""
+class Planned(NamedTuple):
+    """A revision that is to be run, and the SQL of it, as far as that can be said without running it."""
 
-    EMPTY = "empty"
-    CURRENT = "current"
-    OLDER = "older"
-    NEWER = "newer"
-    FOREIGN = "foreign"  # another program's tables, or no database at all
+    revision: Revision
+    statements: Sequence[str]
 
 
-def check(engine: Engine) -> SchemaState:
-    """What the database holds; reads only, and doesn't create a SQLite file that isn't there.
+def upgrade(
+    engine: Engine, history: History = INSTALLED, *, contract: bool = False, report: Report = lambda _: None
+) -> SchemaState:
+    """Bring an empty or older database up to date; returns the state it was in.
 
-    Raises BrokerError where the database can't be opened.
+    On PostgreSQL that is the expand phase; with `contract`, that of the contract phase too. SQLite, which one process
+    uses, gets all at once, wholly or not at all. Upgrades of one database that run at once wait for each other, the
+    later ones find it current. Raises BrokerError where the database is newer, is another program's, can't be opened,
+    where a lock can't be had for a quarter of an hour, or where builds are still seen that `contract` would break.
     """
-    return _check(engine)[0]
-
-
-def require_current(engine: Engine) -> None:
-    """Return where the database has the schema of this program; raise BrokerError, in one sentence, where not."""
-    state, version = _check(engine)
-    if state is not SchemaState.CURRENT:
-        raise _refusal(engine, state, version)
-
-
-def upgrade(engine: Engine) -> SchemaState:
-    """Bring an empty or older database up to date, wholly or not at all; returns the state it was found in.
-
-    Raises BrokerError where the database is newer, is another program's, or can't be opened. Upgrades of one
-    database that run at once wait for each other; the later ones find it current.
-    """
-    state, version = _check(engine)
-    if state is SchemaState.CURRENT:
-        return state
-    if state not in {SchemaState.EMPTY, SchemaState.OLDER}:
-        raise _refusal(engine, state, version)
+    before = check(engine, history)
+    _refuse_others(engine, before, history)
     try:
-        connection = _open_alone(engine)
+        if engine.dialect.name == "postgresql":
+            if _pending(history, before, contract=contract):
+                with online_session(engine, LOCK_KEY, report) as session:
+                    return _upgrade_online(engine, session, history, contract=contract, report=report)
+        elif _pending(history, before, contract=True):
+            return _upgrade_at_once(engine, history)
     except DatabaseError as error:
-        raise _failure(engine, "opened", error) from error
-    with connection:
-        state, version = _state(connection)  # again: another process may have upgraded it while we waited
-        if state in {SchemaState.EMPTY, SchemaState.OLDER}:
-            try:
-                _run_migrations(connection)
-            except DatabaseError as error:
-                raise _failure(engine, "upgraded", error) from error
+        raise failure(engine, "upgraded", error) from error
+    return before.state
+
+
+def plan(engine: Engine, history: History = INSTALLED, *, contract: bool = False) -> list[Planned]:
+    """What `upgrade` would run; changes nothing."""
+    found = check(engine, history)
+    _refuse_others(engine, found, history)
+    return [Planned(revision, statements_of(revision)) for revision in _pending(history, found, contract=contract)]
+
+
+def _refuse_others(engine: Engine, found: Schema, history: History) -> None:
+    if found.state in {SchemaState.NEWER, SchemaState.FOREIGN}:
+        raise refusal(engine, found, history.build)
+
+
+def _pending(history: History, found: Schema, *, contract: bool) -> list[Revision]:
+    """Without `contract`, what comes before the first of the contract phase: that one keeps its turn.
+
+    Nobody can miss what an empty database never had.
+    """
+    build = history.build
+    if found.state is SchemaState.AHEAD or found.revision == build.revisions[-1]:
+        return []
+    revisions = history.after(found.revision)
+    first = next((index for index, revision in enumerate(revisions) if revision.is_contract), len(revisions))
+    return revisions if contract or found.revision is None else revisions[:first]
+
+
+def _upgrade_at_once(engine: Engine, history: History) -> SchemaState:
+    """On SQLite: all in one transaction that holds off every other upgrade."""
+    with engine.connect() as connection:
+        connection.begin()
+        # The driver opens no transaction before DDL, but keeps to one that is open; the engine may have opened it.
+        if not getattr(connection.connection.driver_connection, "in_transaction", False):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        found = look(connection, history.build)  # again: another process may have upgraded it while we waited
+        _refuse_others(engine, found, history)
+        if _pending(history, found, contract=True):
+            history.run(connection)
             connection.commit()
-        elif state is not SchemaState.CURRENT:
-            raise _refusal(engine, state, version)
-    return state
+    return found.state
 
 
-def _open_alone(engine: Engine) -> Connection:
-    """A connection inside a transaction that holds off every other upgrade."""
-    connection = engine.connect()
-    try:
-        if connection.dialect.name == "postgresql":
-            # A later isolation level would show, after the wait, the schema of before it.
-            connection = connection.execution_options(isolation_level="READ COMMITTED")
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
-        else:
-            connection.begin()
-            # The driver opens no transaction before DDL, but keeps to one that is open; the engine may have opened it.
-            if not getattr(connection.connection.driver_connection, "in_transaction", False):
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+def _upgrade_online(
+    engine: Engine, session: OnlineSession, history: History, *, contract: bool, report: Report
+) -> SchemaState:
+    """On PostgreSQL: step by step, each as short as it can be."""
+    before = check(engine, history)  # again: another may have upgraded it while we waited
+    _refuse_others(engine, before, history)
+    for revision in _pending(history, before, contract=contract):
+        if revision.is_contract and before.revision is not None:
+            _refuse_while_needed(engine, session, revision)
+        for index in getattr(revision.module, "online_indexes", ()):
+            index.build(session)
+        session.transaction(partial(history.run, target=revision.number))
+        report(f"{revision.number} {revision.title}: done.")
+    return before.state
 
 
-def _run_migrations(connection: Connection) -> None:
-    # Alembic logs its steps, and from its import on, at INFO; the people who run the broker need not read that.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    from alembic import command  # noqa: PLC0415 (after its logger is quiet, and only where there is work for it)
-    from alembic.config import Config  # noqa: PLC0415 (as above)
-
-    config = Config()
-    # The configuration's parser takes % for the start of a substitution.
-    config.set_main_option("script_location", str(files("migrations")).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
-
-
-def _check(engine: Engine) -> tuple[SchemaState, str | None]:
-    if _is_missing_file(engine):
-        return SchemaState.EMPTY, None
-    try:
-        with engine.connect() as connection:
-            return _state(connection)
-    except DatabaseError as error:
-        if getattr(error.orig, "sqlite_errorcode", None) in {SQLITE_CORRUPT, SQLITE_NOTADB}:
-            return SchemaState.FOREIGN, None
-        raise _failure(engine, "opened", error) from error
-
-
-def _is_missing_file(engine: Engine) -> bool:
-    """Whether to connect would create the SQLite file; a `file:` URI says for itself what it does."""
-    path = engine.url.database
-    if engine.dialect.name != "sqlite" or not path or path == ":memory:" or path.startswith("file:"):
-        return False
-    return not Path(path).exists()
-
-
-def _state(connection: Connection) -> tuple[SchemaState, str | None]:
-    """The state, with the version that the database names."""
-    tables = _tables(connection)
-    if connection.dialect.name == "sqlite":
-        application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
-        if application != (APPLICATION_ID if tables else 0):
-            return SchemaState.FOREIGN, None
-    if not tables:
-        return SchemaState.EMPTY, None
-    if VERSION_TABLE not in tables:
-        return SchemaState.FOREIGN, None
-    versions = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalars().all()  # noqa: S608 (a constant)
-    version = versions[0] if len(versions) == 1 else ""
-    known = _known_versions()
-    if version == known[-1]:
-        return SchemaState.CURRENT, version
-    if version in known:
-        return SchemaState.OLDER, version
-    # Only a later program can have written a later number; nobody of ours writes anything else.
-    newer = version.isdecimal() and version > known[-1]
-    return (SchemaState.NEWER if newer else SchemaState.FOREIGN), version
-
-
-def _tables(connection: Connection) -> set[str]:
-    """The tables of the schema we work in, without those that belong to the database's own extensions."""
-    if connection.dialect.name == "sqlite":
-        names = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT GLOB 'sqlite_*'"
-    else:
-        names = (
-            "SELECT relname FROM pg_class c WHERE relkind IN ('r', 'p')"
-            " AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema()) AND NOT EXISTS ("
-            "SELECT FROM pg_depend WHERE classid = CAST('pg_class' AS regclass) AND objid = c.oid AND deptype = 'e')"
+def _refuse_while_needed(engine: Engine, session: OnlineSession, revision: Revision) -> None:
+    floor = revision.module.oldest_served
+    sessions = session.rows(
+        "SELECT pid, application_name FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    sightings = session.transaction(lambda connection: seen_within(connection, LATELY_SECONDS))
+    found = older_sessions([(int(str(pid)), str(name)) for pid, name in sessions], floor)
+    older = [seen for seen in sightings if seen.revision < floor]
+    found += [f"a build of schema {seen.revision}, {seen.seconds_ago:.0f} s ago" for seen in older]
+    if found:
+        raise BrokerError(
+            f"Revision {revision.number} removes what builds older than {floor} need, and {place(engine)} still sees"
+            f" {', '.join(found[:5])}: replace them, wait {LATELY_SECONDS / 60:g} minutes, and run it again."
         )
-    return set(connection.execute(text(names)).scalars())
 
 
-def _known_versions() -> list[str]:
-    """The versions of the installed history, oldest first: the numbers that its files' names begin with."""
-    names = (entry.name for entry in files("migrations").joinpath("versions").iterdir())
-    return sorted(name[:4] for name in names if re.fullmatch(r"\d{4}_\w+\.py", name))
+def statements_of(revision: Revision) -> list[str]:
+    """What PostgreSQL would be told, by Alembic's own means of saying so without a database."""
+    from alembic.migration import MigrationContext  # noqa: PLC0415 (only where there is a plan to show)
+    from alembic.operations import Operations  # noqa: PLC0415 (as above)
+
+    said = io.StringIO()
+    options = {"as_sql": True, "output_buffer": said, "target_metadata": metadata}
+    context = MigrationContext.configure(dialect=postgresql.dialect(), opts=options)  # type: ignore[no-untyped-call] # (SQLAlchemy's)
+    online = [statement for index in getattr(revision.module, "online_indexes", ()) for statement in index.planned]
+    try:
+        with Operations.context(context):
+            revision.module.upgrade()
+    except (AttributeError, TypeError):
+        said.write("…;\n\n")  # it asks the database what to do next
+    return [*online, *(" ".join(part.split()) for part in said.getvalue().split(";\n\n") if part.strip())]
 
 
-def _refusal(engine: Engine, state: SchemaState, version: str | None) -> BrokerError:
-    place = _place(engine)
-    known = _known_versions()[-1]
-    match state:
-        case SchemaState.NEWER:
-            return BrokerError(
-                f"The database at {place} was written by a newer version of Inference Broker"
-                f" (schema {version}, this program knows up to {known}): upgrade the program."
-            )
-        case SchemaState.OLDER:
-            return BrokerError(
-                f"The database at {place} was written by an older version of Inference Broker"
-                f" (schema {version}, this program needs {known}): run `broker db upgrade`."
-            )
-        case SchemaState.EMPTY:
-            return BrokerError(f"The database at {place} is empty: run `broker db upgrade`.")
-        case _:
-            return BrokerError(f"{place} is not an Inference Broker database.")
-
-
-def _failure(engine: Engine, deed: str, error: DatabaseError) -> BrokerError:
-    reason = next(iter(str(error.orig).strip().splitlines()), "no reason given")
-    return BrokerError(f"The database at {_place(engine)} can't be {deed}: {reason.rstrip('.')}.")
-
-
-def _place(engine: Engine) -> str:
-    """Where the database is, in words that hold neither a password nor the URL's options, which may hold one."""
-    url = engine.url
-    if engine.dialect.name == "sqlite":
-        return url.database or ":memory:"
-    bare = URL.create(url.get_backend_name(), url.username, host=url.host, port=url.port, database=url.database)
-    return bare.render_as_string()
+def standing(engine: Engine, history: History = INSTALLED) -> str:
+    """How the schema and this program fit, in a sentence; raises BrokerError where it doesn't serve this program."""
+    found = check(engine, history)
+    left = _pending(history, found, contract=True) if found.revision else []
+    waiting = [revision for revision in left if revision.is_contract]
+    if found.state is SchemaState.OLDER and left[0].is_contract:
+        raise BrokerError(
+            f"Revision {left[0].number} removes what older builds need, and this program needs what follows it: replace"
+            f" the builds before {left[0].module.oldest_served}, and run `broker db upgrade --contract`."
+        )
+    require_current(engine, history)
+    where = place(engine)
+    if found.state is SchemaState.AHEAD:
+        return f"{where} has the later schema {found.revision}, which still serves this program."
+    if waiting:
+        numbers = ", ".join(revision.number for revision in waiting)
+        return f"{where} is up to date. Once no older build is left, `broker db upgrade --contract` runs {numbers}."
+    return f"{where} is up to date."

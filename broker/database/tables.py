@@ -24,6 +24,7 @@ from sqlalchemy import (
     false,
 )
 
+from broker.database.build_sightings import build_seen
 from broker.database.capacity_tables import desired_change, instance
 from broker.database.planning_tables import arrival_count, assignment, lane_plan, late_group, plan
 from broker.database.types import Digest, Id, metadata
@@ -34,6 +35,7 @@ __all__ = [
     "batch",
     "batch_count",
     "batch_refusal",
+    "build_seen",
     "cancel_request",
     "commit_mark",
     "desired_change",
@@ -228,6 +230,8 @@ ready = Table(
     Column("alone", Boolean, nullable=False),  # a crash's suspect: travels in a shard of its own
     Column("not_before_us", BigInteger, nullable=False),
     Index("ix_ready_order", "group_id", "deadline_us", "first_job_id"),
+    Index("ix_ready_batch", "batch_id"),
+    Index("ix_ready_due", "deadline_us"),
 )
 
 # Every lane that was ever configured, as it last was: its late events and open shards outlive the catalog.

@@ -71,6 +71,7 @@ def _demonstrate(folder: Path, given: argparse.Namespace) -> None:
             BROKER_TRUSTED=str(folder / "broker.pub"),
             **buses.variables,
         )
+        processes.run("broker", "db", "upgrade", shown=False)
         made = processes.run("broker", "bus", "apply", "--format", "json", shown=False)
         _say(began, f"they are up; `broker bus apply` made their queues: {_counted(made)}")
         lanes = load_lanes(str(_CATALOG))

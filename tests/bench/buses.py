@@ -147,6 +147,7 @@ def _stand(folder: Path, bus: PrivateServer, bus_url: str) -> Iterator[Stand]:
         common = ["--catalog", str(catalog), "--log-level", "warning"]
         where = ["--data", str(data), "--database-url", postgres.url]
         url = f"http://127.0.0.1:{port}"
+        _run_once(["broker", "db", "upgrade", *where], log)
         _run_once(
             ["broker", "keys", "lane", "create", lane, "--to", str(folder), "--catalog", str(catalog), *where], log
         )

@@ -21,6 +21,7 @@ from broker.sdk.desired import DesiredEvents
 from broker.signing import KeyRing, KeyRole, PublicKey
 from broker.stages.announcer import Announcer
 from tests.unit.builders import a_signer
+from tests.upgraded import upgrade_postgres
 
 _SETTLE_SECONDS = 2.0
 """Of a quorum queue that was just made RabbitMQ loses the leader otherwise; see test_rabbit_bus.py."""
@@ -47,7 +48,8 @@ def redis_corner(redis_url):
 
 @pytest.fixture
 def database(postgres_url):
-    opened = open_postgres(postgres_url, upgrade_schema=True)
+    upgrade_postgres(postgres_url)
+    opened = open_postgres(postgres_url)
     yield opened
     opened.close()
 

@@ -54,8 +54,9 @@ class Served:
             )
 
     def bring_up(self, broker, worker):
-        command = [sys.executable, "-m", "broker", "keys", "lane", "create", "azure"]
-        subprocess.run(command, cwd=self.folder, env=self.environment, check=True, capture_output=True)
+        for words in (("db", "upgrade"), ("keys", "lane", "create", "azure")):
+            command = [sys.executable, "-m", "broker", *words]
+            subprocess.run(command, cwd=self.folder, env=self.environment, check=True, capture_output=True)
         self.start("serve", "--port", str(free_port()), **broker)
         self.until((self.data / "url").exists, "serve listens")
         self.start("worker", "--lane", "azure", "--url", (self.data / "url").read_text().strip(), **worker)

@@ -38,6 +38,7 @@ class Served:
             "BROKER_JOBS_BUS_URL": self.bus_url,
         }
         self.processes = []
+        self.broker("db", "upgrade")
 
     def broker(self, *words, code=0):
         done = subprocess.run(

@@ -68,7 +68,7 @@ def newer_database(program: Program) -> None:
     lines(*GOOD)(program)
     assert program.broker("db", "upgrade", "--data", str(program.data)).code == 0
     connection = sqlite3.connect(program.data / "broker.db")
-    connection.execute("UPDATE broker_schema SET version_num = '9999'")
+    connection.execute("UPDATE broker_schema SET version_num = '9999', oldest_served = '9998'")
     connection.commit()
     connection.close()
 

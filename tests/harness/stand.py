@@ -202,8 +202,9 @@ class Stand:
         with ThreadPoolExecutor() as at_once:
             bus = at_once.submit(self.bus.start)
             self.postgres.start()
+            self.broker("db", "upgrade", "--database-url", self.postgres.url)
             first, *others = [one.name for one in self.terms.lanes]
-            self._make_key(first)  # alone, for it makes the broker's own key and the schema
+            self._make_key(first)  # alone, for it makes the broker's own key
             for done in [at_once.submit(self._make_key, name) for name in others]:
                 done.result()
             bus.result()

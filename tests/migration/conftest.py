@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.pool import NullPool
+
+from broker.database.history import INSTALLED, History
 
 
 @pytest.fixture
@@ -44,6 +48,29 @@ def postgres_engine(postgres_url: str) -> Iterator[Engine]:
 def engine(request: pytest.FixtureRequest) -> Engine:
     # Asked for by name, so that a missing PostgreSQL skips one half only.
     return request.getfixturevalue(f"{request.param}_engine")
+
+
+@pytest.fixture
+def later(tmp_path: Path) -> Callable[..., History]:
+    """Our history with further revisions: by file name, the body of `upgrade` and what else it declares."""
+    folder = tmp_path / "migrations"
+    shutil.copytree(Path(str(files("migrations"))), folder, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def extend(**revisions: str) -> History:
+        for name, words in revisions.items():
+            number, before = name.strip("_")[:4], INSTALLED.build.revisions[-1]
+            if added := sorted(path.name[:4] for path in (folder / "versions").glob("[0-9]*.py")):
+                before = added[-1]
+            declared, _, body = words.rpartition("---")
+            (folder / "versions" / f"{name.strip('_')}.py").write_text(
+                f'"""What {number} does."""\n\nimport sqlalchemy as sa\nfrom alembic import op\n'
+                "from migrations.online import OnlineIndex, create_on_sqlite\n\n"
+                f'revision = "{number}"\ndown_revision = "{before}"\n{declared.strip()}\n\n\n'
+                f"def upgrade():\n    {body.strip()}\n"
+            )
+        return History(folder)
+
+    return extend
 
 
 @pytest.fixture(scope="session")

@@ -19,12 +19,13 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import NullPool
 
 import broker.database.tables  # noqa: F401 (fills the metadata)
-from broker.database import migrating
 from broker.database.drivers.sqlite.database import SqliteDatabase
-from broker.database.migrating import APPLICATION_ID, VERSION_TABLE, SchemaState, check, require_current, upgrade
+from broker.database.migrating import upgrade
+from broker.database.schema import APPLICATION_ID, VERSION_TABLE, check, require_current
 from broker.database.types import metadata
 from broker.domain.errors import BrokerError
 from broker.ledger import tables
+from broker.rules.schema_fit import SchemaState
 
 ONLY_POSTGRESQL = {"ix_attempt_tenant"}  # SQLite has one tenant
 ONLY_MIGRATED = {f"ix_{table.name}_recorded" for table in tables.PARTITIONED}
@@ -140,12 +141,12 @@ def test_files_are_numbered_as_their_history_runs():
 
 def test_upgrade_is_idempotent_and_quiet(engine, described, caplog, capsys):
     caplog.set_level(logging.INFO)
-    assert check(engine) is SchemaState.EMPTY
+    assert check(engine).state is SchemaState.EMPTY
     assert upgrade(engine) is SchemaState.EMPTY
     first = described(engine)
     assert upgrade(engine) is SchemaState.CURRENT
     assert described(engine) == first
-    assert check(engine) is SchemaState.CURRENT
+    assert check(engine).state is SchemaState.CURRENT
     require_current(engine)
     assert [record for record in caplog.records if record.name.startswith("alembic")] == []
     assert capsys.readouterr() == ("", "")
@@ -156,7 +157,7 @@ def test_upgrades_at_once_wait_for_each_other(engine):
         found = list(pool.map(lambda _: upgrade(engine), range(4)))
     assert found.count(SchemaState.EMPTY) == 1
     assert found.count(SchemaState.CURRENT) == 3
-    assert check(engine) is SchemaState.CURRENT
+    assert check(engine).state is SchemaState.CURRENT
 
 
 def test_an_upgrade_that_fails_leaves_nothing(engine, monkeypatch):
@@ -168,7 +169,7 @@ def test_an_upgrade_that_fails_leaves_nothing(engine, monkeypatch):
     with pytest.raises(BrokerError, match=r"^The database at .* can't be upgraded: the disk fell off\.$"):
         upgrade(engine)
     event.remove(engine, "before_cursor_execute", fail_late)
-    assert check(engine) is SchemaState.EMPTY
+    assert check(engine).state is SchemaState.EMPTY
     assert inspect(engine).get_table_names() == []
     if engine.dialect.name == "sqlite":
         with engine.connect() as connection:
@@ -186,15 +187,16 @@ def test_the_brokers_own_engine_upgrades(tmp_path):
     assert (tmp_path / "broker.db").read_bytes()[68:72] == b"IBrk"
 
 
-def set_version(engine: Engine, version: str) -> None:
+def set_version(engine: Engine, version: str, oldest_served: str = "9007") -> None:
     with engine.begin() as connection:
-        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = :version"), {"version": version})
+        statement = f"UPDATE {VERSION_TABLE} SET version_num = :version, oldest_served = :oldest_served"
+        connection.execute(text(statement), {"version": version, "oldest_served": oldest_served})
 
 
 def test_a_newer_database_is_refused(engine):
     upgrade(engine)
     set_version(engine, "9007")
-    assert check(engine) is SchemaState.NEWER
+    assert check(engine).state is SchemaState.NEWER
     for use in (require_current, upgrade):
         with pytest.raises(BrokerError) as refusal:
             use(engine)
@@ -205,16 +207,15 @@ def test_a_newer_database_is_refused(engine):
         )
 
 
-def test_an_older_database_asks_for_an_upgrade(engine, monkeypatch):
+def test_an_older_database_asks_for_an_upgrade(engine, later):
     upgrade(engine)
-    known = migrating._known_versions()
-    set_version(engine, known[0])
-    monkeypatch.setattr(migrating, "_known_versions", lambda: [*known, "8001"])
-    assert check(engine) is SchemaState.OLDER
+    history = later(_8001_next="pass")
+    set_version(engine, "0001")
+    assert check(engine, history).state is SchemaState.OLDER
     with pytest.raises(
         BrokerError, match=r"^The database at .* older .*schema 0001, .* 8001\): run `broker db upgrade`"
     ):
-        require_current(engine)
+        require_current(engine, history)
 
 
 def test_a_database_of_the_first_version_is_brought_up_to_date(engine, described, monkeypatch):
@@ -226,9 +227,9 @@ def test_a_database_of_the_first_version_is_brought_up_to_date(engine, described
     monkeypatch.undo()
     with engine.begin() as connection:
         connection.execute(text("INSERT INTO tenant (tenant_id, created_us) VALUES ('kept', 1)"))
-    assert check(engine) is SchemaState.OLDER
+    assert check(engine).state is SchemaState.OLDER
     assert upgrade(engine) is SchemaState.OLDER
-    assert check(engine) is SchemaState.CURRENT
+    assert check(engine).state is SchemaState.CURRENT
     assert set(described(engine)) == set(metadata.tables)
     with engine.connect() as connection:
         assert connection.execute(text("SELECT tenant_id FROM tenant")).scalars().all() == ["kept"]
@@ -242,7 +243,7 @@ def test_an_empty_database_asks_for_an_upgrade(engine):
 
 
 def refused_as_foreign(engine: Engine) -> None:
-    assert check(engine) is SchemaState.FOREIGN
+    assert check(engine).state is SchemaState.FOREIGN
     for use in (require_current, upgrade):
         with pytest.raises(BrokerError, match=r"^\S+ is not an Inference Broker database\.$"):
             use(engine)

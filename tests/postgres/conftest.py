@@ -9,11 +9,12 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms, open_postgres
+from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms
 from broker.database.types import metadata
 from tests.proxy import FaultProxy
 from tests.unit.builders import World, a_lane
 from tests.unit.conftest import quiet
+from tests.upgraded import upgrade_postgres
 
 __all__ = ["quiet"]
 
@@ -34,7 +35,7 @@ def migrated_url(postgres_server_url):
         admin.execute(f'CREATE DATABASE "{name}"')
         admin.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')  # the disk is not what is tested
         try:
-            open_postgres(url, upgrade_schema=True).close()
+            upgrade_postgres(url)
             yield url
         finally:
             admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import insert, select, update
 
-from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms, open_postgres
+from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms
 from broker.database.tables import tenant
 from tests.services.private_postgres import PrivatePostgres
+from tests.upgraded import upgrade_postgres
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def server():
 
 @pytest.mark.slow
 def test_a_server_killed_under_load_loses_nothing_and_doubles_nothing(server):
-    open_postgres(server.url, upgrade_schema=True).close()
+    upgrade_postgres(server.url)
     database = PostgresDatabase(server.url, PostgresTerms(retry_seconds=60.0))
     names = [f"t{number}" for number in range(4)]
     database.write(

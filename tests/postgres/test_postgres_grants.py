@@ -20,7 +20,9 @@ from broker.database.types import metadata
 from broker.domain.errors import BrokerError, UsageError
 from broker.ledger.partitions import ensure_partitions
 from broker.ledger.tables import attempt
+from broker.rules.schema_fit import SchemaState
 from tests.unit.builders import NOW_US, World, a_lane, some_lines
+from tests.upgraded import upgrade_postgres
 
 PREFIX = f"brokertest_{uuid.uuid4().hex[:8]}"
 ROLES = ("owner", "writer", "reader", "auditor")
@@ -37,7 +39,7 @@ def urls(postgres_server_url):
     with psycopg.connect(postgres_server_url, autocommit=True) as admin:
         admin.execute(f'CREATE DATABASE "{name}"')
         try:
-            open_postgres(admin_url, upgrade_schema=True).close()
+            upgrade_postgres(admin_url)
             for _ in range(2):  # safe to run again
                 with psycopg.connect(admin_url) as connection:
                     connection.execute("; ".join(grant_statements(PREFIX)))
@@ -183,13 +185,12 @@ def empty_url(postgres_server_url):
         admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
-def test_processes_that_start_at_once_upgrade_it_once(empty_url):
+def test_upgrades_at_once_upgrade_it_once(empty_url):
     with pytest.raises(BrokerError, match="is empty: run `broker db upgrade`"):
         open_postgres(empty_url)
     with ThreadPoolExecutor(4) as pool:
-        opened = list(pool.map(lambda _: open_postgres(empty_url, upgrade_schema=True), range(4)))
-    for database in opened:
-        database.close()
+        found = list(pool.map(lambda _: upgrade_postgres(empty_url), range(4)))
+    assert sorted(found) == [SchemaState.CURRENT] * 3 + [SchemaState.EMPTY]
     open_postgres(empty_url).close()
 
 

@@ -25,9 +25,11 @@ from broker.database.drivers.postgres.connections import Driver, Settings, conne
 from broker.database.drivers.postgres.copying import CopiedRows
 from broker.database.drivers.postgres.marks import CommitMarks, MarkLost, Slot
 from broker.database.drivers.postgres.patience import Patience, is_connection_lost, may_pass_at_once
-from broker.database.migrating import require_current, upgrade
+from broker.database.history import INSTALLED
+from broker.database.schema import require_current
 from broker.domain.errors import BrokerError
 from broker.domain.ids import new_id
+from broker.rules.schema_fit import session_name
 
 __all__ = ["PostgresDatabase", "PostgresTerms", "open_postgres"]
 
@@ -233,7 +235,7 @@ class PostgresDatabase:
         self._lost.difference_update(names)  # another thread may have been as fast
 
     def _open(self, statement_seconds: float, pool: type[Pool]) -> Engine:
-        terms, of_pool = self._terms, {}
+        terms, of_pool, revision = self._terms, {}, INSTALLED.build.needed
         if pool is QueuePool:
             of_pool = {
                 "pool_size": terms.pool_size,
@@ -244,8 +246,8 @@ class PostgresDatabase:
             }
 
         def creator() -> Driver:
-            # By this name a session is found again whose connection was lost.
-            name = f"{terms.name[:40]} {new_id().hex()[-20:]}"
+            # By this name a session is found again whose connection was lost, and a build that may not be broken.
+            name = session_name(terms.name, revision, new_id().hex()[-20:])
             # Whoever reads may think for as long as one of its statements may take.
             idle_seconds = max(terms.idle_in_transaction_seconds, statement_seconds)
             driver = connect(self.url, Settings(name, statement_seconds, idle_seconds))
@@ -274,26 +276,17 @@ def _reason(error: Exception) -> str:
     return f"{type(cause).__name__} {getattr(cause, 'sqlstate', None) or ''}".strip()
 
 
-def open_postgres(
-    url: str,
-    *,
-    pool_size: int = 8,
-    name: str = "broker",
-    upgrade_schema: bool = False,
-    wait_seconds: float = 0.0,
-) -> PostgresDatabase:
-    """The database, once its schema is this program's. Raises BrokerError, in one sentence, where it is not.
+def open_postgres(url: str, *, pool_size: int = 8, name: str = "broker", wait_seconds: float = 0.0) -> PostgresDatabase:
+    """The database, if its schema serves this program. Raises BrokerError, in one sentence, where it doesn't.
 
-    With `upgrade_schema` an empty or older one is brought up to date first; processes that do so at once wait
-    for each other. A server that can't be reached, perhaps since it is only starting, is tried for `wait_seconds`.
+    It is never upgraded by the way; see `broker.database.migrating`. A server that can't be reached, perhaps since it
+    is only starting, is tried for `wait_seconds`.
     """
     database = PostgresDatabase(url, PostgresTerms(name=name, pool_size=pool_size))
     patience = Patience(wait_seconds)
     try:
         while True:
             try:
-                if upgrade_schema:
-                    upgrade(database.engine)
                 require_current(database.engine)
             except BrokerError as error:
                 if error.__cause__ is None or not is_connection_lost(error.__cause__) or not patience.outlasts():

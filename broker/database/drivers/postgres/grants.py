@@ -35,6 +35,7 @@ OPERATIONAL = (
     "assignment",
     "batch",
     "batch_count",
+    "build_seen",
     "cancel_request",
     "commit_mark",
     "desired_change",
