@@ -26,7 +26,15 @@ def price_of(lane: str, hour_usd: str | None, mtok_usd: tuple[str, str] | None, 
         fields = {"input_token_pico_usd": _per_token(per_input), "output_token_pico_usd": _per_token(per_output)}
     content = msgspec.json.encode([lane, meter, fields, source, as_of], order="sorted")
     version = f"{as_of}.{sha256(content).hexdigest()[:8]}"
-    return Price(version=version, meter=meter, source=source, as_of=as_of, **fields)
+    return Price(
+        version=version,
+        meter=meter,
+        instance_hour_pico_usd=fields.get("instance_hour_pico_usd", 0),
+        input_token_pico_usd=fields.get("input_token_pico_usd", 0),
+        output_token_pico_usd=fields.get("output_token_pico_usd", 0),
+        source=source,
+        as_of=as_of,
+    )
 
 
 def _per_token(usd_per_million: str) -> PicoUsd:

@@ -58,6 +58,7 @@ class ShardRecord(msgspec.Struct, kw_only=True):
     spans: list[ShardSpan]
     endpoint: str = ""
     model: str = ""
+    constraints: str = "{}"
     state: ShardState = ShardState.SENT
     claimed_us: int | None = None
     lease_until_us: int | None = None
@@ -156,7 +157,7 @@ def forget_sent(connection: Connection, shard_ids: Sequence[bytes]) -> None:
 
 
 _LOAD = (
-    select(shard, work_group.c.endpoint, work_group.c.model)
+    select(shard, work_group.c.endpoint, work_group.c.model, work_group.c.constraints)
     .join(work_group, work_group.c.group_id == shard.c.group_id)
     .where(shard.c.shard_id.in_(bindparam("shard_ids", expanding=True)))
     .order_by(shard.c.shard_id)

@@ -7,9 +7,23 @@ from typing import NewType
 
 import msgspec
 
-__all__ = ["EngineSettings", "Lane", "LaneName", "LaneState", "Market", "Price", "PriceMeter", "Provider", "Supply"]
+__all__ = [
+    "CURRENCY",
+    "EngineSettings",
+    "Lane",
+    "LaneName",
+    "LaneState",
+    "Market",
+    "Price",
+    "PriceMeter",
+    "Provider",
+    "Supply",
+]
 
 LaneName = NewType("LaneName", str)
+
+CURRENCY = "USD"
+"""What all prices are in (ISO 4217)."""
 
 
 class Provider(StrEnum):
@@ -47,7 +61,11 @@ class PriceMeter(StrEnum):
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
-    """One immutable, versioned price. Pico-USD per instance-hour, or per token on per-token lanes."""
+    """One immutable, versioned price. Pico-USD per instance-hour, or per token on per-token lanes.
+
+    What its source doesn't say is None: cached input then costs what other input costs. `sku` and `billing_account` are
+    the provider's own; it holds from `valid_from_us` until before `valid_until_us`, as the provider says.
+    """
 
     version: str
     meter: PriceMeter
@@ -56,6 +74,12 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     output_token_pico_usd: int = 0
     source: str
     as_of: str
+    cached_input_token_pico_usd: int | None = None
+    cache_write_token_pico_usd: int | None = None
+    sku: str | None = None
+    billing_account: str | None = None
+    valid_from_us: int | None = None
+    valid_until_us: int | None = None
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):

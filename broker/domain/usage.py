@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
 
-__all__ = ["Count", "Moment", "Usage"]
+__all__ = ["Count", "Moment", "Usage", "UsageBasis"]
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 """What a worker may claim of one job: a trillion tokens, or microseconds (12 days). Its cost then fits an int64."""
@@ -28,3 +29,13 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
     output_tokens: Count = 0
     reasoning_tokens: Count = 0
     accelerator_us: Count = 0
+
+
+class UsageBasis(StrEnum):
+    """How the tokens of an attempt are known."""
+
+    ENGINE = "engine"  # the engine stated them
+    COUNTED = "counted"  # it stated none, and we counted them
+    INCONSISTENT = "inconsistent"  # it stated some that contradict each other
+    IMPLAUSIBLE = "implausible"  # it stated more than there can have been
+    NONE = "none"  # nobody knows them: null in the ledger

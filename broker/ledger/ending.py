@@ -23,11 +23,14 @@ from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan
 from broker.domain.ids import id_at, new_span, time_us_of
 from broker.domain.job import WaitingSpan
-from broker.domain.lane import Lane, Price, PriceMeter
+from broker.domain.lane import CURRENCY, Lane, Price, PriceMeter
 from broker.domain.outcome import CostBasis, Outcome
 from broker.domain.shard import ShardSpan, ShardState
+from broker.domain.usage import UsageBasis
+from broker.ledger.digests import Decisions, price_digest, submission_digest
+from broker.ledger.submitted import TAGS, submitted
 from broker.ledger.writing import AttemptRow, Flush, OutcomeRow, ShardFacts, append, attempts_ended_as, ended_jobs
-from broker.rules.pricing import cost_nano_usd
+from broker.rules.pricing import charged_nano_usd, cost_nano_usd
 from broker.rules.regrouping import regroup
 from broker.rules.settling import Ended, Retry, Settlement, settle
 
@@ -40,20 +43,33 @@ class _Shared(NamedTuple):
     """What the attempts of one shard have in common. `counts` are its batch's, where it is of one."""
 
     facts: ShardFacts
+    constraints: str
     price: Price
     basis: CostBasis
     counts: Counts | None
 
 
+class _JobEnd(NamedTuple):
+    """A job that ends with this attempt."""
+
+    shared: _Shared
+    attempt: AttemptRow
+    ended: Ended
+
+
 class AttemptEnds:
     """Collects ends, then writes them all: attempts, outcomes, results, counters, and the retries to come."""
 
-    def __init__(self, connection: Connection, writer: str, stream_id: bytes, now_us: int) -> None:
+    def __init__(
+        self, connection: Connection, writer: str, stream_id: bytes, now_us: int, decisions: Decisions
+    ) -> None:
         self._connection = connection
+        self._decisions = decisions
         self._writer = writer
         self._stream_id = stream_id
         self._now_us = now_us
         self._flush = Flush()
+        self._job_ends: list[_JobEnd] = []
         self._results: list[tuple[Any, ...]] = []
         self._waiting: list[WaitingSpan] = []
         self._counts: dict[bytes, Counts] = defaultdict(Counts)
@@ -95,7 +111,7 @@ class AttemptEnds:
         self._flush.attempts.append(row)
         match settlement.then:
             case Ended() as ended:
-                self._end_job(shared, job_id, row.attempt_id, ran, ended)
+                self._end_job(shared, row, ran, ended)
             case Retry() as retry if shard.state is ShardState.RUNNING:
                 self._wait_again(shard, span, job_id, retry)
             case Retry() | None:
@@ -120,6 +136,7 @@ class AttemptEnds:
 
     def write(self) -> None:
         """Write everything, inside the caller's transaction."""
+        self._describe()
         append(self._connection, self._stream_id, self._flush, self._now_us)
         bulk_insert(self._connection, result, self._results)
         jobs.wait(self._connection, regroup(self._waiting))
@@ -134,12 +151,37 @@ class AttemptEnds:
     @property
     def ended_singles(self) -> list[bytes]:
         """The jobs of no batch that end here; somebody may wait for each of them."""
-        return [row.job_id for row in self._flush.outcomes if row.batch_id is None]
+        return [end.attempt.job_id for end in self._job_ends if end.shared.facts.batch_id is None]
+
+    def _describe(self) -> None:
+        """Say in the rows what was asked: one look for all jobs of the flush."""
+        flush = self._flush
+        asked = submitted(self._connection, {row.job_id for row in flush.attempts})
+        tags = {job_id: row[TAGS] for job_id, row in asked.items() if row[TAGS] is not None}
+        if tags:
+            flush.attempts = [row._replace(tags=tags.get(row.job_id)) for row in flush.attempts]
+        flush.outcomes = [
+            OutcomeRow(
+                job_id=attempt.job_id,
+                tenant_id=facts.tenant_id,
+                batch_id=facts.batch_id,
+                outcome=ended.outcome,
+                error_code=ended.error_code,
+                attempt_id=attempt.attempt_id,
+                attempt_number=attempt.attempt_number,
+                submission_digest=submission_digest(row, facts.endpoint, facts.model, constraints)
+                if (row := asked.get(attempt.job_id))
+                else None,
+            )
+            for (facts, constraints, *_), attempt, ended in self._job_ends
+        ]
 
     def _share(self, shard: ShardRecord, lane: Lane) -> _Shared:
         self._look_up_ended(shard)
         counts = self._counts[shard.batch_id] if shard.batch_id else None
-        shared = self._shared[shard.shard_id] = _Shared(_shard_facts(shard, lane), lane.price, _basis(lane), counts)
+        facts = _shard_facts(shard, lane, self._decisions.of(self._connection, shard))
+        shared = _Shared(facts, shard.constraints, lane.price, _basis(lane), counts)
+        self._shared[shard.shard_id] = shared
         return shared
 
     def _look_up_ended(self, shard: ShardRecord) -> None:
@@ -161,18 +203,10 @@ class AttemptEnds:
             self._misconfigured_before[shard.shard_id] = ChainMap(*found)
         return self._misconfigured_before[shard.shard_id].get(job_id, 0)
 
-    def _end_job(self, shared: _Shared, job_id: bytes, attempt_id: bytes, ran: JobRan, ended: Ended) -> None:
+    def _end_job(self, shared: _Shared, row: AttemptRow, ran: JobRan, ended: Ended) -> None:
+        job_id, attempt_id = row.job_id, row.attempt_id
         self._ended.add(job_id)
-        self._flush.outcomes.append(
-            OutcomeRow(
-                job_id=job_id,
-                tenant_id=shared.facts.tenant_id,
-                batch_id=shared.facts.batch_id,
-                outcome=ended.outcome,
-                error_code=ended.error_code,
-                attempt_id=attempt_id,
-            )
-        )
+        self._job_ends.append(_JobEnd(shared, row, ended))
         self._results.append(
             (job_id, attempt_id, ran.status_code, ran.request_id, ended.error_code, ran.message or None, ran.body, None)
         )
@@ -227,14 +261,14 @@ def _count_end(counts: Counts, outcome: Outcome) -> None:
 
 def _count(counts: Counts, row: AttemptRow) -> None:
     counts.attempts += 1
-    counts.input_tokens += row.input_tokens
-    counts.output_tokens += row.output_tokens
+    counts.input_tokens += row.input_tokens or 0  # the counters sum what is known
+    counts.output_tokens += row.output_tokens or 0
     counts.cost_nano_usd += row.cost_nano_usd
     if row.outcome != Outcome.SUCCEEDED:
         counts.wasted_nano_usd += row.cost_nano_usd
 
 
-def _shard_facts(shard: ShardRecord, lane: Lane) -> ShardFacts:
+def _shard_facts(shard: ShardRecord, lane: Lane, decision_digest: bytes | None) -> ShardFacts:
     return ShardFacts(
         batch_id=shard.batch_id,
         tenant_id=shard.tenant_id,
@@ -252,7 +286,21 @@ def _shard_facts(shard: ShardRecord, lane: Lane) -> ShardFacts:
         stand_in=lane.stand_in,
         price_version=lane.price.version,
         dispatched_us=shard.created_us,
+        resource_id=None,
+        zone=None,
+        endpoint=shard.endpoint,
+        claimed_us=shard.claimed_us,
+        currency=CURRENCY,
+        price_digest=price_digest(lane.price),
+        decision_digest=decision_digest,
     )
+
+
+def _usage_basis(ran: JobRan) -> UsageBasis:
+    """A reply counts as one only with its usage; what ended without one used nobody knows how much."""
+    usage = ran.usage
+    is_stated = ran.outcome is Outcome.SUCCEEDED or usage.input_tokens or usage.output_tokens
+    return UsageBasis.ENGINE if is_stated else UsageBasis.NONE
 
 
 def _attempt_row(
@@ -265,7 +313,8 @@ def _attempt_row(
 ) -> AttemptRow:
     attempt_id, job_id = ids
     submitted_us = time_us_of(job_id)
-    usage = ran.usage
+    usage, usage_basis = ran.usage, _usage_basis(ran)
+    is_known = usage_basis is not UsageBasis.NONE
     cost = cost_nano_usd(shared.price, usage)
     return AttemptRow(
         attempt_id,
@@ -282,10 +331,10 @@ def _attempt_row(
         ran.ended_us,
         max(0, ran.started_us - submitted_us),
         ran.run_us,
-        usage.input_tokens,
-        usage.cached_input_tokens,
-        usage.output_tokens,
-        usage.reasoning_tokens,
+        usage.input_tokens if is_known else None,
+        usage.cached_input_tokens if is_known else None,
+        usage.output_tokens if is_known else None,
+        usage.reasoning_tokens if is_known else None,
         usage.accelerator_us,
         cost,
         cost,
@@ -296,4 +345,13 @@ def _attempt_row(
         len(ran.body),
         ran.request_id,
         None,
+        span.deadline_us,
+        None,
+        None,
+        usage_basis,
+        None,
+        None,
+        None,
+        None,
+        charged_nano_usd(settlement.outcome, cost),
     )

@@ -136,6 +136,12 @@ def _add(connection: Connection, entries: Sequence[BookEntry], book: str, now_us
                 source=one.source,
                 as_of=one.as_of,
                 imported_us=now_us,
+                sku=one.sku,
+                billing_account=one.billing_account,
+                cached_input_token_pico_usd=one.cached_input_token_pico_usd,
+                cache_write_token_pico_usd=one.cache_write_token_pico_usd,
+                valid_from_us=one.valid_from_us,
+                valid_until_us=one.valid_until_us,
             )
             .on_conflict_do_nothing(index_elements=[price.c.version])
         )
@@ -155,4 +161,10 @@ def _price(row: Any) -> Price:  # noqa: ANN401 (a row of the join)
         output_token_pico_usd=row.output_token_pico_usd,
         source=row.source,
         as_of=row.as_of,
+        cached_input_token_pico_usd=row.cached_input_token_pico_usd,
+        cache_write_token_pico_usd=row.cache_write_token_pico_usd,
+        sku=row.sku,
+        billing_account=row.billing_account,
+        valid_from_us=row.valid_from_us,
+        valid_until_us=row.valid_until_us,
     )

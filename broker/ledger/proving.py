@@ -13,8 +13,8 @@ from sqlalchemy import Connection, Row, select
 
 from broker.domain.errors import BrokerError
 from broker.domain.ids import format_id
-from broker.ledger.canonical import batch_bytes, row_bytes
-from broker.ledger.row_values import RowValues
+from broker.ledger.canonical import BatchRecord, batch_bytes, row_bytes
+from broker.ledger.row_values import RowAsWritten, RowValues
 from broker.ledger.tables import (
     attempt,
     cost_entry,
@@ -22,6 +22,7 @@ from broker.ledger.tables import (
     ledger_batch,
     ledger_checkpoint,
     ledger_seal_leaf,
+    ledger_stream,
 )
 from broker.rules.merkle import inclusion_path, leaf_hash
 
@@ -33,7 +34,7 @@ FORMAT = "inference-broker ledger proof 1"
 class RowProof(msgspec.Struct, frozen=True, kw_only=True):
     """One row. Hashes and bytes are in hexadecimal; paths go from the leaf up (RFC 9162 section 2.1.3).
 
-    `values` is what `row` holds, by the columns' names, for people. `batch` is what the batch's hash is of; it ends
+    `values` is what `row` holds, by the names that the columns of its version have, for people. `batch` is what the batch's hash is of; it ends
     with the root of its rows and the hash of the batch before it.
     """
 
@@ -81,14 +82,14 @@ def prove_job(connection: Connection, job_id: bytes) -> Proof:
         ).scalars()
     ]
     rows = [
-        _row_proof(connection, table, row, values, seal, tree)
-        for (table, row, values), seal in zip(found, seals, strict=True)
+        _row_proof(connection, table, row, written, seal, tree)
+        for (table, row, written), seal in zip(found, seals, strict=True)
         if seal is not None
     ]
     return Proof(format=FORMAT, job=name, rows=rows, checkpoint=checkpoint.note)
 
 
-_Found = tuple[str, Row[Any], list[Any]]
+_Found = tuple[str, Row[Any], RowAsWritten]
 
 
 def _rows_of(connection: Connection, job_id: bytes) -> Iterator[_Found]:
@@ -110,31 +111,23 @@ def _seal_of(connection: Connection, row: Row[Any]) -> int | None:
 
 
 def _row_proof(
-    connection: Connection, table: str, row: Row[Any], values: list[Any], seal: int, tree: list[bytes]
+    connection: Connection, table: str, row: Row[Any], written: RowAsWritten, seal: int, tree: list[bytes]
 ) -> RowProof:
     batch = connection.execute(
-        select(ledger_batch).where(
-            ledger_batch.c.stream_id == row.stream_id, ledger_batch.c.batch_number == row.ledger_batch
-        )
+        select(ledger_batch, ledger_stream.c.slot)
+        .join(ledger_stream, ledger_stream.c.stream_id == ledger_batch.c.stream_id)
+        .where(ledger_batch.c.stream_id == row.stream_id, ledger_batch.c.batch_number == row.ledger_batch)
     ).one()
     leaves = _leaves(connection, row)
     index = row.seq - batch.first_seq
     return RowProof(
         table=table,
-        values=_readable(row, values),
-        row=row_bytes(table, values[:-1]).hex(),
+        values=_readable(written),
+        row=row_bytes(table, written.values).hex(),
         row_index=index,
         rows_count=len(leaves),
         row_path=[one.hex() for one in inclusion_path(leaves, index)],
-        batch=batch_bytes(
-            batch.stream_id,
-            batch.batch_number,
-            batch.first_seq,
-            batch.rows_count,
-            batch.sum_cost_nano_usd,
-            bytes(batch.merkle_root),
-            bytes(batch.previous_hash),
-        ).hex(),
+        batch=batch_bytes(msgspec.convert(batch, BatchRecord, from_attributes=True)).hex(),
         seal_index=seal,
         seal_path=[one.hex() for one in inclusion_path(tree, seal)],
     )
@@ -151,7 +144,7 @@ def _leaves(connection: Connection, row: Row[Any]) -> list[bytes]:
     return [leaf for _, leaf in sorted(found)]
 
 
-def _readable(row: Row[Any], values: list[Any]) -> dict[str, Any]:
+def _readable(written: RowAsWritten) -> dict[str, Any]:
     """All but the leaf, by the columns' names."""
-    named = zip(row._fields[:-1], values[:-1], strict=True)
+    named = zip(written.names, written.values, strict=True)
     return {name: value.hex() if isinstance(value, bytes) else value for name, value in named}

@@ -1,7 +1,8 @@
 """The ledger's tables: append-only, never updated, proven row by row.
 
 Every ledger row carries the stream and sequence of its writer, the number of the batch record that
-covers it, its schema version, and `leaf`, the SHA-256 of its canonical bytes (`broker.ledger.canonical`).
+covers it, its schema version, and `leaf`, the SHA-256 of its canonical bytes (`broker.ledger.canonical`). Which columns
+a row of a version has is in `broker.ledger.versions`; those of later versions stand behind `leaf`, and are null in it.
 On PostgreSQL the large ones are partitioned by month of `recorded_us`, so that retention is a dropped
 partition. Uniqueness across partitions lives in `job_outcome`, which is not partitioned.
 """
@@ -73,11 +74,11 @@ attempt = Table(
     Column("ended_us", BigInteger, nullable=False),
     Column("queue_us", BigInteger, nullable=False),
     Column("run_us", BigInteger, nullable=False),
-    # What it used and cost.
-    Column("input_tokens", BigInteger, nullable=False),
-    Column("cached_input_tokens", BigInteger, nullable=False),
-    Column("output_tokens", BigInteger, nullable=False),
-    Column("reasoning_tokens", BigInteger, nullable=False),
+    # What it used and cost. Tokens are null where nobody knows them.
+    Column("input_tokens", BigInteger),
+    Column("cached_input_tokens", BigInteger),
+    Column("output_tokens", BigInteger),
+    Column("reasoning_tokens", BigInteger),
     Column("accelerator_us", BigInteger, nullable=False),
     Column("list_cost_nano_usd", BigInteger, nullable=False),
     Column("cost_nano_usd", BigInteger, nullable=False),
@@ -90,6 +91,23 @@ attempt = Table(
     Column("provider_request_id", Text, nullable=False),
     Column("trace_id", LargeBinary(16)),
     Column("leaf", Digest, nullable=False),
+    # Since version 2: first what it shares with its shard's other jobs.
+    Column("resource_id", String(512)),  # the provider's name for the instance, as bills have it
+    Column("zone", String(64)),
+    Column("endpoint", String(64)),
+    Column("claimed_us", BigInteger),
+    Column("currency", String(3)),  # ISO 4217, of what the provider bills
+    Column("price_digest", Digest),
+    Column("decision_digest", Digest),
+    Column("due_us", BigInteger),
+    Column("first_token_us", BigInteger),
+    Column("cache_write_tokens", BigInteger),
+    Column("usage_basis", String(16)),  # how its tokens are known: domain.usage.UsageBasis
+    Column("tier_asked", String(32)),
+    Column("tier_served", String(32)),
+    Column("key_id", String(64)),  # the submitter's
+    Column("tags", Text),  # canonical JSON
+    Column("charged_nano_usd", BigInteger),  # to the tenant, apart from what it cost
     Index("ix_attempt_job", "job_id"),
     Index("ix_attempt_batch", "batch_id"),
     # SQLite has one tenant, and pays for each index with every row.
@@ -119,6 +137,13 @@ cost_entry = Table(
     Column("cost_basis", String(16), nullable=False),
     Column("reason", Text, nullable=False),
     Column("leaf", Digest, nullable=False),
+    # Since version 2.
+    Column("resource_id", String(512)),
+    Column("region", String(64)),
+    Column("zone", String(64)),
+    Column("accelerator", String(64)),
+    Column("currency", String(3)),
+    Column("bill_line_digest", Digest),
     Index("ix_cost_entry_lane", "lane", "recorded_us"),
     postgresql_partition_by="RANGE (recorded_us)",
 )
@@ -138,6 +163,9 @@ job_outcome = Table(
     Column("error_code", String(32)),
     Column("attempt_id", Id),  # null where the job ended while waiting
     Column("leaf", Digest, nullable=False),
+    # Since version 2.
+    Column("attempt_number", Integer),  # of the attempt that ended it; later ones are superseded or lost
+    Column("submission_digest", Digest),
     sqlite_with_rowid=False,  # one tree instead of two: its rows are small and come in the order of their ids
 )
 
@@ -196,6 +224,13 @@ price = Table(
     Column("source", Text, nullable=False),
     Column("as_of", String(10), nullable=False),
     Column("imported_us", BigInteger, nullable=False),
+    # Since version 2 of the ledger. A price that says nothing of cached tokens has none for them.
+    Column("sku", String(256)),
+    Column("billing_account", String(256)),
+    Column("cached_input_token_pico_usd", BigInteger),
+    Column("cache_write_token_pico_usd", BigInteger),
+    Column("valid_from_us", BigInteger),
+    Column("valid_until_us", BigInteger),
     Index("ix_price_lane", "lane", "imported_us"),
 )
 

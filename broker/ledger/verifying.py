@@ -9,10 +9,12 @@ from operator import attrgetter
 import msgspec
 from sqlalchemy import Connection, Table, select
 
-from broker.ledger.canonical import FIRST_PREVIOUS_HASH, batch_hash, row_leaf
-from broker.ledger.row_values import RowValues
+from broker.ledger.canonical import FIRST_PREVIOUS_HASH, BatchRecord, batch_hash, row_leaf
+from broker.ledger.price_checks import PricesNamed
+from broker.ledger.row_values import RowAsWritten, RowValues
 from broker.ledger.seal_checks import Seals, verify_seals
 from broker.ledger.tables import attempt, cost_entry, job_outcome, ledger_batch, ledger_stream
+from broker.ledger.versions import UnknownVersion
 from broker.rules.merkle import merkle_root
 
 __all__ = ["Verification", "verify"]
@@ -34,24 +36,18 @@ class Verification(msgspec.Struct, kw_only=True):
 
 
 class _Row(msgspec.Struct, frozen=True):
-    """A ledger row as it is now. `leaf` is recomputed; `intact` says whether it is still the stored one."""
+    """A ledger row as it is now. `leaf` is recomputed; `fault` says what is wrong with the row itself, if anything."""
 
     seq: int
     table: str
     leaf: bytes
-    intact: bool
+    fault: str | None
     cost_nano_usd: int
 
 
-class _Batch(msgspec.Struct, frozen=True):
-    """A row of `ledger_batch`."""
+class _Batch(BatchRecord, frozen=True, kw_only=True):
+    """A row of `ledger_batch`, with its stream's slot."""
 
-    batch_number: int
-    first_seq: int
-    rows_count: int
-    sum_cost_nano_usd: int
-    merkle_root: bytes
-    previous_hash: bytes
     batch_hash: bytes
 
 
@@ -60,24 +56,30 @@ def verify(
 ) -> Verification:
     """Check every row against its leaf, every batch against its rows, every stream against its chain and its seals.
 
+    A row and a batch are read by their own version. Prices are checked against what attempts say of them.
+
     It finds any row edited, added or removed, and any batch removed but the last ones of a stream; those are found
     where they were sealed. `published` are the notes of checkpoints that were kept outside the database: with them
     it is found as well where the seals themselves were cut off or made anew. `keys` are the public keys that may have
     signed checkpoints; all that the database knows as the broker's where none are given.
     """
     found = Verification()
+    prices = PricesNamed()
     for stream in connection.execute(select(ledger_stream).order_by(ledger_stream.c.slot)):
         found.streams += 1
-        _verify_stream(connection, stream.stream_id, stream.slot, found)
+        _verify_stream(connection, stream.stream_id, stream.slot, prices, found)
+    found.faults += prices.faults(connection)
     found.seals, faults = verify_seals(connection, published, keys)
     found.faults += faults
     return found
 
 
-def _verify_stream(connection: Connection, stream_id: bytes, slot: str, found: Verification) -> None:
+def _verify_stream(
+    connection: Connection, stream_id: bytes, slot: str, prices: PricesNamed, found: Verification
+) -> None:
     rows = _Peekable(
         heapq.merge(
-            *(_rows(connection, table, stream_id) for table in (attempt, job_outcome, cost_entry)),
+            *(_rows(connection, table, stream_id, prices) for table in (attempt, job_outcome, cost_entry)),
             key=attrgetter("seq"),
         )
     )
@@ -86,10 +88,8 @@ def _verify_stream(connection: Connection, stream_id: bytes, slot: str, found: V
         end = record.first_seq + record.rows_count
         members = list(rows.take_below(end))
         where = f"stream {slot}, batch {record.batch_number}"
-        found.faults += [
-            f"{where}: row {row.seq} of {row.table} is not what was written" for row in members if not row.intact
-        ]
-        found.faults += [f"{where}: {fault}" for fault in _faults(stream_id, record, members, previous, number, seq)]
+        found.faults += [f"{where}: row {row.seq} of {row.table} {row.fault}" for row in members if row.fault]
+        found.faults += [f"{where}: {fault}" for fault in _faults(record, members, previous, number, seq)]
         previous, number, seq = record.batch_hash, record.batch_number + 1, end
         found.batches += 1
         found.rows += len(members)
@@ -99,9 +99,7 @@ def _verify_stream(connection: Connection, stream_id: bytes, slot: str, found: V
         found.faults.append(f"stream {slot}: {stray} rows belong to no batch")
 
 
-def _faults(
-    stream_id: bytes, record: _Batch, members: list[_Row], previous: bytes, number: int, seq: int
-) -> Iterator[str]:
+def _faults(record: _Batch, members: list[_Row], previous: bytes, number: int, seq: int) -> Iterator[str]:
     if record.batch_number != number or record.first_seq != seq:
         yield f"batch {number} is missing before it"
     expected = list(range(record.first_seq, record.first_seq + record.rows_count))
@@ -113,37 +111,43 @@ def _faults(
     root = merkle_root([row.leaf for row in members])
     if root != record.merkle_root or cost != record.sum_cost_nano_usd:
         yield "its rows are not those that it was sealed with"
-    sealed = batch_hash(
-        stream_id,
-        record.batch_number,
-        record.first_seq,
-        record.rows_count,
-        record.sum_cost_nano_usd,
-        record.merkle_root,
-        record.previous_hash,
-    )
-    if sealed != record.batch_hash:
-        yield "its own record was changed"
+    try:
+        if batch_hash(record) != record.batch_hash:
+            yield "its own record was changed"
+    except UnknownVersion as error:
+        yield str(error)
 
 
 def _batches(connection: Connection, stream_id: bytes) -> Iterator[_Batch]:
-    columns = [ledger_batch.c[name] for name in _Batch.__struct_fields__]
-    query = select(*columns).where(ledger_batch.c.stream_id == stream_id).order_by(ledger_batch.c.batch_number)
+    query = (
+        select(ledger_batch, ledger_stream.c.slot)
+        .join(ledger_stream, ledger_stream.c.stream_id == ledger_batch.c.stream_id)
+        .where(ledger_batch.c.stream_id == stream_id)
+        .order_by(ledger_batch.c.batch_number)
+    )
     for row in connection.execute(query.execution_options(yield_per=_ROWS_TOGETHER)):
-        yield _Batch(*row)
+        yield _Batch(**row._mapping)  # noqa: SLF001 (SQLAlchemy's public name for it)
 
 
-def _rows(connection: Connection, table: Table, stream_id: bytes) -> Iterator[_Row]:
-    names = list(table.c.keys())
-    cost_place = names.index("cost_nano_usd") if "cost_nano_usd" in names else None
-    seq_place = names.index("seq")
+def _rows(connection: Connection, table: Table, stream_id: bytes, prices: PricesNamed) -> Iterator[_Row]:
+    name = str(table.name)
     reader = RowValues(connection, table)
     query = select(*reader.columns).where(table.c.stream_id == stream_id).order_by(table.c.seq)
     for row in connection.execute(query.execution_options(yield_per=_ROWS_TOGETHER)):
-        values = reader.of(row)
-        leaf = row_leaf(str(table.name), values[:-1])
-        cost = values[cost_place] if cost_place is not None else 0
-        yield _Row(values[seq_place], str(table.name), leaf, leaf == values[-1], cost)
+        cost = 0 if table is job_outcome else row.cost_nano_usd
+        try:
+            written = reader.of(row)
+        except UnknownVersion as error:
+            yield _Row(row.seq, name, row.leaf, f"can't be checked: {error}", cost)
+            continue
+        if table is attempt:
+            prices.note(row.price_version, row.price_digest)
+        leaf = row_leaf(name, written.values)
+        yield _Row(row.seq, name, leaf, _row_fault(written, leaf), cost)
+
+
+def _row_fault(written: RowAsWritten, leaf: bytes) -> str | None:
+    return None if leaf == written.leaf and not written.has_more else "is not what was written"
 
 
 class _Peekable:

@@ -10,8 +10,17 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from broker.database.connection import bulk_insert
 from broker.domain.ids import new_id
-from broker.ledger.canonical import FIRST_PREVIOUS_HASH, SCHEMA_VERSION, batch_hash, row_leaf
+from broker.ledger.canonical import (
+    FIRST_PREVIOUS_HASH,
+    BatchRecord,
+    batch_hash,
+    composed_leaf,
+    elements_of,
+    leaf_head,
+    row_leaf,
+)
 from broker.ledger.tables import attempt, cost_entry, job_outcome, ledger_batch, ledger_stream
+from broker.ledger.versions import CURRENT, columns_of
 from broker.rules.merkle import merkle_root
 
 __all__ = [
@@ -28,7 +37,10 @@ __all__ = [
 
 
 class ShardFacts(NamedTuple):
-    """What the attempts of one shard share: columns of `attempt`, in the table's order."""
+    """What the attempts of one shard share: columns of `attempt`, in the table's order; first those of version 1.
+
+    `price_digest` and `decision_digest` are of `broker.ledger.digests`.
+    """
 
     batch_id: bytes | None
     tenant_id: str
@@ -46,10 +58,20 @@ class ShardFacts(NamedTuple):
     stand_in: bool
     price_version: str
     dispatched_us: int
+    resource_id: str | None
+    zone: str | None
+    endpoint: str
+    claimed_us: int | None
+    currency: str
+    price_digest: bytes | None
+    decision_digest: bytes | None
 
 
 class AttemptRow(NamedTuple):
-    """A row of `attempt` but for its proof columns; `shard` holds the columns between the two groups around it."""
+    """A row of `attempt` but for its proof columns; `shard` holds those that it shares, which stand in two places.
+
+    First come the columns of version 1, from `due_us` on those that version 2 added. What nobody knows is None.
+    """
 
     attempt_id: bytes
     job_id: bytes
@@ -65,10 +87,10 @@ class AttemptRow(NamedTuple):
     ended_us: int
     queue_us: int
     run_us: int
-    input_tokens: int
-    cached_input_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
+    input_tokens: int | None
+    cached_input_tokens: int | None
+    output_tokens: int | None
+    reasoning_tokens: int | None
     accelerator_us: int
     list_cost_nano_usd: int
     cost_nano_usd: int
@@ -79,17 +101,25 @@ class AttemptRow(NamedTuple):
     reply_bytes: int
     provider_request_id: str
     trace_id: bytes | None
+    due_us: int
+    first_token_us: int | None
+    cache_write_tokens: int | None
+    usage_basis: str
+    tier_asked: str | None
+    tier_served: str | None
+    key_id: str | None
+    tags: str | None
+    charged_nano_usd: int
 
-    def columns(self) -> tuple[Any, ...]:
-        """Its values in the table's order."""
-        return (*self[:_SHARD_PLACE], *self.shard, *self[_SHARD_PLACE + 1 :])
 
-
-_SHARD_PLACE = AttemptRow._fields.index("shard")
+_SHARED_ADDED = ShardFacts._fields.index("resource_id")
+_SHARD = AttemptRow._fields.index("shard")
+_ADDED = AttemptRow._fields.index("due_us")
+_ATTEMPT_HEAD = leaf_head(len(columns_of(attempt, CURRENT)))
 
 
 class CostEntryRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of `cost_entry` but for its proof columns, in the table's order."""
+    """A row of `cost_entry` but for its proof columns, in the table's order; after `reason` what version 2 added."""
 
     entry_id: bytes
     kind: str
@@ -107,10 +137,19 @@ class CostEntryRow(msgspec.Struct, frozen=True, kw_only=True):
     cost_nano_usd: int
     cost_basis: str
     reason: str
+    resource_id: str | None = None
+    region: str | None = None
+    zone: str | None = None
+    accelerator: str | None = None
+    currency: str | None = None
+    bill_line_digest: bytes | None = None
+
+
+_ENTRY_ADDED = CostEntryRow.__struct_fields__.index("resource_id")
 
 
 class OutcomeRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A job's end."""
+    """A job's end. `attempt_id` and `attempt_number` are None where it ended while waiting."""
 
     job_id: bytes
     tenant_id: str
@@ -118,6 +157,8 @@ class OutcomeRow(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str
     error_code: str | None
     attempt_id: bytes | None
+    attempt_number: int | None
+    submission_digest: bytes | None
 
 
 class Flush(msgspec.Struct):
@@ -136,13 +177,36 @@ class _Proof(msgspec.Struct):
     next_seq: int
     leaves: list[bytes] = []
 
-    def sealed(self, table: str, key: bytes | int, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The whole row: its first column, the proof columns, the values after them, the leaf."""
-        row = (key, self.stream_id, self.next_seq, self.batch_number, SCHEMA_VERSION, *values)
+    def sealed(
+        self, table: str, key: bytes | int, values: tuple[Any, ...], added: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+        """The whole row: its first column, the proof columns, the values after them, the leaf, what came since."""
+        row = (key, self.stream_id, self.next_seq, self.batch_number, CURRENT, *values)
         self.next_seq += 1
-        leaf = row_leaf(table, row)
+        leaf = row_leaf(table, (*row, *added))
         self.leaves.append(leaf)
-        return (*row, leaf)
+        return (*row, leaf, *added)
+
+    def sealed_attempts(self, attempts: list[AttemptRow], now_us: int) -> list[tuple[Any, ...]]:
+        """Likewise, for many rows that differ in few columns: what a shard's attempts share is encoded once."""
+        rows = []
+        facts: ShardFacts | None = None
+        shared: tuple[Any, ...] = ()
+        shared_added: tuple[Any, ...] = ()
+        elements = elements_added = elements_of(())
+        place = ("attempt", now_us, self.stream_id)
+        for seq, row in enumerate(attempts, start=self.next_seq):
+            if row.shard is not facts:
+                facts = row.shard
+                shared, shared_added = facts[:_SHARED_ADDED], facts[_SHARED_ADDED:]
+                elements, elements_added = elements_of(shared), elements_of(shared_added)
+            head, values, added = row[:_SHARD], row[_SHARD + 1 : _ADDED], row[_ADDED:]
+            parts = (*place, seq, self.batch_number, CURRENT, *head, elements, *values, elements_added, *added)
+            leaf = composed_leaf(_ATTEMPT_HEAD, parts)
+            self.leaves.append(leaf)
+            rows.append((*parts[1:6], *head, *shared, *values, leaf, *shared_added, *added))
+        self.next_seq += len(attempts)
+        return rows
 
 
 def open_stream(connection: Connection, slot: str, now_us: int) -> bytes:
@@ -177,8 +241,9 @@ def attempts_ended_as(
     return {job_id: int(count) for job_id, count in rows}
 
 
+_SLOT = select(ledger_stream.c.slot).where(ledger_stream.c.stream_id == bindparam("of_stream"))
 _HEAD = (
-    select(ledger_batch)
+    select(ledger_batch, _SLOT.scalar_subquery().label("slot"))
     .where(ledger_batch.c.stream_id == bindparam("of_stream"))
     .order_by(ledger_batch.c.batch_number.desc())
     .limit(1)
@@ -198,27 +263,23 @@ def append(connection: Connection, stream_id: bytes, flush: Flush, now_us: int) 
         return
     head = connection.execute(_HEAD, {"of_stream": stream_id}).one_or_none()
     first_seq = head.first_seq + head.rows_count if head else 0
-    previous = head.batch_hash if head else FIRST_PREVIOUS_HASH
     proof = _Proof(stream_id, head.batch_number + 1 if head else 0, first_seq)
     _insert_rows(connection, flush, proof, now_us)
     cost = sum(row.cost_nano_usd for row in flush.attempts) + sum(row.cost_nano_usd for row in flush.cost_entries)
-    root = merkle_root(proof.leaves)
-    sealed = batch_hash(stream_id, proof.batch_number, first_seq, rows_count, cost, root, previous)
-    connection.execute(
-        _SEAL,
-        {
-            "stream_id": stream_id,
-            "batch_number": proof.batch_number,
-            "schema_version": SCHEMA_VERSION,
-            "first_seq": first_seq,
-            "rows_count": rows_count,
-            "sum_cost_nano_usd": cost,
-            "merkle_root": root,
-            "previous_hash": previous,
-            "batch_hash": sealed,
-            "committed_us": now_us,
-        },
+    record = BatchRecord(
+        schema_version=CURRENT,
+        stream_id=stream_id,
+        slot=head.slot if head else connection.execute(_SLOT, {"of_stream": stream_id}).scalar_one(),
+        batch_number=proof.batch_number,
+        first_seq=first_seq,
+        rows_count=rows_count,
+        sum_cost_nano_usd=cost,
+        committed_us=now_us,
+        merkle_root=merkle_root(proof.leaves),
+        previous_hash=bytes(head.batch_hash) if head else FIRST_PREVIOUS_HASH,
     )
+    row = msgspec.structs.asdict(record) | {"batch_hash": batch_hash(record)}
+    connection.execute(_SEAL, {name: row[name] for name in ledger_batch.c.keys()})
 
 
 def _storable(row: AttemptRow) -> AttemptRow:
@@ -227,12 +288,7 @@ def _storable(row: AttemptRow) -> AttemptRow:
 
 
 def _insert_rows(connection: Connection, flush: Flush, proof: _Proof, now_us: int) -> None:
-    astuple = msgspec.structs.astuple
-    bulk_insert(
-        connection,
-        attempt,
-        [proof.sealed("attempt", now_us, row.columns()) for row in flush.attempts],
-    )
+    bulk_insert(connection, attempt, proof.sealed_attempts(flush.attempts, now_us))
     bulk_insert(
         connection,
         job_outcome,
@@ -241,12 +297,14 @@ def _insert_rows(connection: Connection, flush: Flush, proof: _Proof, now_us: in
                 "job_outcome",
                 row.job_id,
                 (now_us, row.tenant_id, row.batch_id, row.outcome, row.error_code, row.attempt_id),
+                (row.attempt_number, row.submission_digest),
             )
             for row in flush.outcomes
         ],
     )
+    entries = [msgspec.structs.astuple(row) for row in flush.cost_entries]
     bulk_insert(
         connection,
         cost_entry,
-        [proof.sealed("cost_entry", now_us, astuple(row)) for row in flush.cost_entries],
+        [proof.sealed("cost_entry", now_us, row[:_ENTRY_ADDED], row[_ENTRY_ADDED:]) for row in entries],
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from broker.domain.lane import Price, PriceMeter
 from broker.domain.money import NanoUsd, divide_half_even
+from broker.domain.outcome import Outcome
 from broker.domain.usage import Usage
 
 __all__ = [
     "accelerator_cost_nano_usd",
     "affordable_jobs",
+    "charged_nano_usd",
     "cost_nano_usd",
     "expected_job_cost_nano_usd",
     "token_cost_nano_usd",
@@ -33,6 +35,11 @@ def cost_nano_usd(price: Price, usage: Usage) -> NanoUsd:
         case PriceMeter.TOKEN:
             pico = usage.input_tokens * price.input_token_pico_usd + usage.output_tokens * price.output_token_pico_usd
             return NanoUsd(divide_half_even(pico, _PICO_PER_NANO))
+
+
+def charged_nano_usd(outcome: Outcome, cost: int) -> NanoUsd:
+    """What a tenant is charged for an attempt: what the success of its job cost, and nothing for waste."""
+    return NanoUsd(cost if outcome is Outcome.SUCCEEDED else 0)
 
 
 def expected_job_cost_nano_usd(price: Price, jobs_per_second: float) -> NanoUsd:

@@ -18,6 +18,8 @@ from broker.domain.errors import ErrorCode
 from broker.domain.ids import id_at, id_offset, ids_of_span
 from broker.domain.job import WaitingSpan
 from broker.domain.outcome import Outcome
+from broker.ledger.digests import submission_digest
+from broker.ledger.submitted import submitted
 from broker.ledger.writing import Flush, OutcomeRow, append, ended_jobs, open_stream
 from broker.rules.pricing import affordable_jobs
 from broker.wakeups import Topic, Wakeups
@@ -165,23 +167,24 @@ def _around(span: WaitingSpan, job_id: bytes) -> list[WaitingSpan]:
 
 def _outcomes(connection: Connection, span: WaitingSpan, code: ErrorCode) -> list[OutcomeRow]:
     ended = ended_jobs(connection, span.first_job_id, id_at(span.first_job_id, span.jobs_count - 1))
-    tenant_id = _tenant_of(connection, span)
+    group = jobs.load_groups(connection, [span.group_id])[0].key
+    ending = [job_id for job_id in ids_of_span(span.first_job_id, span.jobs_count) if job_id not in ended]
+    asked = submitted(connection, ending)
     return [
         OutcomeRow(
             job_id=job_id,
-            tenant_id=tenant_id,
+            tenant_id=group.tenant_id,
             batch_id=span.batch_id,
             outcome=_OUTCOMES[code],
             error_code=code,
             attempt_id=None,
+            attempt_number=None,
+            submission_digest=submission_digest(row, group.endpoint, group.model, group.constraints)
+            if (row := asked.get(job_id))
+            else None,
         )
-        for job_id in ids_of_span(span.first_job_id, span.jobs_count)
-        if job_id not in ended
+        for job_id in ending
     ]
-
-
-def _tenant_of(connection: Connection, span: WaitingSpan) -> str:
-    return jobs.load_groups(connection, [span.group_id])[0].key.tenant_id
 
 
 def _counts(code: ErrorCode, jobs_count: int) -> Counts:

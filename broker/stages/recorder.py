@@ -22,6 +22,7 @@ from broker.domain.lane import Lane
 from broker.domain.outcome import Outcome
 from broker.domain.shard import ShardState
 from broker.health import Health
+from broker.ledger.digests import Decisions
 from broker.ledger.ending import AttemptEnds
 from broker.ledger.prices import PricedLanes
 from broker.ledger.writing import open_stream
@@ -62,6 +63,7 @@ class Recorder:
     ) -> None:
         self._database = database
         self._lanes = PricedLanes(lanes)
+        self._decisions = Decisions()
         self._lane_of_queue = {lane.events_queue: str(lane.name) for lane in lanes}
         self._ring = ring
         self._clock = clock
@@ -99,7 +101,8 @@ class Recorder:
         now_us = self._clock()
         records = shards.load(connection, sorted({event.shard_id for event in events}), lock=True)
         self._lanes.look(connection)
-        ends = AttemptEnds(connection, self._slot, self._stream_id, now_us)
+        self._decisions.look(connection, records.values())
+        ends = AttemptEnds(connection, self._slot, self._stream_id, now_us, self._decisions)
         touched: dict[bytes, ShardRecord] = {}
         for event in events:
             record = records.get(event.shard_id)

@@ -28,6 +28,7 @@ from broker.domain.lane import Lane
 from broker.domain.outcome import Outcome
 from broker.domain.shard import Bitmap, ShardState
 from broker.domain.usage import Usage
+from broker.ledger.digests import Decisions
 from broker.ledger.ending import AttemptEnds
 from broker.ledger.prices import PricedLanes
 from broker.ledger.writing import ended_jobs, open_stream
@@ -73,6 +74,7 @@ class Rescuer:
     ) -> None:
         self._database = database
         self._lanes = PricedLanes(lanes)
+        self._decisions = Decisions()
         self._clock = clock
         self._wakeups = wakeups
         self._lease_us = int(lease_seconds * 1_000_000)
@@ -173,7 +175,7 @@ class Rescuer:
         return [lane for lane, slots in self._capacity(connection).items() if slots]
 
     def _give_back_unclaimed(self, connection: Connection, record: ShardRecord, now_us: int) -> None:
-        ends = AttemptEnds(connection, self._slot, self._stream_id, now_us)
+        ends = AttemptEnds(connection, self._slot, self._stream_id, now_us, self._decisions)
         ends.give_back(record, record.recorded.missing(record.jobs_count))
         ends.write()
         shards.close(connection, record.shard_id, ShardState.TAKEN_BACK, now_us)
@@ -185,7 +187,7 @@ class Rescuer:
         shares = self._upper_costs(record, missing, now_us)
         self._lanes.look(connection)
         lane = self._lanes.at(record.lane, record.created_us)
-        ends = AttemptEnds(connection, self._slot, self._stream_id, now_us)
+        ends = AttemptEnds(connection, self._slot, self._stream_id, now_us, self._decisions)
         ends.give_back(record, [index for index in missing if index not in running])
         retries: list[WaitingSpan] = []
         for index in missing:
@@ -233,7 +235,7 @@ class Rescuer:
         """
         missing = record.recorded.missing(record.jobs_count)
         sent_on = record.state is ShardState.TAKEN_BACK
-        ends = AttemptEnds(connection, self._slot, self._stream_id, now_us)
+        ends = AttemptEnds(connection, self._slot, self._stream_id, now_us, self._decisions)
         if record.claimed_us is None:
             ends.give_back(record, missing)
         else:

@@ -32,6 +32,7 @@ from broker.domain.usage import Usage
 from broker.health import LaneHealth
 from broker.intake.batch_files import BatchRequest, Intake
 from broker.leasing import LeaseDoor
+from broker.ledger.prices import import_prices
 from broker.ledger.verifying import Verification, verify
 from broker.ledger.writing import AttemptRow, OutcomeRow, ShardFacts
 from broker.signing import KeyRing, KeyRole, PublicKey, Signer
@@ -121,13 +122,14 @@ def a_failure(index: int = 0, code: ErrorCode = ErrorCode.ENGINE_FAILED, **chang
 def an_attempt_row(**changes: Any) -> AttemptRow:
     """`changes` may name columns of the row and of its shard's facts alike."""
     values: dict[str, Any] = {"outcome": "succeeded", "market": "spot", "cost_basis": "attributed", "decisive": True}
-    values |= {"attempt_id": new_id(), "job_id": new_id()} | changes
+    # A price that nobody imported has no digest that could be checked.
+    values |= {"attempt_id": new_id(), "job_id": new_id(), "price_digest": None} | changes
     facts = ShardFacts(**_filled(ShardFacts, values))
     return AttemptRow(**_filled(AttemptRow, values | {"shard": facts}))
 
 
 def _filled(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Every field of a named tuple: as given, or of its type."""
+    """Every field of a named tuple: as given, or of its type; what may be None is, unless it is given."""
     plain = {bytes: b"x" * 16, str: "s", int: 7, bool: False}
     return {name: values.get(name, plain.get(hint)) for name, hint in get_type_hints(kind).items()}
 
@@ -140,6 +142,8 @@ def an_outcome_row(**changes: Any) -> OutcomeRow:
         "outcome": "succeeded",
         "error_code": None,
         "attempt_id": None,
+        "attempt_number": None,
+        "submission_digest": None,
     }
     return OutcomeRow(**fields | changes)
 
@@ -196,6 +200,7 @@ class World:
     def __init__(self, database: Database, lanes: Sequence[Lane], folder: Path) -> None:
         self.database, self.lanes, self.folder = database, list(lanes), folder
         self.clock, self.wakeups = FixedClock(), Wakeups()
+        database.write(lambda connection: import_prices(connection, self.lanes, self.clock()))  # as every start does
         signers = {str(lane.name): a_signer(f"key-{lane.name}") for lane in lanes}
         self.signers = {name: signer for name, (signer, _) in signers.items()}
         self.ring = KeyRing(

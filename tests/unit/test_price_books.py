@@ -140,10 +140,10 @@ def in_force(world, lanes, at_us):
     return {str(lane.name): lane.price.version for lane in priced.all_at(at_us)}
 
 
-def test_a_price_holds_from_its_import_until_the_next_and_is_never_changed(world):
+def test_a_price_holds_from_its_import_until_the_next_and_is_never_changed(make_world):
     cheap, dear = a_price(1_000, version="v1"), a_price(2_000, version="v2")
     lane = a_lane(price=cheap)
-    world.database.write(lambda one: import_prices(one, [lane], NOW_US))
+    world = make_world(lane)
     world.database.write(lambda one: import_book(one, "b1", "f", [BookEntry("lane-a", dear)], NOW_US + 10 * SECOND_US))
     assert in_force(world, [lane], NOW_US + 11 * SECOND_US) == {"lane-a": "v1"}  # until all processes have read it
     assert in_force(world, [lane], NOW_US + 12 * SECOND_US) == {"lane-a": "v2"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from sqlalchemy.exc import DatabaseError
 
 from broker.database.keys import remember_key
 from broker.domain.errors import BrokerError
-from broker.ledger.canonical import FIRST_PREVIOUS_HASH, SCHEMA_VERSION, batch_hash, row_leaf
+from broker.ledger.canonical import FIRST_PREVIOUS_HASH, BatchRecord, batch_hash, row_leaf
 from broker.ledger.checkpoints import sign_checkpoint, verify_note
 from broker.ledger.tables import (
     attempt,
@@ -256,8 +257,8 @@ def _rewritten(ledger, number):
             cost += values.get("cost_nano_usd", 0)
             found.append(leaf)
         root = merkle_root(found)
-        made = batch_hash(stream, record.batch_number, record.first_seq, record.rows_count, cost, root, previous)
-        assert record.schema_version == SCHEMA_VERSION
+        changed = {"sum_cost_nano_usd": cost, "merkle_root": root, "previous_hash": previous, "slot": "recorder-0"}
+        made = batch_hash(msgspec.convert({**record._mapping, **changed}, BatchRecord))
         here = (ledger_batch.c.stream_id == stream, ledger_batch.c.batch_number == record.batch_number)
         fields = {"sum_cost_nano_usd": cost, "merkle_root": root, "previous_hash": previous, "batch_hash": made}
         yield update(ledger_batch).where(*here).values(fields)
