@@ -62,7 +62,7 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     many messages to prefetch; `door_heard_us` says when the lease door last answered, where it is elsewhere;
     `upload_kept_seconds` is how old an upload without a batch must be to be thrown away;
     without a `jobs_bus` no jobs come over a bus, and the notifier has nobody to tell; `checkpoint_places` are where
-    the sealer publishes, and without any it seals nothing; `shares` limits suppliers, by name or `*` for all others;
+    the sealer publishes, and without any it seals nothing; `shares` limits providers, by name or `*` for all others;
     `take_slot` gives a role the name of a stream that no other process writes.
     """
 
