@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Protocol
 
-__all__ = ["Carrier", "Endings", "Topic", "Wakeups"]
+__all__ = ["Carrier", "Endings", "Topic", "Waiter", "Wakeups"]
 
 
 class Topic(StrEnum):
@@ -32,12 +32,29 @@ class Carrier(Protocol):
         """Tell those who wait elsewhere that these jobs have ended."""
 
 
+class Waiter:
+    """One thread's wake-ups of a topic. One that comes while the thread works is kept until it waits again."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def wake(self) -> None:
+        """Let it wait no longer, or not at all where it comes to wait."""
+        self._event.set()
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Sleep until woken, or for `timeout_seconds`; whether woken."""
+        woken = self._event.wait(timeout_seconds)
+        self._event.clear()
+        return woken
+
+
 class Wakeups:
-    """Of one process. A wake-up that comes while its stage works is kept until the stage waits again."""
+    """Of one process. `wait` is for a topic's only thread; where several wait for one topic, each has a waiter."""
 
     def __init__(self) -> None:
         self.endings = Endings()
-        self._events = {topic: threading.Event() for topic in Topic}
+        self._waiters = {topic: [Waiter()] for topic in Topic}
         self._carrier: Carrier | None = None
 
     def carry_on(self, carrier: Carrier) -> None:
@@ -53,14 +70,18 @@ class Wakeups:
     def wake(self, *topics: Topic) -> None:
         """Wake those of this process."""
         for topic in topics:
-            self._events[topic].set()
+            for waiter in self._waiters[topic]:
+                waiter.wake()
+
+    def waiter(self, topic: Topic) -> Waiter:
+        """One more thread that is woken with the topic."""
+        waiter = Waiter()
+        self._waiters[topic] = [*self._waiters[topic], waiter]  # not in place: others may be waking these
+        return waiter
 
     def wait(self, topic: Topic, timeout_seconds: float) -> bool:
         """Sleep until notified, or for `timeout_seconds`; whether notified."""
-        event = self._events[topic]
-        notified = event.wait(timeout_seconds)
-        event.clear()
-        return notified
+        return self._waiters[topic][0].wait(timeout_seconds)
 
 
 class Endings:

@@ -54,7 +54,7 @@ class Embedded:
 
     Use it as a context manager: inside, it works; on leaving, what runs is handed back and everything ends,
     within about five seconds where the engines let go in time. `failure` holds what a stage could not get
-    past, for the person to see. `shares` limits suppliers, see `broker.catalog.shares`.
+    past, for the person to see. `shares` limits providers, see `broker.catalog.shares`.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ from broker.stages.dispatcher import SHARDS_PER_STEP, Capacity, Dispatcher
 from broker.stages.notifier import Notifier
 from broker.stages.planner import Planner, live_policy
 from broker.stages.recorder import Recorder
-from broker.stages.relay import ROWS_PER_STEP, Relay, ShardPublisher
+from broker.stages.relay import ROWS_PER_STEP, Relay, ShardPublisher, lanes_of_each_bus
 from broker.stages.rescuer import Rescuer
 from broker.stages.sealer import SEAL_SECONDS, Sealer
 from broker.wakeups import Topic
@@ -62,7 +62,7 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     many messages to prefetch; `door_heard_us` says when the lease door last answered, where it is elsewhere;
     `upload_kept_seconds` is how old an upload without a batch must be to be thrown away;
     without a `jobs_bus` no jobs come over a bus, and the notifier has nobody to tell; `checkpoint_places` are where
-    the sealer publishes, and without any it seals nothing; `shares` limits suppliers, by name or `*` for all others;
+    the sealer publishes, and without any it seals nothing; `shares` limits providers, by name or `*` for all others;
     `take_slot` gives a role the name of a stream that no other process writes.
     """
 
@@ -228,8 +228,7 @@ class Roles:
     def _start_sending(self, role: Role) -> None:
         front, wiring = self._front, self._wiring
         if role is Role.RELAY:
-            relay = Relay(front.database, front.lanes, wiring.publishers, wiring.signer, front.clock)
-            self._loop(role, lambda: relay.step() >= ROWS_PER_STEP, Topic.RELAY)
+            self._start_relays(wiring.leads(role))
             return
         dispatcher = Dispatcher(front.database, front.lanes, front.clock, front.wakeups, front.health, wiring.capacity)
 
@@ -239,6 +238,14 @@ class Roles:
 
         # After less than a full step there is nothing more until someone says so: looking would be in the way.
         wiring.stages.loop(role, lambda: dispatcher.step() >= SHARDS_PER_STEP, wait, wiring.leads(role))
+
+    def _start_relays(self, leads: Callable[[], bool]) -> None:
+        front, wiring = self._front, self._wiring
+        for lanes in lanes_of_each_bus(front.lanes, wiring.publishers):
+            relay = Relay(front.database, lanes, wiring.publishers, wiring.signer, front.clock)
+            waiter = front.wakeups.waiter(Topic.RELAY)
+            step, rest = partial(_fills_a_page, relay), partial(waiter.wait, POLL_SECONDS)
+            wiring.stages.loop(Role.RELAY, step, rest, leads)
 
     def _start_tidying(self, role: Role) -> None:
         stages = self._wiring.stages
@@ -267,3 +274,8 @@ class Roles:
         """A batch ends once; looking after each of its flushes would cost more than the flush."""
         self._wiring.stages.stopping.wait(_ASSEMBLER_REST_SECONDS)
         self._front.wakeups.wait(Topic.ASSEMBLER, POLL_SECONDS)
+
+
+def _fills_a_page(relay: Relay) -> bool:
+    """One step; whether there may be more."""
+    return relay.step() >= ROWS_PER_STEP

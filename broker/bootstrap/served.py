@@ -56,7 +56,7 @@ class ServedTerms(msgspec.Struct, frozen=True, kw_only=True):
 
     `drain_seconds`: how long the stages may take to end what they are at. `jobs_bus_url`: of the bus that producers
     publish their jobs on, where there is one; `payloads_url`: of the store for what a lane's bus can't carry, likewise.
-    `shares` limits suppliers, see `broker.catalog.shares`.
+    `shares` limits providers, see `broker.catalog.shares`.
     """
 
     database_url: str

@@ -1,4 +1,4 @@
-"""Limits on suppliers' shares of the work, from the table `shares` of the catalog of lanes."""
+"""Limits on providers' shares of the work, from the table `shares` of the catalog of lanes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from broker.domain.lane import Lane, Provider
 __all__ = ["EVERYONE", "load_shares"]
 
 EVERYONE = "*"
-"""Stands for every supplier that isn't named."""
+"""Stands for every provider that isn't named."""
 
 
 def load_shares(catalog: str | Path, lanes: Sequence[Lane]) -> dict[str, float]:
-    """By supplier, or `*` for every other, the part of the work that it may have, above 0 and at most 1.
+    """By provider, or `*` for every other, the part of the work that it may have, above 0 and at most 1.
 
     `catalog` has been loaded before, and `lanes` are all of its lanes. Raises UsageError with one sentence naming
     file, field, value and limit.

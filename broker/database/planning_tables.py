@@ -66,7 +66,7 @@ arrival_count = Table(
     Column("jobs", BigInteger, nullable=False),
 )
 
-# How many jobs of a model each lane did in each ten minutes of the last week, for the suppliers' shares.
+# How many jobs of a model each lane did in each ten minutes of the last week, for the providers' shares.
 work_count = Table(
     "work_count",
     metadata,
@@ -77,7 +77,7 @@ work_count = Table(
     Column("counted_us", BigInteger, nullable=False),  # up to when the ledger had been counted by then
 )
 
-# Suppliers that have had more than their share of the work; the row goes when that is no longer so.
+# Providers that have had more than their share of the work; the row goes when that is no longer so.
 share_limit = Table(
     "share_limit",
     metadata,

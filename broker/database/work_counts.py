@@ -1,4 +1,4 @@
-"""Statements on what each lane did in each ten minutes, and on suppliers that had more than their share of it."""
+"""Statements on what each lane did in each ten minutes, and on providers that had more than their share of it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def forget_before(connection: Connection, minute: int) -> None:
 
 
 def write_share_limits(connection: Connection, limits: Sequence[BeyondShare], now_us: int) -> None:
-    """These suppliers, and no others, had more than their share."""
+    """These providers, and no others, had more than their share."""
     connection.execute(delete(share_limit))
     if limits:
         rows = [
@@ -71,7 +71,7 @@ def write_share_limits(connection: Connection, limits: Sequence[BeyondShare], no
 
 
 def share_limits(connection: Connection) -> dict[str, BeyondShare]:
-    """The suppliers that had more than their share, by name."""
+    """The providers that had more than their share, by name."""
     return {
         row.provider: BeyondShare(row.provider, row.share, row.part, row.due_by_us)
         for row in connection.execute(select(share_limit))

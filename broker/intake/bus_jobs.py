@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from typing import Protocol
+from typing import Protocol, assert_never
 
 import msgspec
 import structlog
@@ -46,7 +46,7 @@ _TOLD_CHARS_MAX = 500
 _log = structlog.get_logger(__name__)
 
 _read_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_read_one = msgspec.json.Decoder(JobRequest).decode
+_read_job = msgspec.json.Decoder(JobRequest).decode
 
 
 class JobsInbox(Protocol):
@@ -72,15 +72,32 @@ class LanesOutlook(Protocol):
         """What the planner last said of each lane."""
 
 
-class _Entry(msgspec.Struct):
-    """One job of a message: admitted, refused, or known from before (`job_id`), when it came for the first time."""
+class _Accepted(msgspec.Struct, frozen=True):
+    """A job of a message that is to be stored. `index` is where it is in the message's list."""
 
-    place: int
+    index: int
     key: str
+    job: Admitted
+
+
+class _Refused(msgspec.Struct, frozen=True):
+    """One that no job is made of. By `fingerprint` a job of then is known again; empty where there can't be one."""
+
+    index: int
+    key: str
+    refusal: Refusal
     fingerprint: bytes = b""
-    admitted: Admitted | None = None
-    refusal: Refusal | None = None
-    job_id: bytes | None = None
+
+
+class _Known(msgspec.Struct, frozen=True):
+    """One that would be refused today, and was taken in when its message first came."""
+
+    index: int
+    key: str
+    job_id: bytes
+
+
+_Entry = _Accepted | _Refused | _Known
 
 
 class _Message(msgspec.Struct, frozen=True):
@@ -90,15 +107,19 @@ class _Message(msgspec.Struct, frozen=True):
     digest: bytes
     tenant_id: str
     reply_to: str
-    entries: list[_Entry]
+    entries: tuple[_Entry, ...]
 
     @property
-    def admitted(self) -> list[_Entry]:
-        return [entry for entry in self.entries if entry.admitted]
+    def accepted(self) -> list[_Accepted]:
+        return [entry for entry in self.entries if isinstance(entry, _Accepted)]
 
     @property
-    def refused(self) -> list[_Entry]:
-        return [entry for entry in self.entries if entry.refusal]
+    def refused(self) -> list[_Refused]:
+        return [entry for entry in self.entries if isinstance(entry, _Refused)]
+
+    def replaced(self, changed: Mapping[int, _Entry]) -> _Message:
+        """The message with other entries at these indices."""
+        return msgspec.structs.replace(self, entries=tuple(changed.get(entry.index, entry) for entry in self.entries))
 
 
 class Receiving:
@@ -128,11 +149,12 @@ class Receiving:
         """Store what has come, or what could not be stored before; False where it can't be stored now either."""
         if not self._held:
             self._held = self._recognise(self._open(self._inbox.receive(MESSAGES_PER_STEP, _WAIT_SECONDS)))
-        stored = self._store(self._held)
+        stored, given_up = self._store(self._held)
         self._inbox.acknowledge([message.delivery for message in stored])
+        self._inbox.reject([message.delivery for message in given_up])
         self._tell(stored)
-        done = set(map(id, stored))
-        self._held = [message for message in self._held if id(message) not in done]
+        settled = {id(message.delivery) for message in (*stored, *given_up)}
+        self._held = [message for message in self._held if id(message.delivery) not in settled]
         return not self._held
 
     # What came.
@@ -158,11 +180,10 @@ class Receiving:
         if len(delivery.envelope) > MESSAGE_BYTES_MAX:
             raise EnvelopeError(f"it has {len(delivery.envelope):,} bytes; the limit is {MESSAGE_BYTES_MAX:,}")
         digest = sha256(delivery.envelope).digest()
-        return _Message(
-            delivery, digest, opened.owner, reply_to, self._admit_all(opened.body.jobs, digest, opened.owner)
-        )
+        entries = self._admit_all(opened.body.jobs, digest, opened.owner)
+        return _Message(delivery, digest, opened.owner, reply_to, entries)
 
-    def _admit_all(self, text: bytes, digest: bytes, tenant_id: str) -> list[_Entry]:
+    def _admit_all(self, text: bytes, digest: bytes, tenant_id: str) -> tuple[_Entry, ...]:
         try:
             if not text.isascii():
                 text.decode()  # what the decoder skips, it does not check
@@ -171,70 +192,92 @@ class Receiving:
                 raise ValueError(f"the list has {len(parts):,} jobs; it must have 1 to {JOBS_PER_MESSAGE_MAX:,}")
         except (ValueError, RecursionError) as error:  # msgspec's and UTF-8's errors are ValueErrors
             message = f"jobs is not a list of jobs in JSON and UTF-8: {error}"
-            return [_Entry(0, derived_key(digest, 0), refusal=Refusal(ErrorCode.INVALID_FIELD, "jobs", message))]
-        return [self._admit(part, place, derived_key(digest, place), tenant_id) for place, part in enumerate(parts)]
+            return (_Refused(0, derived_key(digest, 0), Refusal(ErrorCode.INVALID_FIELD, "jobs", message)),)
+        return tuple(
+            self._admit(part, index, derived_key(digest, index), tenant_id) for index, part in enumerate(parts)
+        )
 
-    def _admit(self, part: msgspec.Raw, place: int, key: str, tenant_id: str) -> _Entry:
+    def _admit(self, part: msgspec.Raw, index: int, key: str, tenant_id: str) -> _Entry:
+        """`key` is that of a job without one of its own."""
         try:
-            request = _read_one(part)
+            request = _read_job(part)
         except (msgspec.DecodeError, RecursionError) as error:
             message = f"the job is not as it should be: {error}"
-            return _Entry(place, key, refusal=Refusal(ErrorCode.INVALID_FIELD, f"[{place}]", message))
+            return _Refused(index, key, Refusal(ErrorCode.INVALID_FIELD, f"[{index}]", message))
         if request.idempotency_key is None:
             request = msgspec.structs.replace(request, idempotency_key=key)
+        own_key = request.idempotency_key or key
         lanes, prospects = self._outlook.lanes(), self._outlook.prospects()
-        found = admit_job(request, lanes, tenant_id, self._clock(), prospects)
-        asked = _Entry(place, request.idempotency_key or key, fingerprint(request))
-        match found:
-            case Refusal(field="idempotency_key"):
-                asked.key = key  # what was refused is no key to be told by
-                asked.refusal = found
-            case Refusal():
-                asked.refusal = found
-            case Admitted():
-                asked.admitted = found
-        return asked
+        match admit_job(request, lanes, tenant_id, self._clock(), prospects):
+            case Refusal(field="idempotency_key") as refusal:  # what was refused is no key to be told by
+                return _Refused(index, key, refusal, fingerprint(request))
+            case Refusal() as refusal:
+                return _Refused(index, own_key, refusal, fingerprint(request))
+            case Admitted() as job:
+                return _Accepted(index, own_key, job)
 
     def _recognise(self, messages: list[_Message]) -> list[_Message]:
         """A job that was taken in when its message first came stays so, though it would be refused today."""
-        by_tenant: dict[str, list[_Entry]] = defaultdict(list)
+        asked: dict[str, list[str]] = defaultdict(list)
         for message in messages:
-            by_tenant[message.tenant_id] += [entry for entry in message.refused if entry.fingerprint]
-        asked = {tenant_id: [entry.key for entry in refused] for tenant_id, refused in by_tenant.items() if refused}
+            if keys := [entry.key for entry in message.refused if entry.fingerprint]:
+                asked[message.tenant_id] += keys
+        if not asked:
+            return messages
 
         def work(connection: Connection) -> dict[str, dict[str, submissions.Known]]:
             return {tenant_id: submissions.known_keys(connection, tenant_id, keys) for tenant_id, keys in asked.items()}
 
-        for tenant_id, known in (self._database.read(work) if asked else {}).items():
-            for entry in by_tenant[tenant_id]:
-                before = known.get(entry.key)
-                if before and before.fingerprint == entry.fingerprint:
-                    entry.job_id, entry.refusal = before.job_id, None
-        return messages
+        known = self._database.read(work)
+        return [message.replaced(_known_of(message, known.get(message.tenant_id, {}))) for message in messages]
 
     # Storing.
 
-    def _store(self, messages: list[_Message]) -> list[_Message]:
-        """Those that are durable now; the others' time has not come."""
+    def _store(self, messages: list[_Message]) -> tuple[list[_Message], list[_Message]]:
+        """Those that are durable now, and those that never will be; the others' time has not come."""
+        stored, failed = self._offer_all(messages)
+        given_up: list[_Message] = []
+        for message, error in failed:
+            last = error
+            if len(messages) > 1 and not is_passing(error):  # it may be another's fault: once more, alone
+                stored_alone, failed_alone = self._offer_all([message])
+                stored += stored_alone
+                if not failed_alone:
+                    continue
+                ((_, last),) = failed_alone
+            if is_passing(last):
+                _log.warning("jobs_not_stored_yet", error=type(last).__name__)
+            else:
+                _log.error("message_left_out", message=message.digest.hex()[:32], error=type(last).__name__)
+                given_up.append(message)
+        return stored, given_up
+
+    def _offer_all(self, messages: list[_Message]) -> tuple[list[_Message], list[tuple[_Message, Exception]]]:
+        """Those that are durable now, and those that could not be stored, each with its error.
+
+        One that the door doesn't take, as it stops, is in neither.
+        """
         answers: queue.SimpleQueue[tuple[_Message, Answer]] = queue.SimpleQueue()
-        stored, failed = [], []
+        stored: list[_Message] = []
+        failed: list[tuple[_Message, Exception]] = []
         under_way = sum(self._offer(message, answers) for message in messages)
         while under_way:
             message, answer = answers.get(timeout=_ANSWER_SECONDS)
             under_way -= 1
             match answer:
-                case KeyTaken(place=place):
-                    _refuse_key(message.admitted[place])
-                    under_way += self._offer(message, answers)
+                case KeyTaken(place=position):
+                    under_way += self._offer(_without_taken_key(message, position), answers)
                 case Exception():
                     failed.append((message, answer))
-                case _:
+                case list():
                     stored.append(message)
-        return stored + [message for message, error in failed if self._leave_out(message, error, len(messages))]
+                case _:
+                    assert_never(answer)
+        return stored, failed
 
     def _offer(self, message: _Message, answers: queue.SimpleQueue[tuple[_Message, Answer]]) -> int:
         """Whether it was taken; waits while the door is full."""
-        jobs = [entry.admitted for entry in message.entries if entry.admitted]
+        jobs = [entry.job for entry in message.accepted]
 
         def also(connection: Connection, submitted: list[Submitted]) -> None:
             if message.reply_to:
@@ -250,25 +293,20 @@ class Receiving:
             else:
                 return 1
 
-    def _leave_out(self, message: _Message, error: Exception, messages_count: int) -> bool:
-        """Whether it is given up: alone, and with a database that works, it could not be stored."""
-        if is_passing(error):
-            _log.warning("jobs_not_stored_yet", error=type(error).__name__)
-            return False
-        if messages_count > 1:  # it may be another's fault
-            return self._store([message]) == [message]
-        _log.error("message_left_out", message=message.digest.hex()[:32], error=type(error).__name__)
-        self._inbox.reject([message.delivery])
-        return True
-
     def _tell(self, stored: list[_Message]) -> None:
         if any(message.reply_to and message.refused for message in stored):
             self._wakeups.notify(Topic.NOTIFIER)
         for message in stored:
             for entry in () if message.reply_to else message.refused:
-                _log.info("job_refused", message=message.digest.hex()[:32], place=entry.place, **_why(entry))
+                _log.info(
+                    "job_refused",
+                    message=message.digest.hex()[:32],
+                    place=entry.index,
+                    code=entry.refusal.code,
+                    reason=_reason(entry.refusal),
+                )
         if stored:
-            _log.info("jobs_received", messages=len(stored), jobs=sum(len(one.admitted) for one in stored))
+            _log.info("jobs_received", messages=len(stored), jobs=sum(len(message.accepted) for message in stored))
 
 
 def _is_reply_queue(name: str) -> bool:
@@ -277,33 +315,57 @@ def _is_reply_queue(name: str) -> bool:
     return rest != name and plain.isascii() and plain.isalnum() and len(rest) <= _REPLY_TO_CHARS_MAX
 
 
-def _refuse_key(entry: _Entry) -> None:
-    entry.admitted = None
-    message = "this idempotency key stands for another job already"
-    entry.refusal = Refusal(ErrorCode.INVALID_FIELD, "idempotency_key", message)
+def _known_of(message: _Message, known: Mapping[str, submissions.Known]) -> dict[int, _Entry]:
+    """The refused jobs of a message that were taken in before, by index."""
+    return {
+        entry.index: _Known(entry.index, entry.key, before.job_id)
+        for entry in message.refused
+        if (before := known.get(entry.key)) and before.fingerprint == entry.fingerprint
+    }
+
+
+def _without_taken_key(message: _Message, position: int) -> _Message:
+    """The message with that one of its accepted jobs refused."""
+    taken = message.accepted[position]
+    text = "this idempotency key stands for another job already"
+    refusal = Refusal(ErrorCode.INVALID_FIELD, "idempotency_key", text)
+    return message.replaced({taken.index: _Refused(taken.index, taken.key, refusal)})
 
 
 def _asked(message: _Message, submitted: Sequence[Submitted]) -> list[AskedReply]:
-    ids = iter(submitted)
-    return [
-        AskedReply(
-            message_digest=message.digest,
-            place=entry.place,
-            tenant_id=message.tenant_id,
-            reply_to=message.reply_to,
-            idempotency_key=entry.key,
-            job_id=next(ids).job_id if entry.admitted else entry.job_id,
-            error_code=_why(entry)["code"] or None,
-            message=_why(entry)["reason"] or None,
+    """The replies that a message asks for; `submitted` are its accepted jobs, in order."""
+    stored = iter(submitted)
+    asked = []
+    for entry in message.entries:
+        job_id: bytes | None = None
+        code: str | None = None
+        reason: str | None = None
+        match entry:
+            case _Accepted():
+                job_id = next(stored).job_id
+            case _Known():
+                job_id = entry.job_id
+            case _Refused():
+                code, reason = entry.refusal.code, _reason(entry.refusal)
+            case _:
+                assert_never(entry)
+        asked.append(
+            AskedReply(
+                message_digest=message.digest,
+                place=entry.index,
+                tenant_id=message.tenant_id,
+                reply_to=message.reply_to,
+                idempotency_key=entry.key,
+                job_id=job_id,
+                error_code=code,
+                message=reason,
+            )
         )
-        for entry in message.entries
-    ]
+    return asked
 
 
-def _why(entry: _Entry) -> dict[str, str]:
-    if entry.refusal is None:
-        return {"code": "", "reason": ""}
-    told = entry.refusal.message
-    if not told.startswith(entry.refusal.field):
-        told = f"{entry.refusal.field}: {told}"
-    return {"code": entry.refusal.code, "reason": told[:_TOLD_CHARS_MAX]}
+def _reason(refusal: Refusal) -> str:
+    text = refusal.message
+    if not text.startswith(refusal.field):
+        text = f"{refusal.field}: {text}"
+    return text[:_TOLD_CHARS_MAX]

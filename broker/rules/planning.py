@@ -65,7 +65,7 @@ class GroupPlan(msgspec.Struct, frozen=True):
 
 
 class BeyondShare(msgspec.Struct, frozen=True):
-    """A supplier that had a larger part of the work of the last six hours than its share.
+    """A provider that had a larger part of the work of the last six hours than its share.
 
     Its lanes come last, and get only what is due by `due_by_us`, or what no other lane may do.
     """
@@ -140,7 +140,7 @@ def pick_lane(
 ) -> tuple[Candidate, str] | None:
     """The first candidate that has room and the reason in words; None when none has.
 
-    Lanes that are `beyond` their supplier's share come last; where the work can wait for the others, not at all.
+    Lanes that are `beyond` their provider's share come last; where the work can wait for the others, not at all.
     """
     over = beyond or {}
     passed = [candidate for candidate in plan.candidates if candidate.lane in over]
@@ -167,11 +167,11 @@ def _reason_by_share(
     chosen = order[rank]
     if chosen.lane in over:
         why = "as it must not wait for another" if len(passed) < len(order) else "as no other is allowed"
-        return f"beyond its supplier's share, {why}: {over[chosen.lane].words}"
+        return f"beyond its provider's share, {why}: {over[chosen.lane].words}"
     full = f"; {_names(order[:rank])} had none" if rank else ""
     words = ", ".join(sorted({over[one.lane].words for one in passed}))
     return (
-        f"the cheapest allowed lane with a free slot within its supplier's share{full};"
+        f"the cheapest allowed lane with a free slot within its provider's share{full};"
         f" share: {_names(passed)} passed over, as {words}"
     )
 

@@ -2,7 +2,7 @@
 
 One decision for each shard. What must start soon goes first, then tenants in turn, earliest deadline first. A group's
 jobs take the first lane of their assignment with room; the lanes that its constraints forbid are not in it. Lanes of a
-supplier that had more than its share come last, and wait for work that can't.
+provider that had more than its share come last, and wait for work that can't.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class Dealing:
         self._plan_id, self._generation = plan_id, generation
 
     def _can_wait(self, waiting: Waiting, plan: GroupPlan, room: Room) -> bool:
-        """Whether a lane within its supplier's share works, and will do it in time."""
+        """Whether a lane within its provider's share works, and will do it in time."""
         due_by_us = max((one.due_by_us for one in self._beyond.values()), default=0)
         return (
             bool(self._beyond)

@@ -1,7 +1,7 @@
 """Planner: how many instances each lane should hold, and for each group of waiting jobs which lanes may serve it.
 
 It sees groups and lanes, never single jobs. It looks once a second, more often while lanes work. It plans when a group
-waits that it doesn't know, when a lane's price, presence, speed or health changed, when a supplier goes beyond its
+waits that it doesn't know, when a lane's price, presence, speed or health changed, when a provider goes beyond its
 share or comes back under it, and every two seconds while work waits. What it decided anew makes a generation, kept
 with its reasons; the dispatcher checks in its own transaction that it acts on the newest. Groups that come and go are
 planned on: their next jobs don't wait for a look.
@@ -50,7 +50,7 @@ _log = structlog.get_logger(__name__)
 
 
 def live_policy(shares: Mapping[str, float] | None = None) -> Policy:
-    """What the planner of a running broker is told. `shares`: each supplier's part of the work; `*` for all others."""
+    """What the planner of a running broker is told. `shares`: each provider's part of the work; `*` for all others."""
     named = dict(shares or {})
     return Policy(control_s=_PLAN_SECONDS, share_all=named.pop("*", 1.0), shares=named)
 
@@ -115,13 +115,13 @@ class Planner:
         )
 
     def _over(self, seen: Seen) -> AbstractSet[str]:
-        """The suppliers that had more than their share."""
+        """The providers that had more than their share."""
         return over_share(done_by_provider(_table(seen), seen.done_lately), self._policy).keys()
 
     # Deciding.
 
     def _decide(self, seen: Seen) -> tuple[Plan, dict[str, BeyondShare]]:
-        """The plan that follows from what was seen, and the suppliers that had more than their share."""
+        """The plan that follows from what was seen, and the providers that had more than their share."""
         table = _table(seen)
         service_s = _service_s(seen.lanes)
         groups: list[Group] = []

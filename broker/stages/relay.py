@@ -18,7 +18,7 @@ from broker.domain.lane import Lane
 from broker.domain.shard import RunShard, ShardJob, ShardSpan, ShardState
 from broker.signing import Signer
 
-__all__ = ["ROWS_PER_STEP", "Relay", "ShardPublisher"]
+__all__ = ["ROWS_PER_STEP", "Relay", "ShardPublisher", "lanes_of_each_bus"]
 
 ROWS_PER_STEP = 32
 _VALID_US_MIN = 1_000_000
@@ -34,8 +34,19 @@ class ShardPublisher(Protocol):
         """Returns when the bus has confirmed every message."""
 
 
+def lanes_of_each_bus(lanes: Sequence[Lane], publishers: Mapping[str, ShardPublisher]) -> list[list[Lane]]:
+    """The lanes in groups that share a publisher, which is one for each bus.
+
+    With a relay for each group, on a thread of its own, a bus that hangs delays no other.
+    """
+    groups: dict[int, list[Lane]] = defaultdict(list)
+    for lane in lanes:
+        groups[id(publishers[lane.name])].append(lane)
+    return list(groups.values())
+
+
 class Relay:
-    """Empties the outbox."""
+    """Empties the outbox of its lanes; rows of others it neither reads nor deletes. `step` is for one thread."""
 
     def __init__(
         self,

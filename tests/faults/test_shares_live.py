@@ -1,4 +1,4 @@
-"""Limits on suppliers' shares, on real processes: the cheapest supplier gets its share of steady work, and no more."""
+"""Limits on providers' shares, on real processes: the cheapest provider gets its share of steady work, and no more."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def stand():
 
 
 def parts(stand: Stand) -> dict[str, float]:
-    """What part of the work each supplier did, from the ledger; all jobs here are of one kind."""
+    """What part of the work each provider did, from the ledger; all jobs here are of one kind."""
     rows = stand.query("SELECT provider, count(*) FROM attempt WHERE outcome = 'succeeded' GROUP BY provider")
     total = sum(int(jobs) for _, jobs in rows)
     return {provider: round(int(jobs) / total, 4) for provider, jobs in rows}
 
 
-def test_steady_work_keeps_the_cheapest_supplier_at_its_share(stand):
+def test_steady_work_keeps_the_cheapest_provider_at_its_share(stand):
     with Stream(stand) as stream:
         time.sleep(STEADY_SECONDS)
     deadline = time.monotonic() + 30

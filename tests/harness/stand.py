@@ -77,7 +77,7 @@ class StandTerms(msgspec.Struct, frozen=True, kw_only=True):
     """`bus` is one of `BUSES`. `serve` is what is run as `broker serve` of a role, in place of the program itself.
 
     `database_disk_megabytes`: where it is above 0, the database has a disk of that size to itself, `Stand.disk`.
-    `variables` are added to the environment of all roles and workers. `shares` are the catalog's limits on suppliers.
+    `variables` are added to the environment of all roles and workers. `shares` are the catalog's limits on providers.
     """
 
     lanes: Sequence[LaneTerms]

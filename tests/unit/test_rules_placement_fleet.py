@@ -64,7 +64,7 @@ def test_nothing_ready_stops_before_its_replacement_is_ready():
     assert a_plan(lanes, streams=[a_stream(25.0)], states=ready)[0].stops == (3, 0)
 
 
-def test_a_supplier_at_its_share_gives_way_to_steady_others():
+def test_a_provider_at_its_share_gives_way_to_steady_others():
     lanes = (a_lane("cheap", quota=9), a_lane("dear", provider="azure-gpu", hour_nano_usd=150 * 10**9, quota=9))
     bulk = [a_group(jobs=2_500_000.0, start_by_s=80_000.0)]
     streams = [a_stream(60.0, within_s=85_800.0)]

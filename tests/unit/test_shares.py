@@ -1,4 +1,4 @@
-"""Limits on suppliers' shares: what is counted, who is passed over, and what gives way to a deadline."""
+"""Limits on providers' shares: what is counted, who is passed over, and what gives way to a deadline."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_work_that_can_wait_waits_for_a_lane_within_its_share(limited):
     world.take_in(some_lines(200, "bulk"), window_seconds=DAY_S)
     assert {one.lane for one in world.dispatch()} == {"dear"}
     world.clock.advance(1.0)
-    assert world.dispatch() == []  # its slots are taken, and those of the limited supplier are not for this
+    assert world.dispatch() == []  # its slots are taken, and those of the limited provider are not for this
 
 
 def test_a_share_gives_way_to_a_deadline(limited):
@@ -145,10 +145,10 @@ def test_a_share_gives_way_to_a_deadline(limited):
     written = world.dispatch()
     assert {one.lane for one in written} == {"cheap", "dear"}
     (reason,) = {one.reason for one in written if one.lane == "cheap"}
-    assert reason.startswith("beyond its supplier's share, as it must not wait for another: google-tpu had ")
+    assert reason.startswith("beyond its provider's share, as it must not wait for another: google-tpu had ")
 
 
-def test_work_that_only_the_limited_supplier_may_do_does_not_wait(limited):
+def test_work_that_only_the_limited_provider_may_do_does_not_wait(limited):
     world = limited()
     go_beyond(world)
     world.take_in(some_lines(10, "here"), window_seconds=DAY_S, constraints=Constraints(lanes=("cheap",)))
@@ -205,7 +205,7 @@ DONE = st.dictionaries(st.sampled_from(["google-tpu", "azure-gpu", "oracle-gpu"]
 
 
 @given(DONE, st.floats(0.34, 1.0))
-def test_never_are_all_suppliers_beyond_their_shares(done, share):
+def test_never_are_all_providers_beyond_their_shares(done, share):
     every = {"google-tpu": 0.0, "azure-gpu": 0.0, "oracle-gpu": 0.0} | done
     over = over_share(every, live_policy({"*": share}))
     assert len(over) < 3

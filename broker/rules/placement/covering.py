@@ -82,7 +82,7 @@ def _shares(
     policy: Policy,
     done: Mapping[str, float],
 ) -> ShareRoom:
-    """What limits on suppliers' shares ask for, all pools together."""
+    """What limits on providers' shares ask for, all pools together."""
     if not policy.limits_shares:
         return ShareRoom()
     mix: dict[str, float] = {}

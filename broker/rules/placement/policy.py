@@ -10,7 +10,7 @@ __all__ = ["Policy"]
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """What the planner is told once.
 
-    `shares` caps each named supplier's part of the work, 0 to 1; `share_all` caps every supplier's.
+    `shares` caps each named provider's part of the work, 0 to 1; `share_all` caps every provider's.
     """
 
     control_s: float = 60.0  # between two plans
@@ -36,7 +36,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def limits_shares(self) -> bool:
-        """Whether any supplier is limited."""
+        """Whether any provider is limited."""
         return self.share_all < 1.0 or any(share < 1.0 for share in self.shares.values())
 
     def share_of(self, provider: str) -> float:

@@ -1,9 +1,9 @@
-"""Limits on suppliers' shares of the work: a budget of speed, corrected by what was done lately.
+"""Limits on providers' shares of the work: a budget of speed, corrected by what was done lately.
 
-Where a supplier's cheap lanes would go beyond its share, the next dearer lanes of others are run steadily instead,
-and the limited supplier takes what is left: the swings, that is. Banning and unbanning it would churn.
+Where a provider's cheap lanes would go beyond its share, the next dearer lanes of others are run steadily instead,
+and the limited provider takes what is left: the swings, that is. Banning and unbanning it would churn.
 
-Lanes whose instances are there anyway can be left and used from one moment to the next: a supplier that had more than
+Lanes whose instances are there anyway can be left and used from one moment to the next: a provider that had more than
 its share gets what nobody else has room for, and only what must not wait.
 """
 
@@ -53,7 +53,7 @@ class WorkLog:
 
 
 def done_by_provider(table: LaneTable, jobs: Mapping[tuple[str, str], float]) -> dict[str, float]:
-    """Units of work by supplier, of jobs by lane and kind; lanes that are gone are left out."""
+    """Units of work by provider, of jobs by lane and kind; lanes that are gone are left out."""
     providers = {lane.name: lane.provider for lane in table.lanes}
     done = dict.fromkeys(table.providers, 0.0)
     for (lane, kind), count in jobs.items():
@@ -63,7 +63,7 @@ def done_by_provider(table: LaneTable, jobs: Mapping[tuple[str, str], float]) ->
 
 
 def over_share(done: Mapping[str, float], policy: Policy) -> dict[str, float]:
-    """The suppliers that had more than their share, each with the part of the work that it had."""
+    """The providers that had more than their share, each with the part of the work that it had."""
     total = sum(done.values())
     if total <= _NOTHING:
         return {}
@@ -71,7 +71,7 @@ def over_share(done: Mapping[str, float], policy: Policy) -> dict[str, float]:
 
 
 class ShareLimit(msgspec.Struct, frozen=True):
-    """A supplier had the `part` of the work, and may have the `share`.
+    """A provider had the `part` of the work, and may have the `share`.
 
     Where another lane could do it, only work that must start by `start_by_s` may still go there.
     """
@@ -90,9 +90,9 @@ def share_limits(
     done: Mapping[str, float],
     policy: Policy,
 ) -> tuple[ShareLimit, ...]:
-    """The suppliers at their limit, and where it gives way to deadlines. `groups` in the order of `start_by_s`.
+    """The providers at their limit, and where it gives way to deadlines. `groups` in the order of `start_by_s`.
 
-    Work can wait for the other suppliers as long as they could do all that is due before it in the soft part of the
+    Work can wait for the other providers as long as they could do all that is due before it in the soft part of the
     time left. What must start within two minutes never waits.
     """
     over = over_share(done, policy)
@@ -120,7 +120,7 @@ def share_limits(
 class ShareRoom(msgspec.Struct):
     """`steady`: how many instances of a lane to run so that others stay below their share, by place.
 
-    `swinging` are the lanes of suppliers at their limit: they come after the steady ones.
+    `swinging` are the lanes of providers at their limit: they come after the steady ones.
     """
 
     steady: dict[int, int] = {}
@@ -149,7 +149,7 @@ def share_room(
     done: Mapping[str, float],
     policy: Policy,
 ) -> ShareRoom:
-    """Spread the mean demand over the lanes, in merit order, each supplier up to its share."""
+    """Spread the mean demand over the lanes, in merit order, each provider up to its share."""
     total = sum(done.values())
     budgets: dict[str, float] = {}
     for provider in table.providers:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +13,10 @@ from infra.emulators.ociqueue.emulator import COMPARTMENT, Options, serve
 from infra.emulators.ociqueue.limits import Limits
 from infra.emulators.ociqueue.queues import Description
 from infra.emulators.ociqueue.refusals import Refusal
+from infra.emulators.ociqueue.service import Service
 from infra.emulators.ociqueue.signatures import PublicKey, public_key
+from infra.emulators.serving.hosting import Running
+from infra.emulators.serving.program import log_to_stderr, run_until_stopped
 
 QUEUE_FIELDS = {
     "retention": "retention_seconds",
@@ -81,25 +82,20 @@ def _options(given: argparse.Namespace) -> Options:
     )
 
 
-async def _run(options: Options) -> None:
-    stopping = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    running = await serve(options)
-    print(f"Endpoint: http://{options.host}:{running.ports['main']}")
-    print("Ports: " + ", ".join(f"{name} {port}" for name, port in running.ports.items()))
-    queues = running.service.queues.listed(running.service.clock.now_ms())
-    print("Queues: " + (", ".join(f"{queue.description.display_name} {queue.ocid}" for queue in queues) or "none yet"))
-    print("Ready. Ctrl-C stops it.", flush=True)
-    await stopping.wait()
-    await running.server.close()
+def _lines(running: Running[Service], host: str) -> list[str]:
+    service = running.service
+    queues = [
+        f"{queue.description.display_name} {queue.ocid}" for queue in service.queues.listed(service.clock.now_ms())
+    ]
+    return [f"Endpoint: http://{host}:{running.ports['main']}", f"Queues: {', '.join(queues) or 'none yet'}"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO if given.verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    log_to_stderr(verbose=given.verbose)
     try:
-        asyncio.run(_run(_options(given)))
+        options = _options(given)
+        asyncio.run(run_until_stopped(serve(options), lambda running: _lines(running, options.host)))
     except (Refusal, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

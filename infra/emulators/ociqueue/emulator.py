@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any
 
 from infra.emulators.ociqueue.clock import Clock, ManualClock, SystemClock
 from infra.emulators.ociqueue.control import state
-from infra.emulators.ociqueue.faults import Fault
 from infra.emulators.ociqueue.journal import Journal
 from infra.emulators.ociqueue.limits import Limits
 from infra.emulators.ociqueue.queues import Description
 from infra.emulators.ociqueue.server import Server
 from infra.emulators.ociqueue.service import Service
 from infra.emulators.ociqueue.signatures import PublicKey
+from infra.emulators.serving.hosting import Hosted, Running
 
 __all__ = ["COMPARTMENT", "Emulator", "Options", "serve"]
 
 COMPARTMENT = "ocid1.compartment.oc1..emulator"
 """Where the queues are that the command line asks for."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,16 +43,7 @@ class Options:
     work_seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class Running:
-    """What `serve` has set up: the service, and where it listens."""
-
-    service: Service
-    server: Server
-    ports: dict[str, int]
-
-
-async def serve(options: Options) -> Running:
+async def serve(options: Options) -> Running[Service]:
     """Begin to listen on this event loop."""
     clock: Clock = ManualClock() if options.manual_clock else SystemClock()
     journal = None if options.journal is None else Journal(options.journal)
@@ -81,74 +68,11 @@ async def serve(options: Options) -> Running:
     return Running(service, server, ports)
 
 
-class Emulator:
+class Emulator(Hosted[Service]):
     """A running emulator; a context manager. Methods may be called from any thread."""
 
     def __init__(self, options: Options | None = None) -> None:
-        self._options = options or Options()
-        self._started = threading.Event()
-        self._stopping: asyncio.Event | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._running: Running | None = None
-        self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> Self:
-        """Return when it listens. Started again after a stop, it has the same port."""
-        self._started.clear()
-        self._thread = threading.Thread(target=self._main, name="ociqueue-emulator", daemon=True)
-        self._thread.start()
-        self._started.wait()
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-        self._options = replace(self._options, port=self.port)
-        return self
-
-    def stop(self) -> None:
-        """Cut all connections and free the ports. What no journal keeps is lost."""
-        if self._thread is not None and self._loop is not None and self._stopping is not None:
-            self._loop.call_soon_threadsafe(self._stopping.set)
-            self._thread.join()
-        self._thread = None
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def _main(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except BaseException as error:  # noqa: BLE001 (whatever it is belongs to whoever waits in start)
-            self._error = error
-        finally:
-            self._started.set()
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stopping = asyncio.Event()
-        self._running = await serve(self._options)
-        self._started.set()
-        await self._stopping.wait()
-        await self._running.server.close()
-
-    # Where it is.
-
-    @property
-    def _live(self) -> Running:
-        if self._running is None:
-            raise RuntimeError("the emulator isn't running")
-        return self._running
-
-    @property
-    def port(self) -> int:
-        return self._live.ports["main"]
-
-    @property
-    def control_port(self) -> int:
-        return self._live.ports["control"]
+        super().__init__("ociqueue-emulator", options or Options(), serve)
 
     @property
     def endpoint(self) -> str:
@@ -156,16 +80,6 @@ class Emulator:
         return f"http://{self._options.host}:{self.port}"
 
     # What to do to it.
-
-    def call(self, action: Callable[[Service], T]) -> T:
-        """Run it on the emulator's own thread."""
-        if self._loop is None:
-            raise RuntimeError("the emulator isn't running")
-
-        async def run() -> T:
-            return action(self._live.service)
-
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(30)
 
     def create_queue(self, name: str, **settings: Any) -> str:  # noqa: ANN401 (of several types)
         """Its OCID. `settings` are fields of Description."""
@@ -175,25 +89,9 @@ class Emulator:
     def delete_queue(self, ocid: str) -> None:
         self.call(lambda service: service.queues.delete(service.clock.now_ms(), ocid))
 
-    def add_fault(self, fault: Fault) -> None:
-        self.call(lambda service: service.faults.add(fault))
-
-    def clear_faults(self) -> None:
-        self.call(lambda service: service.faults.clear())
-
     def drop_connections(self) -> None:
         """Cut every connection without a word."""
         self.call(lambda service: service.drop_connections())
-
-    def advance(self, seconds: float) -> None:
-        """Move the clock on; only with `manual_clock=True`."""
-
-        def move(service: Service) -> None:
-            if not isinstance(service.clock, ManualClock):
-                raise TypeError("the clock is the system's; start with manual_clock=True")
-            service.clock.advance(seconds)
-
-        self.call(move)
 
     def state(self) -> dict[str, Any]:
         return self.call(state)

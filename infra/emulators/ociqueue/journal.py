@@ -1,18 +1,16 @@
-"""An append-only file of what the queues hold, so that even `kill -9` loses nothing that was confirmed.
+"""What the queues hold, as lines of a journal.
 
-Each line is a JSON array. What was written is handed to the system before the sender hears of it; it is not forced
-to disk, so a crash of the machine may lose the end. A torn last line is dropped. Rewritten compactly at each start.
 Receipts and work requests don't outlive the process: what was in flight is visible again, its deliveries counted.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from infra.emulators.ociqueue.messages import Message
 from infra.emulators.ociqueue.queues import DEAD_SUFFIX, Queue, Queues, plain_description
+from infra.emulators.serving.journal import JournalFile
 
 __all__ = ["Journal"]
 
@@ -21,29 +19,25 @@ class Journal:
     """Opened before the queues that it keeps; `restore` fills these and begins the file anew."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: Any = None
+        self._file = JournalFile(path)
 
     def kept(self, queue: str, message: Message) -> None:
         times = (message.created_ms, message.expires_ms)
-        self._write(["put", queue, message.number, message.content, message.metadata, *times, message.delivery_count])
+        self._file.write(
+            ["put", queue, message.number, message.content, message.metadata, *times, message.delivery_count]
+        )
 
     def delivered(self, queue: str, message: Message) -> None:
-        self._write(["count", queue, message.number, message.delivery_count])
+        self._file.write(["count", queue, message.number, message.delivery_count])
 
     def dropped(self, queue: str, number: int) -> None:
-        self._write(["drop", queue, number])
+        self._file.write(["drop", queue, number])
 
     def described(self, queue: Queue) -> None:
-        self._write(["queue", queue.ocid, plain_description(queue), queue.created_ms])
+        self._file.write(["queue", queue.ocid, plain_description(queue), queue.created_ms])
 
     def deleted(self, ocid: str) -> None:
-        self._write(["gone", ocid])
-
-    def _write(self, record: list[Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
-            self._file.flush()
+        self._file.write(["gone", ocid])
 
     def restore(self, queues: Queues) -> int:
         """Fill them with what was kept; how many messages."""
@@ -56,21 +50,17 @@ class Journal:
         return len(messages)
 
     def _begin(self, queues: list[Queue]) -> None:
-        fresh = self._path.with_suffix(".new")
-        self._file = fresh.open("wb")
-        for queue in queues:
-            self.described(queue)
-            for messages in (queue.messages, queue.dead):
-                for message in messages.held():
-                    self.kept(messages.name, message)
-        fresh.replace(self._path)
+        with self._file.begun_anew():
+            for queue in queues:
+                self.described(queue)
+                for messages in (queue.messages, queue.dead):
+                    for message in messages.held():
+                        self.kept(messages.name, message)
 
     def _read(self) -> tuple[dict[str, tuple[dict[str, Any], int]], dict[tuple[str, int], Message]]:
         described: dict[str, tuple[dict[str, Any], int]] = {}
         messages: dict[tuple[str, int], Message] = {}
-        lines = self._path.read_bytes().split(b"\n")[:-1] if self._path.exists() else []
-        for line in lines:
-            kind, name, *rest = json.loads(line)
+        for kind, name, *rest in self._file.records():
             if kind == "queue":
                 described[name] = (rest[0], rest[1])
             elif kind == "gone":

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from infra.emulators.ociqueue.clock import Clock
-from infra.emulators.ociqueue.faults import Faults
+from infra.emulators.ociqueue.faults import Fault
 from infra.emulators.ociqueue.http import HttpRequest
 from infra.emulators.ociqueue.limits import Limits
 from infra.emulators.ociqueue.queues import QueueKeeper, Queues
 from infra.emulators.ociqueue.signatures import PublicKey
+from infra.emulators.serving.faults import Faults
 
 __all__ = ["Call", "Service"]
 
@@ -32,7 +33,7 @@ class Service:
         self.clock = clock
         self.limits = limits
         self.queues = Queues(limits, keeper, work_ms)
-        self.faults = Faults()
+        self.faults: Faults[Fault] = Faults()
         self.keys = dict(keys or {})
         self.authenticates = authenticates
         self.connections: set[asyncio.StreamWriter] = set()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -14,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from infra.emulators.servicebus.admin.entries import READERS
-from infra.emulators.servicebus.emulator import KEY, KEY_NAME, Options, connection_string, serve
+from infra.emulators.servicebus.emulator import KEY, KEY_NAME, Options, RunningBus, connection_string, serve
 from infra.emulators.servicebus.queues.description import QueueDescription, RefusedDescription
 from infra.emulators.servicebus.queues.namespace import InvalidName, QueueExists
 from infra.emulators.servicebus.tls import NoOpenssl
+from infra.emulators.serving.program import log_to_stderr, run_until_stopped
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,29 +98,22 @@ def _options(given: argparse.Namespace) -> Options:
     )
 
 
-async def _run(options: Options, folder: Path) -> None:
-    stopping = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    running = await serve(options, folder)
-    print(f"Connection string: {connection_string(options, running.ports['main'])}")
-    print("Ports: " + ", ".join(f"{name} {port}" for name, port in running.ports.items()))
+def _lines(running: RunningBus, options: Options) -> list[str]:
+    lines = [f"Connection string: {connection_string(options, running.ports['main'])}"]
     if running.certificate is not None:
-        print(f"Certificate to trust for TLS: {running.certificate}")
+        lines.append(f"Certificate to trust for TLS: {running.certificate}")
     queues = [entry.queue.name for entry in running.service.namespace.entries()]
-    print("Queues: " + (", ".join(queues) or "none yet"))
-    print("Ready. Ctrl-C stops it.", flush=True)
-    await stopping.wait()
-    await running.server.close()
+    return [*lines, f"Queues: {', '.join(queues) or 'none yet'}"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO if given.verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    log_to_stderr(verbose=given.verbose)
     try:
         options = _options(given)
         with tempfile.TemporaryDirectory(prefix="servicebus-emulator-") as folder:
-            asyncio.run(_run(options, given.tls_folder or Path(folder)))
+            serving = serve(options, given.tls_folder or Path(folder))
+            asyncio.run(run_until_stopped(serving, lambda running: _lines(running, options)))
     except (RefusedDescription, InvalidName, QueueExists, NoOpenssl, OSError, ValueError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any
 
 from infra.emulators.servicebus.admin.control import state
 from infra.emulators.servicebus.clock import Clock, ManualClock, SystemClock
-from infra.emulators.servicebus.faults import Fault
 from infra.emulators.servicebus.journal import Journal
 from infra.emulators.servicebus.queues.description import QueueDescription
 from infra.emulators.servicebus.server import Server
 from infra.emulators.servicebus.service import Peer, Service
 from infra.emulators.servicebus.tls import make_certificate, server_context
+from infra.emulators.serving.hosting import Hosted, Running
 
 __all__ = ["KEY", "KEY_NAME", "Emulator", "Options", "serve"]
 
 KEY_NAME = "RootManageSharedAccessKey"
 KEY = "SAS_KEY_VALUE"
 """What Microsoft's own emulator uses; no secret, since whoever may connect may read it here."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,17 +47,14 @@ class Options:
     idle_seconds: float = 240.0
 
 
-class Running:
-    """What `serve` has set up: the service, and where it listens."""
+@dataclass(frozen=True)
+class RunningBus(Running[Service]):
+    """With what a TLS client must trust."""
 
-    def __init__(self, service: Service, server: Server, ports: dict[str, int], certificate: Path | None) -> None:
-        self.service = service
-        self.server = server
-        self.ports = ports
-        self.certificate = certificate
+    certificate: Path | None
 
 
-async def serve(options: Options, folder: Path) -> Running:
+async def serve(options: Options, folder: Path) -> RunningBus:
     """Begin to listen on this event loop. `folder` takes the certificate if one must be made."""
     clock: Clock = ManualClock() if options.manual_clock else SystemClock()
     journal = None if options.journal is None else Journal(options.journal)
@@ -88,84 +82,29 @@ async def serve(options: Options, folder: Path) -> Running:
     ports = {name: server.listen(options.host, port) for name, port in wanted.items() if port is not None}
     if options.control_port is not None:
         ports["control"] = server.listen(options.host, options.control_port, control=True)
-    return Running(service, server, ports, certificate if options.tls else None)
+    return RunningBus(service, server, ports, certificate if options.tls else None)
 
 
-class Emulator:
+class Emulator(Hosted[Service]):
     """A running emulator; a context manager. Methods may be called from any thread."""
 
     def __init__(self, options: Options | None = None) -> None:
+        self._certificate: Path | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="servicebus-emulator-")
-        self._options = options or Options()
-        self._started = threading.Event()
-        self._stopping: asyncio.Event | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._running: Running | None = None
-        self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> Self:
-        """Return when it listens. Started again after a stop, it has the same ports and certificate."""
-        self._started.clear()
-        self._thread = threading.Thread(target=self._main, name="servicebus-emulator", daemon=True)
-        self._thread.start()
-        self._started.wait()
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-        self._options = replace(self._options, port=self.port)
-        return self
-
-    def stop(self) -> None:
-        """Cut all connections and free the ports. What no journal keeps is lost."""
-        if self._thread is not None and self._loop is not None and self._stopping is not None:
-            self._loop.call_soon_threadsafe(self._stopping.set)
-            self._thread.join()
-        self._thread = None
-
-    def __enter__(self) -> Self:
-        return self.start()
+        super().__init__("servicebus-emulator", options or Options(), self._serve_bus)
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        super().__exit__()
         self._folder.cleanup()
 
-    def _main(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except BaseException as error:  # noqa: BLE001 (whatever it is belongs to whoever waits in start)
-            self._error = error
-        finally:
-            self._started.set()
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stopping = asyncio.Event()
-        self._running = await serve(self._options, Path(self._folder.name))
-        self._started.set()
-        await self._stopping.wait()
-        await self._running.server.close()
-
-    # Where it is.
-
-    @property
-    def _live(self) -> Running:
-        if self._running is None:
-            raise RuntimeError("the emulator isn't running")
-        return self._running
-
-    @property
-    def port(self) -> int:
-        return self._live.ports["main"]
-
-    @property
-    def control_port(self) -> int:
-        return self._live.ports["control"]
+    async def _serve_bus(self, options: Options) -> RunningBus:
+        self._certificate = (running := await serve(options, Path(self._folder.name))).certificate
+        return running
 
     @property
     def certificate(self) -> Path | None:
         """What a TLS client must trust."""
-        return self._live.certificate
+        return self._certificate
 
     @property
     def connection_string(self) -> str:
@@ -174,28 +113,12 @@ class Emulator:
 
     # What to do to it.
 
-    def call(self, action: Callable[[Service], T]) -> T:
-        """Run it on the emulator's own thread."""
-        if self._loop is None:
-            raise RuntimeError("the emulator isn't running")
-
-        async def run() -> T:
-            return action(self._live.service)
-
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(30)
-
     def create_queue(self, name: str, description: QueueDescription | None = None) -> None:
         wanted = description or QueueDescription()
         self.call(lambda service: service.namespace.create(service.clock.now_ms(), name, wanted))
 
     def delete_queue(self, name: str) -> None:
         self.call(lambda service: service.delete(name))
-
-    def add_fault(self, fault: Fault) -> None:
-        self.call(lambda service: service.faults.add(fault))
-
-    def clear_faults(self) -> None:
-        self.call(lambda service: service.faults.clear())
 
     def drop_connections(self) -> None:
         """Cut every connection without a word."""
@@ -213,16 +136,6 @@ class Emulator:
                 action(peer)
 
         self.call(act)
-
-    def advance(self, seconds: float) -> None:
-        """Move the clock on; only with `manual_clock=True`."""
-
-        def move(service: Service) -> None:
-            if not isinstance(service.clock, ManualClock):
-                raise TypeError("the clock is the system's; start with manual_clock=True")
-            service.clock.advance(seconds)
-
-        self.call(move)
 
     def state(self) -> dict[str, Any]:
         return self.call(state)

@@ -1,14 +1,11 @@
-"""An append-only file of what the queues hold, so that even `kill -9` loses nothing that was confirmed.
+"""What the queues hold, as lines of a journal.
 
-Each line is a JSON array. What was written is handed to the system before the sender hears of it; it is not forced
-to disk, so a crash of the machine may lose the end. A torn last line is dropped. Rewritten compactly at each start.
 Locks, links and the history of duplicate detection don't outlive the process.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from infra.emulators.servicebus.queues.namespace import Namespace
 from infra.emulators.servicebus.queues.stored import State, Stored
 from infra.emulators.servicebus.wire.decode import decode_all
 from infra.emulators.servicebus.wire.encode import encode
+from infra.emulators.serving.journal import JournalFile
 
 __all__ = ["Journal"]
 
@@ -27,25 +25,19 @@ class Journal:
     """Opened before the namespace that it keeps; `restore` fills that and begins the file anew."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: Any = None
+        self._file = JournalFile(path)
 
     def kept(self, entity: str, message: Stored) -> None:
-        self._write(["put", entity, *_plain(message)])
+        self._file.write(["put", entity, *_plain(message)])
 
     def dropped(self, entity: str, sequence: int) -> None:
-        self._write(["drop", entity, sequence])
+        self._file.write(["drop", entity, sequence])
 
     def created(self, name: str, description: QueueDescription, sequence: int = 0) -> None:
-        self._write(["queue", name, {**asdict(description), "status": description.status.value}, sequence])
+        self._file.write(["queue", name, {**asdict(description), "status": description.status.value}, sequence])
 
     def deleted(self, name: str) -> None:
-        self._write(["gone", name])
-
-    def _write(self, record: list[Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
-            self._file.flush()
+        self._file.write(["gone", name])
 
     def restore(self, namespace: Namespace, now_ms: int) -> int:
         """Fill the namespace with what was kept; how many messages."""
@@ -63,20 +55,16 @@ class Journal:
         return len(messages)
 
     def _begin(self, namespace: Namespace, messages: dict[tuple[str, int], Stored]) -> None:
-        fresh = self._path.with_suffix(".new")
-        self._file = fresh.open("wb")
-        for entry in namespace.entries():
-            self.created(entry.queue.name, entry.queue.description, entry.queue.sequence)
-        for (entity, _), message in messages.items():
-            self.kept(entity, message)
-        fresh.replace(self._path)
+        with self._file.begun_anew():
+            for entry in namespace.entries():
+                self.created(entry.queue.name, entry.queue.description, entry.queue.sequence)
+            for (entity, _), message in messages.items():
+                self.kept(entity, message)
 
     def _read(self) -> tuple[dict[str, tuple[QueueDescription, int]], dict[tuple[str, int], Stored]]:
         queues: dict[str, tuple[QueueDescription, int]] = {}
         messages: dict[tuple[str, int], Stored] = {}
-        lines = self._path.read_bytes().split(b"\n")[:-1] if self._path.exists() else []
-        for line in lines:
-            kind, name, *rest = json.loads(line)
+        for kind, name, *rest in self._file.records():
             if kind == "queue":
                 fields = {**rest[0], "status": QueueStatus(rest[0]["status"])}
                 queues[name] = (QueueDescription(**fields), rest[1])

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from infra.emulators.servicebus.clock import Alarm, Clock
-from infra.emulators.servicebus.faults import Faults
+from infra.emulators.servicebus.faults import Fault
 from infra.emulators.servicebus.queues.description import QueueDescription
 from infra.emulators.servicebus.queues.namespace import Namespace
 from infra.emulators.servicebus.queues.queue import Keeper, Queue
 from infra.emulators.servicebus.queues.stored import Delivery
+from infra.emulators.serving.faults import Faults
 
 __all__ = ["Consumer", "Peer", "Service"]
 
@@ -64,7 +65,7 @@ class Service:
         self.clock = clock
         self.keys = dict(keys)
         self.namespace = Namespace(keeper, strict=strict)
-        self.faults = Faults()
+        self.faults: Faults[Fault] = Faults()
         self.peers: set[Peer] = set()
         self.auto_create = auto_create
         self.first_delivery_id = first_delivery_id

@@ -6,6 +6,7 @@ inside a transaction. `take_slot` gives each writer of the ledger a durable stre
 
 from __future__ import annotations
 
+import threading
 import time
 
 import psycopg
@@ -26,11 +27,12 @@ _SLOTS_MAX = 1_000
 
 
 class Leadership:
-    """One process of a role leads at a time. Used by one thread; without a URL, as on SQLite, it always leads."""
+    """One process of a role leads at a time, with all its threads. Without a URL, as on SQLite, it always leads."""
 
     def __init__(self, url: str | None, role: str) -> None:
         self._role = role
         self._session = Session(url, f"leader {role}") if url else None
+        self._lock = threading.Lock()
         self._leads = False
         self._next_try = 0.0
 
@@ -38,16 +40,21 @@ class Leadership:
         """Whether this process leads; takes over where nobody does. Cheap enough to ask in every loop."""
         if self._session is None:
             return True
-        if self._leads:
-            if self._session.is_alive():
-                return True
+        with self._lock:
+            return self._still_leads(self._session) or self._takes_over(self._session)
+
+    def _still_leads(self, session: Session) -> bool:
+        if self._leads and not session.is_alive():
             self._leads = False
             _log.warning("leadership_lost", role=self._role)
+        return self._leads
+
+    def _takes_over(self, session: Session) -> bool:
         now = time.monotonic()
         if now < self._next_try:
             return False
         self._next_try = now + _TRY_SECONDS
-        self._leads = _try_lock(self._session, lock_number("leader", self._role))
+        self._leads = _try_lock(session, lock_number("leader", self._role))
         if self._leads:
             _log.info("leadership_taken", role=self._role)
         return self._leads

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from infra.emulators.servicebus.faults import Fault, Point
 from infra.emulators.servicebus.peer.cbs import Cbs
 from infra.emulators.servicebus.peer.links import Incoming, Outgoing
 from infra.emulators.servicebus.peer.management import Management
+from infra.emulators.servicebus.peer.ports import SessionPort
 from infra.emulators.servicebus.peer.receiving import QueueReceiver
 from infra.emulators.servicebus.peer.requests import Node, RequestLink, ResponseLink
 from infra.emulators.servicebus.peer.sending import QueueSender
@@ -19,14 +20,21 @@ from infra.emulators.servicebus.tokens import path_of
 from infra.emulators.servicebus.wire import frames
 from infra.emulators.servicebus.wire.values import Described, Symbol, UByte, UInt, ULong, Value
 
-if TYPE_CHECKING:
-    from infra.emulators.servicebus.peer.session import Session
-
 __all__ = ["attach"]
 
 MANAGEMENT = "/$management"
 SETTLED = 1  # the sender's settle mode of receive-and-delete
 SESSION_FILTER = "com.microsoft:session-filter"
+
+
+class AttachingSession(SessionPort, Protocol):
+    """What a session does besides for links that come."""
+
+    def add(self, link: Incoming | Outgoing) -> None:
+        """The link is attached."""
+
+    def refuse(self, handle: int, condition: str, description: str) -> None:
+        """Detach a link that was only just answered."""
 
 
 class _NotFound(Refusal):
@@ -37,7 +45,7 @@ class _Unauthorized(Refusal):
     condition = "amqp:unauthorized-access"
 
 
-def attach(session: Session, asked: frames.Attach) -> None:
+def attach(session: AttachingSession, asked: frames.Attach) -> None:
     """Answer an attach: with a link, or with a link and its detach at once."""
     if not isinstance(asked.name, str) or asked.handle is None or not isinstance(asked.role, bool):
         raise Violation("amqp:invalid-field", "an attach needs a name, a handle and a role")
@@ -69,7 +77,7 @@ def _address(terminus: Value) -> str:
     return path_of(fields[0]) if fields and isinstance(fields[0], str) else ""
 
 
-def _link(session: Session, asked: frames.Attach, address: str) -> Incoming | Outgoing:
+def _link(session: AttachingSession, asked: frames.Attach, address: str) -> Incoming | Outgoing:
     if address.endswith(MANAGEMENT):
         return _node_link(session, asked, address)
     queue = _queue(session, address)
@@ -87,7 +95,7 @@ def _link(session: Session, asked: frames.Attach, address: str) -> Incoming | Ou
     return QueueSender(session, int(asked.handle), queue)
 
 
-def _node_link(session: Session, asked: frames.Attach, address: str) -> Incoming | Outgoing:
+def _node_link(session: AttachingSession, asked: frames.Attach, address: str) -> Incoming | Outgoing:
     node: Node
     if address.startswith("$cbs"):
         node = Cbs(session.connection)
@@ -100,7 +108,7 @@ def _node_link(session: Session, asked: frames.Attach, address: str) -> Incoming
     return ResponseLink(session, int(asked.handle), node.entity, address, reply_address)
 
 
-def _queue(session: Session, entity: str, address: str | None = None) -> Queue:
+def _queue(session: AttachingSession, entity: str, address: str | None = None) -> Queue:
     """The queue; a token for `address`, where it isn't the entity's own, is enough."""
     connection = session.connection
     if not connection.may_use(address or entity):
@@ -118,22 +126,22 @@ def _filters(source: Value) -> bool:
     return isinstance(wanted, dict) and any(str(key) == SESSION_FILTER for key in wanted)
 
 
-def _welcome(session: Session, asked: frames.Attach, link: Incoming | Outgoing) -> None:
-    session.links[link.handle] = link
+def _welcome(session: AttachingSession, asked: frames.Attach, link: Incoming | Outgoing) -> None:
+    session.add(link)
     limit = ULong(link.max_bytes) if isinstance(link, Incoming) else ULong(0)
     _reply(session, asked, asked.source, asked.target, limit)
     if isinstance(link, Incoming):
         link.grant()
 
 
-def _refuse(session: Session, asked: frames.Attach, refusal: Refusal) -> None:
+def _refuse(session: AttachingSession, asked: frames.Attach, refusal: Refusal) -> None:
     """The link is answered without our own terminus, which says that a detach follows."""
     source, target = (None, asked.target) if asked.role else (asked.source, None)
     _reply(session, asked, source, target, None)
     session.refuse(int(asked.handle), refusal.condition, str(refusal))
 
 
-def _reply(session: Session, asked: frames.Attach, source: Value, target: Value, limit: ULong | None) -> None:
+def _reply(session: AttachingSession, asked: frames.Attach, source: Value, target: Value, limit: ULong | None) -> None:
     properties = None
     if limit and not asked.role:
         properties = {Symbol("com.microsoft:max-message-batch-size"): UInt(limit)}

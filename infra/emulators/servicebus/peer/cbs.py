@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from infra.emulators.servicebus.faults import Point
+from infra.emulators.servicebus.peer.ports import ConnectionPort
 from infra.emulators.servicebus.peer.requests import Answer, Node, Request
 from infra.emulators.servicebus.queues.refusals import ArgumentError, Refusal
 from infra.emulators.servicebus.tokens import RefusedToken, check_token
 from infra.emulators.servicebus.wire.values import Int
-
-if TYPE_CHECKING:
-    from infra.emulators.servicebus.peer.connection import Connection
 
 __all__ = ["Cbs"]
 
@@ -26,7 +22,7 @@ class Cbs(Node):
     point = Point.TOKEN
     entity = ""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: ConnectionPort) -> None:
         self._connection = connection
 
     def answer(self, request: Request) -> Answer:

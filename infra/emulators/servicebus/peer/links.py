@@ -6,14 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from infra.emulators.servicebus.peer.ports import SessionPort
 from infra.emulators.servicebus.peer.violation import Violation
 from infra.emulators.servicebus.wire import frames
 from infra.emulators.servicebus.wire.values import UInt, Value
-
-if TYPE_CHECKING:
-    from infra.emulators.servicebus.peer.session import Session
 
 __all__ = ["Incoming", "Outgoing"]
 
@@ -26,7 +23,7 @@ class Incoming:
     A delivery beyond `max_bytes` is counted and dropped as it comes; `on_delivery` then gets its size and no data.
     """
 
-    def __init__(self, session: Session, handle: int, entity: str, max_bytes: int) -> None:
+    def __init__(self, session: SessionPort, handle: int, entity: str, max_bytes: int) -> None:
         self.session = session
         self.handle = handle
         self.entity = entity
@@ -81,7 +78,7 @@ class Incoming:
 class Outgoing:
     """A link on which the client receives."""
 
-    def __init__(self, session: Session, handle: int, entity: str) -> None:
+    def __init__(self, session: SessionPort, handle: int, entity: str) -> None:
         self.session = session
         self.handle = handle
         self.entity = entity
@@ -121,7 +118,14 @@ class Outgoing:
     def resume(self) -> None:
         """There may be room now for what waits."""
 
-    def settle(self, delivery_id: int, _token: Value, state: Value, *, settled: bool) -> None:
+    def settle(
+        self,
+        delivery_id: int,
+        token: Value,  # noqa: ARG002 (for links that lock)
+        state: Value,
+        *,
+        settled: bool,
+    ) -> None:
         """The client says what became of a delivery."""
         if not settled:
             self.session.confirm(delivery_id, state)

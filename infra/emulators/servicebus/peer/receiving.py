@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 from infra.emulators.servicebus.faults import Fault, Point
 from infra.emulators.servicebus.peer.links import Outgoing
+from infra.emulators.servicebus.peer.ports import SessionPort
 from infra.emulators.servicebus.queues.queue import DESCRIPTION, REASON, Queue
 from infra.emulators.servicebus.queues.refusals import ArgumentError, LockLost, Refusal
 from infra.emulators.servicebus.queues.stored import Delivery
 from infra.emulators.servicebus.wire import frames
 from infra.emulators.servicebus.wire.values import Described, ULong, Value
-
-if TYPE_CHECKING:
-    from infra.emulators.servicebus.peer.session import Session
 
 __all__ = ["QueueReceiver"]
 
@@ -31,7 +28,7 @@ _NAMES = {
 class QueueReceiver(Outgoing):
     """Messages under locks, or with `locks` off removed as they are sent."""
 
-    def __init__(self, session: Session, handle: int, queue: Queue, *, locks: bool) -> None:
+    def __init__(self, session: SessionPort, handle: int, queue: Queue, *, locks: bool) -> None:
         super().__init__(session, handle, queue.name.lower())
         self.locks = locks
         self._queue = queue

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from uuid import uuid4
 
 from infra.emulators.servicebus.faults import Fault, Point
 from infra.emulators.servicebus.peer.links import Incoming, Outgoing
+from infra.emulators.servicebus.peer.ports import SessionPort
 from infra.emulators.servicebus.queues.message import APPLICATION, PROPERTIES, VALUE, decode_sections
 from infra.emulators.servicebus.queues.refusals import ArgumentError, Refusal
 from infra.emulators.servicebus.wire.encode import encode, encode_fields
 from infra.emulators.servicebus.wire.values import DecodeError, Value
-
-if TYPE_CHECKING:
-    from infra.emulators.servicebus.peer.session import Session
 
 __all__ = ["Answer", "Node", "Request", "RequestLink", "ResponseLink", "argument"]
 
@@ -55,7 +53,7 @@ class Node:
 class ResponseLink(Outgoing):
     """Where answers go; they wait for credit."""
 
-    def __init__(self, session: Session, handle: int, entity: str, address: str, reply_address: str | None) -> None:
+    def __init__(self, session: SessionPort, handle: int, entity: str, address: str, reply_address: str | None) -> None:
         super().__init__(session, handle, entity)
         self.address = address
         self.reply_address = reply_address
@@ -74,7 +72,7 @@ class ResponseLink(Outgoing):
 class RequestLink(Incoming):
     """Where requests come in."""
 
-    def __init__(self, session: Session, handle: int, address: str, node: Node) -> None:
+    def __init__(self, session: SessionPort, handle: int, address: str, node: Node) -> None:
         super().__init__(session, handle, node.entity, REQUEST_BYTES_MAX)
         self.address = address
         self._node = node

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from infra.emulators.servicebus.faults import Fault, Point
 from infra.emulators.servicebus.peer.links import Incoming
+from infra.emulators.servicebus.peer.ports import SessionPort
 from infra.emulators.servicebus.queues.message import BATCH_FORMAT, batch_of, content_of
 from infra.emulators.servicebus.queues.queue import Queue
 from infra.emulators.servicebus.queues.refusals import ArgumentError, MessageTooLarge, Refusal
 from infra.emulators.servicebus.wire import frames
 from infra.emulators.servicebus.wire.values import DecodeError, Described, ULong, Value
-
-if TYPE_CHECKING:
-    from infra.emulators.servicebus.peer.session import Session
 
 __all__ = ["QueueSender"]
 
@@ -21,7 +17,7 @@ __all__ = ["QueueSender"]
 class QueueSender(Incoming):
     """Each delivery becomes one message, or a batch's many; all of it or nothing is taken."""
 
-    def __init__(self, session: Session, handle: int, queue: Queue) -> None:
+    def __init__(self, session: SessionPort, handle: int, queue: Queue) -> None:
         limit = queue.description.max_message_kilobytes * 1024
         super().__init__(session, handle, queue.name.lower(), limit)
         self._queue = queue

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from infra.emulators.servicebus.peer.attaching import attach
 from infra.emulators.servicebus.peer.links import Incoming, Outgoing
+from infra.emulators.servicebus.peer.ports import ConnectionPort, LinkPort, OutgoingPort
 from infra.emulators.servicebus.peer.violation import Violation
 from infra.emulators.servicebus.wire import frames
 from infra.emulators.servicebus.wire.values import Described, UInt, ULong, UShort, Value
-
-if TYPE_CHECKING:
-    from infra.emulators.servicebus.peer.connection import Connection
 
 __all__ = ["Session"]
 
@@ -24,14 +22,14 @@ ACCEPTED = Described(ULong(frames.ACCEPTED), [])
 class _Sent(NamedTuple):
     """A delivery that the client hasn't settled."""
 
-    link: Outgoing
+    link: OutgoingPort
     token: Value
 
 
 class Session:
     """Made by the client's begin, which it answers at once."""
 
-    def __init__(self, connection: Connection, channel: int, begin: frames.Begin) -> None:
+    def __init__(self, connection: ConnectionPort, channel: int, begin: frames.Begin) -> None:
         if begin.next_outgoing_id is None or begin.incoming_window is None:
             raise Violation("amqp:invalid-field", "a begin needs its ids and windows")
         self.connection = connection
@@ -89,6 +87,10 @@ class Session:
             raise Violation("amqp:session:unattached-handle", f"no link has the handle {handle}")
         return link
 
+    def add(self, link: Incoming | Outgoing) -> None:
+        """The link is attached."""
+        self.links[link.handle] = link
+
     def refuse(self, handle: int, condition: str, description: str) -> None:
         """Detach a link that was only just answered."""
         self._leaving.add(handle)
@@ -111,7 +113,7 @@ class Session:
         elif flow.echo:
             self.send_flow(None)
 
-    def send_flow(self, link: Incoming | Outgoing | None) -> None:
+    def send_flow(self, link: LinkPort | None) -> None:
         """Tell our windows, and a link's credit where there is a link."""
         self._incoming_window = INCOMING_WINDOW
         fields = () if link is None else link.flow_fields()
@@ -161,7 +163,7 @@ class Session:
 
     # What we send.
 
-    def transfer(self, link: Outgoing, tag: bytes, data: bytes, token: Value, *, settled: bool) -> None:
+    def transfer(self, link: OutgoingPort, tag: bytes, data: bytes, token: Value, *, settled: bool) -> None:
         """Send a message in as many frames as it takes; those beyond the client's window wait."""
         delivery_id = self._next_delivery_id
         self._next_delivery_id = (delivery_id + 1) & 0xFFFFFFFF
@@ -220,13 +222,13 @@ class Session:
         self._forget(link)
         self.send(frames.Detach(UInt(link.handle), bool(detach.closed)))
 
-    def _forget(self, link: Incoming | Outgoing) -> None:
+    def _forget(self, link: LinkPort) -> None:
         link.dropped()
         for delivery_id in [each for each, sent in self.unsettled.items() if sent.link is link]:
             del self.unsettled[delivery_id]
         self._blocked = deque(each for each in self._blocked if each[0].handle != link.handle)
 
-    def detach(self, link: Incoming | Outgoing, condition: str, description: str) -> None:
+    def detach(self, link: LinkPort, condition: str, description: str) -> None:
         """Close a link with an error; what the client still sends there is dropped."""
         if self.links.pop(link.handle, None) is None:
             return
