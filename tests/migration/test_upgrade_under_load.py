@@ -46,7 +46,7 @@ def old(postgres_url, request):
 @pytest.mark.slow
 def test_nobody_waits_while_the_schema_expands(old, postgres_url, later):
     """With this round's revisions, and further ones that touch every hot table."""
-    history = later(_0011_columns=COLUMNS, _0012_indexes=INDEXES)
+    history = later(_8001_columns=COLUMNS, _8002_indexes=INDEXES)
     said = []
     began = time.monotonic()
     before = {table: rows_in(old, table) for table in HOT}
