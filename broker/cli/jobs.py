@@ -224,10 +224,13 @@ def _tell(story: JobStory, place: str) -> None:
         say(f"  of {story.batch_id}, line {story.line_number}")
     say(f"  {story.model} at {story.endpoint}, tenant {story.tenant}, constraints {story.constraints}")
     say(f"  submitted {_time(story.submitted_us)}, due {_time(story.deadline_us)}")
+    if story.tags:
+        say(f"  tags {', '.join(f'{name}={value}' for name, value in story.tags.items())}")
     ended = story.outcome or place
     say(f"  {ended}" + (f" ({story.error_code})" if story.error_code else ""))
     wasted = f", of which wasted {dollars(story.wasted_nano_usd)}" if story.wasted_nano_usd else ""
-    say(f"  cost {format_usd(story.cost_nano_usd)} over {len(story.attempts)} attempt(s){wasted}")
+    charged = "" if story.charged_nano_usd is None else f", charged {format_usd(story.charged_nano_usd)}"
+    say(f"  cost {format_usd(story.cost_nano_usd)} over {len(story.attempts)} attempt(s){wasted}{charged}")
     for attempt in story.attempts:
         _tell_attempt(attempt)
 
@@ -242,16 +245,15 @@ def _tell_attempt(attempt: AttemptStory) -> None:
         f"engine {attempt.engine}{stand_in}; worker {attempt.worker}"
     )
     say(f"  why       {attempt.why} (plan {attempt.plan_generation})")
+    if attempt.decision_proven is False:
+        say("            this is not the decision that the ledger has the digest of")
     for candidate in attempt.candidates:
         mark = "->" if candidate.lane == attempt.lane else "  "
         expected = dollars(candidate.expected_job_cost_nano_usd)
         say(f"         {mark} {candidate.lane}: {expected} a job expected, price {candidate.price_version}")
     for removed in attempt.removed:
         say(f"          x {removed.lane}: {removed.filter}")
-    say(
-        f"  usage     {attempt.input_tokens:,} tokens in ({attempt.cached_input_tokens:,} cached), "
-        f"{attempt.output_tokens:,} out; {attempt.accelerator_us / 1_000_000:,.6f} s of the accelerator"
-    )
+    say(f"  usage     {_tokens(attempt)}; {attempt.accelerator_us / 1_000_000:,.6f} s of the accelerator")
     upper = f", at most {format_usd(attempt.cost_upper_nano_usd)}" if attempt.cost_basis == "unknown" else ""
     say(f"  cost      {format_usd(attempt.cost_nano_usd)} ({attempt.cost_basis}{upper})")
     say(f"  price     {attempt.price_version}: {attempt.price_source}")
@@ -260,6 +262,14 @@ def _tell_attempt(attempt: AttemptStory) -> None:
         f"ended {_time(attempt.ended_us)}"
     )
     say(f"  ledger    {attempt.ledger_row}")
+
+
+def _tokens(attempt: AttemptStory) -> str:
+    if attempt.input_tokens is None:
+        return "tokens unknown"
+    cached = "unknown" if attempt.cached_input_tokens is None else f"{attempt.cached_input_tokens:,}"
+    out = "unknown" if attempt.output_tokens is None else f"{attempt.output_tokens:,}"
+    return f"{attempt.input_tokens:,} tokens in ({cached} cached), {out} out"
 
 
 def _time(moment_us: int) -> str:

@@ -40,7 +40,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="What it cost
 @app.command("summary")
 def show_summary(
     by: Annotated[
-        str, typer.Option("--by", help=f"Keys to group by, with commas: {', '.join(GROUP_KEYS)}.")
+        str, typer.Option("--by", help=f"Keys to group by, with commas: {', '.join(GROUP_KEYS)}, tag:NAME.")
     ] = "provider",
     batch: Annotated[str | None, typer.Option("--batch", help="Only this batch.")] = None,
     tenant: Annotated[str | None, typer.Option("--tenant", help="Only this tenant.")] = None,
@@ -48,6 +48,9 @@ def show_summary(
         str | None, typer.Option("--since", help="Only from this UTC time on, as 2026-11-22[T10:00].")
     ] = None,
     until: Annotated[str | None, typer.Option("--until", help="Only before this UTC time.")] = None,
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", help="Only jobs with this tag, as name=value; may be given again.")
+    ] = None,
     shape: FormatOption = OutputFormat.TABLE,
     data: DataOption = None,
     database_url: DatabaseOption = None,
@@ -59,6 +62,7 @@ def show_summary(
         batch_id=_batch_id(batch),
         since_us=_time_us("--since", since),
         until_us=_time_us("--until", until),
+        tags=tuple(map(_tag, tags or ())),
     )
     settings = read_settings(data)
     url = database_url or settings.database_url
@@ -170,6 +174,13 @@ def _batch_id(text: str | None) -> bytes | None:
         return parse_id("batch", text)
     except ValueError as error:
         raise UsageError(f"--batch: {error}") from None
+
+
+def _tag(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--tag is {text!r}; it must be name=value")
+    return name, value
 
 
 def _time_us(option: str, text: str | None) -> int | None:

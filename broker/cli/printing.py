@@ -37,7 +37,7 @@ _PAIRS = {
 }
 """Figures that people read together stand in one column."""
 
-_ONLY_IF_ANY = ("failed", "wasted_nano_usd", "unknown_upper_nano_usd")
+_ONLY_IF_ANY = ("failed", "usage_unknown", "wasted_nano_usd", "unknown_upper_nano_usd")
 """Columns left out where they hold nothing; `succeeded` is too, where it says the same as `jobs`."""
 
 

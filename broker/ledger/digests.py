@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from sqlalchemy import Connection, Row, select
 
 from broker.database.planning_tables import assignment
-from broker.database.shards import ShardRecord
 from broker.domain.lane import Price
 
 __all__ = ["Decisions", "decision_digest", "price_digest", "submission_digest"]
@@ -59,13 +58,29 @@ def submission_digest(job: Sequence[Any], endpoint: str, model: str, constraints
     return sha256(_encode(["job", *job, endpoint, model, constraints])).digest()
 
 
+class Decided(Protocol):
+    """What a decision led to: a shard, or a row that has these columns of it."""
+
+    @property
+    def assignment_id(self) -> bytes | None:
+        """The planner's part of it."""
+
+    @property
+    def lane(self) -> str:
+        """The lane that was taken."""
+
+    @property
+    def reason(self) -> str:
+        """Why, in words."""
+
+
 class Decisions:
     """The decisions' digests, by shard. An assignment never changes, so each is read once."""
 
     def __init__(self) -> None:
         self._assignments: dict[bytes, bytes] = {}
 
-    def look(self, connection: Connection, records: Collection[ShardRecord]) -> None:
+    def look(self, connection: Connection, records: Collection[Decided]) -> None:
         """Read the assignments of these shards, together, where they aren't known."""
         asked = {record.assignment_id for record in records if record.assignment_id} - self._assignments.keys()
         if not asked:
@@ -75,7 +90,7 @@ class Decisions:
         for row in connection.execute(select(assignment).where(assignment.c.assignment_id.in_(sorted(asked)))):
             self._assignments[row.assignment_id] = sha256(_encode(["assignment", *row])).digest()
 
-    def of(self, connection: Connection, record: ShardRecord) -> bytes | None:
+    def of(self, connection: Connection, record: Decided) -> bytes | None:
         """Of the decision that this shard was cut by; None where its assignment is gone."""
         if record.assignment_id is None:
             return decision_digest(None, record.lane, record.reason)

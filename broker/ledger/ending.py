@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from broker.database import batches, jobs
 from broker.database.batches import Counts
@@ -161,19 +161,7 @@ class AttemptEnds:
         if tags:
             flush.attempts = [row._replace(tags=tags.get(row.job_id)) for row in flush.attempts]
         flush.outcomes = [
-            OutcomeRow(
-                job_id=attempt.job_id,
-                tenant_id=facts.tenant_id,
-                batch_id=facts.batch_id,
-                outcome=ended.outcome,
-                error_code=ended.error_code,
-                attempt_id=attempt.attempt_id,
-                attempt_number=attempt.attempt_number,
-                submission_digest=submission_digest(row, facts.endpoint, facts.model, constraints)
-                if (row := asked.get(attempt.job_id))
-                else None,
-            )
-            for (facts, constraints, *_), attempt, ended in self._job_ends
+            _outcome_row(shared, attempt, ended, asked.get(attempt.job_id)) for shared, attempt, ended in self._job_ends
         ]
 
     def _share(self, shard: ShardRecord, lane: Lane) -> _Shared:
@@ -293,6 +281,20 @@ def _shard_facts(shard: ShardRecord, lane: Lane, decision_digest: bytes | None) 
         currency=CURRENCY,
         price_digest=price_digest(lane.price),
         decision_digest=decision_digest,
+    )
+
+
+def _outcome_row(shared: _Shared, row: AttemptRow, ended: Ended, asked: Row[Any] | None) -> OutcomeRow:
+    facts = shared.facts
+    return OutcomeRow(
+        job_id=row.job_id,
+        tenant_id=facts.tenant_id,
+        batch_id=facts.batch_id,
+        outcome=ended.outcome,
+        error_code=ended.error_code,
+        attempt_id=row.attempt_id,
+        attempt_number=row.attempt_number,
+        submission_digest=submission_digest(asked, facts.endpoint, facts.model, shared.constraints) if asked else None,
     )
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, select
 from broker.database import plans
 from broker.database.tables import job, shard, shard_span, work_group
 from broker.domain.ids import format_id, id_offset
+from broker.ledger.digests import Decisions
 from broker.ledger.tables import attempt, job_outcome, price
 from broker.rules.planning import Candidate, Removed
 
@@ -17,7 +18,10 @@ __all__ = ["AttemptStory", "JobStory", "explain", "find_job", "where_is"]
 
 
 class AttemptStory(msgspec.Struct, kw_only=True):
-    """One attempt, with the decision behind it."""
+    """One attempt, with the decision behind it. What nobody knows, or its version of the ledger didn't say, is None.
+
+    `decision_proven`: the ledger's digest is of the decision as it is told here; None where there is none to compare.
+    """
 
     attempt_id: str
     number: int
@@ -31,7 +35,9 @@ class AttemptStory(msgspec.Struct, kw_only=True):
     engine: str
     stand_in: bool
     worker: str
+    endpoint: str | None
     why: str
+    decision_proven: bool | None
     plan_generation: int | None
     candidates: tuple[Candidate, ...]
     removed: tuple[Removed, ...]
@@ -41,12 +47,17 @@ class AttemptStory(msgspec.Struct, kw_only=True):
     cost_nano_usd: int
     cost_upper_nano_usd: int
     cost_basis: str
-    input_tokens: int
-    cached_input_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
+    charged_nano_usd: int | None
+    currency: str | None
+    usage_basis: str | None
+    input_tokens: int | None
+    cached_input_tokens: int | None
+    output_tokens: int | None
+    reasoning_tokens: int | None
     accelerator_us: int
     dispatched_us: int
+    claimed_us: int | None
+    due_us: int | None
     started_us: int | None
     ended_us: int
     queue_us: int
@@ -67,9 +78,11 @@ class JobStory(msgspec.Struct, kw_only=True):
     constraints: str
     submitted_us: int
     deadline_us: int
+    tags: dict[str, str]
     outcome: str | None
     error_code: str | None
     cost_nano_usd: int
+    charged_nano_usd: int | None
     wasted_nano_usd: int
     attempts: list[AttemptStory]
 
@@ -109,22 +122,32 @@ def explain(connection: Connection, job_id: bytes) -> JobStory | None:
         constraints=found.constraints,
         submitted_us=found.submitted_us,
         deadline_us=found.deadline_us,
+        tags=msgspec.json.decode(found.tags, type=dict[str, str]) if found.tags else {},
         outcome=ended.outcome if ended else None,
         error_code=ended.error_code if ended else None,
         cost_nano_usd=sum(one.cost_nano_usd for one in attempts),
+        charged_nano_usd=_charged(attempts),
         wasted_nano_usd=sum(one.cost_nano_usd for one in attempts if one.outcome != "succeeded"),
         attempts=attempts,
     )
 
 
+def _charged(attempts: list[AttemptStory]) -> int | None:
+    """What the tenant is charged for all of them; None where one is of before the ledger said so."""
+    charged = [attempt.charged_nano_usd for attempt in attempts]
+    return None if None in charged else sum(amount for amount in charged if amount is not None)
+
+
 def _attempt(connection: Connection, row: Any) -> AttemptStory:  # noqa: ANN401 (a row of any columns)
     decision = plans.find(connection, row.assignment_id) if row.assignment_id else None
+    digest = None if row.reason is None else Decisions().of(connection, row)
     fields = {name: getattr(row, name) for name in AttemptStory.__struct_fields__ if hasattr(row, name)}
     fields |= {
         "attempt_id": format_id("attempt", row.attempt_id),
         "number": row.attempt_number,
         "worker": row.worker_id,
         "why": row.reason or "its shard's record has been pruned",
+        "decision_proven": row.decision_digest == digest if row.decision_digest and digest else None,
         "plan_generation": decision.generation if decision else None,
         "candidates": decision.plan.candidates if decision else (),
         "removed": decision.plan.removed if decision else (),

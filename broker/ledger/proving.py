@@ -34,8 +34,8 @@ FORMAT = "inference-broker ledger proof 1"
 class RowProof(msgspec.Struct, frozen=True, kw_only=True):
     """One row. Hashes and bytes are in hexadecimal; paths go from the leaf up (RFC 9162 section 2.1.3).
 
-    `values` is what `row` holds, by the names that the columns of its version have, for people. `batch` is what the batch's hash is of; it ends
-    with the root of its rows and the hash of the batch before it.
+    `values` is what `row` holds, for people: by the names of the columns of the row's version. `batch` is what the
+    batch's hash is of; it ends with the root of its rows and the hash of the batch before it.
     """
 
     table: str

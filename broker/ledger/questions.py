@@ -13,6 +13,7 @@ from sqlalchemy import (
     Connection,
     Integer,
     Label,
+    Text,
     case,
     cast,
     distinct,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     literal,
     select,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from broker.domain.errors import UsageError
 from broker.domain.outcome import Outcome
@@ -38,6 +40,7 @@ GROUP_KEYS: dict[str, ColumnElement[Any]] = {
     "market": attempt.c.market,
     "model": attempt.c.model,
     "engine": attempt.c.engine,
+    "endpoint": attempt.c.endpoint,
     "outcome": attempt.c.outcome,
     "error_code": attempt.c.error_code,
     "tenant": attempt.c.tenant_id,
@@ -45,9 +48,12 @@ GROUP_KEYS: dict[str, ColumnElement[Any]] = {
     "stand_in": attempt.c.stand_in,
     "price_version": attempt.c.price_version,
     "cost_basis": attempt.c.cost_basis,
+    "usage_basis": attempt.c.usage_basis,
     "day": cast(attempt.c.recorded_us // literal(_US_PER_DAY, BigInteger), Integer),
 }
-"""What attempts can be grouped by. `day` is the UTC day on which the attempt was recorded."""
+"""What attempts can be grouped by. `day` is the UTC day on which the attempt was recorded. `tag:NAME` goes as well."""
+
+_TAG = "tag:"
 
 SUMMARY_FIELDS = (
     "jobs",
@@ -56,6 +62,7 @@ SUMMARY_FIELDS = (
     "failed",
     "input_tokens",
     "output_tokens",
+    "usage_unknown",
     "cost_nano_usd",
     "wasted_nano_usd",
     "unknown_upper_nano_usd",
@@ -67,12 +74,16 @@ SUMMARY_FIELDS = (
 
 
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
-    """Which attempts count; None means all. Times are Unix microseconds, the end excluded."""
+    """Which attempts count; None means all. Times are Unix microseconds, the end excluded.
+
+    `tags` are names with the values that they must have.
+    """
 
     tenant_id: str | None = None
     batch_id: bytes | None = None
     since_us: int | None = None
     until_us: int | None = None
+    tags: tuple[tuple[str, str], ...] = ()
 
 
 def summary(connection: Connection, by: Sequence[str], filters: Filters) -> list[dict[str, Any]]:
@@ -80,14 +91,13 @@ def summary(connection: Connection, by: Sequence[str], filters: Filters) -> list
 
     `succeeded` and `failed` count jobs, by the attempt that ended each; `wasted_nano_usd` is the cost of
     attempts that did not succeed; `unknown_upper_nano_usd` is the most that attempts of unknown cost, which
-    count as nothing in the other two, can have cost. Percentiles are by nearest rank, over attempts, in whole
+    count as nothing in the other two, can have cost. Tokens are summed where they are known, None where none are;
+    `usage_unknown` counts the attempts of which they aren't. Percentiles are by nearest rank, over attempts, in whole
     milliseconds. Raises UsageError for a key that is not in GROUP_KEYS.
     """
-    unknown = [key for key in by if key not in GROUP_KEYS]
-    if unknown:
-        raise UsageError(f"--by names {unknown[0]!r}; it takes {', '.join(GROUP_KEYS)}")
-    keys = [GROUP_KEYS[key].label(f"key_{place}") for place, key in enumerate(by)]
-    conditions = _conditions(filters)
+    dialect = connection.dialect.name
+    keys = [_key(key, dialect).label(f"key_{place}") for place, key in enumerate(by)]
+    conditions = _conditions(filters, dialect)
     sums = connection.execute(
         select(*keys, *_measures(attempt.c)).where(*conditions).group_by(*keys).order_by(*keys)
     ).all()
@@ -96,10 +106,28 @@ def summary(connection: Connection, by: Sequence[str], filters: Filters) -> list
     found = []
     for row in sums:
         group = tuple(row[: len(by)])
-        measures = (*(int(value or 0) for value in row[len(by) :]), *queued.get(group, (0, 0)), *ran.get(group, (0, 0)))
+        sums_of = (None if value is None else int(value) for value in row[len(by) :])
+        measures = (*sums_of, *queued.get(group, (0, 0)), *ran.get(group, (0, 0)))
         shown = {key: _shown(key, value) for key, value in zip(by, group, strict=True)}
         found.append(shown | dict(zip(SUMMARY_FIELDS, measures, strict=True)))
     return found
+
+
+def _key(key: str, dialect: str) -> ColumnElement[Any]:
+    if key.startswith(_TAG):
+        return _tag(key.removeprefix(_TAG), dialect)
+    if key not in GROUP_KEYS:
+        raise UsageError(f"--by names {key!r}; it takes {', '.join(GROUP_KEYS)}, tag:NAME")
+    return GROUP_KEYS[key]
+
+
+def _tag(name: str, dialect: str) -> ColumnElement[str]:
+    """The value of this tag, null where an attempt has no such tag."""
+    if not name or '"' in name or "\\" in name:  # SQLite's paths know no way to quote them
+        raise UsageError(f"tag {name!r} can't be asked for: its name is empty, or has a quote or a backslash in it")
+    if dialect == "postgresql":
+        return cast(cast(attempt.c.tags, JSONB)[name].astext, Text)
+    return cast(func.json_extract(attempt.c.tags, f'$."{name}"'), Text)
 
 
 def _percentiles(
@@ -130,8 +158,8 @@ def _percentiles(
     return {tuple(group): (int(middle), int(high)) for *group, middle, high in rows}
 
 
-def _conditions(filters: Filters) -> list[ColumnElement[bool]]:
-    found: list[ColumnElement[bool]] = []
+def _conditions(filters: Filters, dialect: str) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = [_tag(name, dialect) == value for name, value in filters.tags]
     if filters.tenant_id is not None:
         found.append(attempt.c.tenant_id == filters.tenant_id)
     if filters.batch_id is not None:
@@ -152,6 +180,7 @@ def _measures(columns: Any) -> list[ColumnElement[Any]]:  # noqa: ANN401 (SQLAlc
         _count_if(columns.decisive & ~succeeded),
         func.sum(columns.input_tokens),
         func.sum(columns.output_tokens),
+        _count_if(columns.input_tokens.is_(None)),
         func.sum(columns.cost_nano_usd),
         func.sum(case((succeeded, 0), else_=columns.cost_nano_usd)),
         func.sum(columns.cost_upper_nano_usd - columns.cost_nano_usd),

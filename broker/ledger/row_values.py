@@ -33,7 +33,7 @@ class _Layout(NamedTuple):
 
 
 class RowValues:
-    """Reads rows of one table. Select `columns`, then `of` a row gives its values in the order of its canonical bytes."""
+    """Reads rows of one table: select `columns`, then `of` a row gives its values as they were written."""
 
     def __init__(self, connection: Connection, table: Table) -> None:
         # SQLite keeps flags as integers, and its driver takes any but 0 for true; the ledger does not.

@@ -62,8 +62,8 @@ def newest_samples(connection: Connection, after_us: int) -> tuple[list[Sample],
             run_s=int(row.run_us) / _US,
             run_s_squared=row.run_us_squared / _US**2,
             accelerator_s=int(row.accelerator_us) / _US,
-            input_tokens=int(row.input_tokens),
-            output_tokens=int(row.output_tokens),
+            input_tokens=int(row.input_tokens or 0),
+            output_tokens=int(row.output_tokens or 0),
         )
         for row in rows
     ]

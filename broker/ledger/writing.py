@@ -177,9 +177,7 @@ class _Proof(msgspec.Struct):
     next_seq: int
     leaves: list[bytes] = []
 
-    def sealed(
-        self, table: str, key: bytes | int, values: tuple[Any, ...], added: tuple[Any, ...]
-    ) -> tuple[Any, ...]:
+    def sealed(self, table: str, key: bytes | int, values: tuple[Any, ...], added: tuple[Any, ...]) -> tuple[Any, ...]:
         """The whole row: its first column, the proof columns, the values after them, the leaf, what came since."""
         row = (key, self.stream_id, self.next_seq, self.batch_number, CURRENT, *values)
         self.next_seq += 1
@@ -279,7 +277,8 @@ def append(connection: Connection, stream_id: bytes, flush: Flush, now_us: int) 
         previous_hash=bytes(head.batch_hash) if head else FIRST_PREVIOUS_HASH,
     )
     row = msgspec.structs.asdict(record) | {"batch_hash": batch_hash(record)}
-    connection.execute(_SEAL, {name: row[name] for name in ledger_batch.c.keys()})
+    del row["slot"]  # it is the stream's
+    connection.execute(_SEAL, row)
 
 
 def _storable(row: AttemptRow) -> AttemptRow:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -258,7 +257,8 @@ def _rewritten(ledger, number):
             found.append(leaf)
         root = merkle_root(found)
         changed = {"sum_cost_nano_usd": cost, "merkle_root": root, "previous_hash": previous, "slot": "recorder-0"}
-        made = batch_hash(msgspec.convert({**record._mapping, **changed}, BatchRecord))
+        fields = {**record._mapping, **changed}
+        made = batch_hash(BatchRecord(**{name: fields[name] for name in BatchRecord.__struct_fields__}))
         here = (ledger_batch.c.stream_id == stream, ledger_batch.c.batch_number == record.batch_number)
         fields = {"sum_cost_nano_usd": cost, "merkle_root": root, "previous_hash": previous, "batch_hash": made}
         yield update(ledger_batch).where(*here).values(fields)
