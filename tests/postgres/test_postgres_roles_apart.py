@@ -245,7 +245,7 @@ def test_a_notifier_stops_in_time(postgres_url):
     began = time.monotonic()
     notifier.stop()
     assert time.monotonic() - began < 2.5
-    assert not any(thread.is_alive() for thread in notifier._threads)
+    assert not any(thread.name.startswith("wakeups-") for thread in threading.enumerate())
 
 
 def test_pages_of_marks_stay_small(database):

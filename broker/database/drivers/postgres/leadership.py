@@ -60,19 +60,34 @@ class Leadership:
 
 
 class Slot:
-    """A durable place of its own for a writer of the ledger: `name`, such as recorder-0, names its stream."""
+    """A durable place of its own for a writer of the ledger: `name`, such as recorder-0, names its stream.
 
-    def __init__(self, name: str, session: Session | None) -> None:
+    Used by one thread. See `broker.ledger.streams.StreamSlot`.
+    """
+
+    def __init__(self, role: str, name: str, session: Session | None) -> None:
         self.name = name
+        self._role = role
         self._session = session
         self._held = True
         self._next_try = 0.0
+
+    def hold(self) -> str:
+        """The name of the slot that is held now; where it was lost and another process has it, of another one.
+
+        Raises BrokerError where the database can't be asked.
+        """
+        if self._session is not None and not self.is_held():
+            lost = self.name
+            self.name, self._held = _first_free(self._session, self._role), True
+            _log.warning("slot_changed", slot=self.name, lost=lost)
+        return self.name
 
     def is_held(self) -> bool:
         """Whether it is still ours; takes it again where the session was lost and nobody else has it.
 
         While it isn't, another process may write this stream. The ledger stays whole even if both do, for the
-        later of two commits runs again; but it is better to wait, or to take another.
+        later of two commits runs again; but each would hold up the other.
         """
         if self._session is None:
             return True
@@ -96,16 +111,24 @@ class Slot:
 def take_slot(database: Database, role: str) -> Slot:
     """The first of the role's slots that nobody has. Raises BrokerError where the database can't be asked."""
     if not isinstance(database, PostgresDatabase):
-        return Slot(f"{role}-0", None)
+        return Slot(role, f"{role}-0", None)
     session = Session(database.url, f"slot {role}")
+    try:
+        return Slot(role, _first_free(session, role), session)
+    except BaseException:
+        session.close()
+        raise
+
+
+def _first_free(session: Session, role: str) -> str:
+    """The slot is locked by the session from here on."""
     for number in range(_SLOTS_MAX):
         name = f"{role}-{number}"
         if _try_lock(session, lock_number("slot", name)):
             _log.info("slot_taken", slot=name)
-            return Slot(name, session)
+            return name
         if not session.is_alive():
             break
-    session.close()
     raise BrokerError(f"the database could not be asked for a place for another {role}")
 
 
