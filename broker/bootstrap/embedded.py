@@ -74,7 +74,11 @@ class Embedded:
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
         self._lock = lock_folder(data)
-        self._door = HttpDoor(door, data) if door else None
+        try:
+            self._door = HttpDoor(door, data) if door else None
+        except BaseException:
+            os.close(self._lock)
+            raise
         self._data = data
         self._lanes = lanes
         self._shares = shares or {}

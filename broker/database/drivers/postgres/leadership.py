@@ -70,36 +70,21 @@ class Slot:
         self._role = role
         self._session = session
         self._held = True
-        self._next_try = 0.0
 
     def hold(self) -> str:
-        """The name of the slot that is held now; where it was lost and another process has it, of another one.
+        """The name of the slot that is held now: the same, also over a lost session, unless another process has it.
 
-        Raises BrokerError where the database can't be asked.
+        Without it two would write one stream. The ledger stays whole even so, for the later of two commits runs
+        again, but each would hold up the other. Raises BrokerError where the database can't be asked.
         """
-        if self._session is not None and not self.is_held():
-            lost = self.name
-            self.name, self._held = _first_free(self._session, self._role), True
-            _log.warning("slot_changed", slot=self.name, lost=lost)
-        return self.name
-
-    def is_held(self) -> bool:
-        """Whether it is still ours; takes it again where the session was lost and nobody else has it.
-
-        While it isn't, another process may write this stream. The ledger stays whole even if both do, for the
-        later of two commits runs again; but each would hold up the other.
-        """
-        if self._session is None:
-            return True
-        if self._held and self._session.is_alive():
-            return True
-        now = time.monotonic()
-        if now >= self._next_try:
-            self._next_try = now + _TRY_SECONDS
-            self._held = _try_lock(self._session, lock_number("slot", self.name))
-            return self._held
+        if self._session is None or (self._held and self._session.is_alive()):
+            return self.name
         self._held = False
-        return False
+        if not _try_lock(self._session, lock_number("slot", self.name)):
+            lost, self.name = self.name, _first_free(self._session, self._role)
+            _log.warning("slot_changed", slot=self.name, lost=lost)
+        self._held = True
+        return self.name
 
     def close(self) -> None:
         """Leave it to others."""
