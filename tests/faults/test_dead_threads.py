@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,7 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from broker.bootstrap.embedded import Embedded
 from broker.bootstrap.roles import Role
+from broker.catalog.lanes import load_lanes
 from broker.domain.errors import BrokerError
 from broker.sdk.http import Client
 from tests.flow.program import ROOT, Program, custom_ids, kill_group, lane, request
@@ -212,6 +215,18 @@ def test_embedded_a_dead_thread_ends_broker_up(ups, part):
     (sentence,) = victim.sentences()
     assert sentence.startswith(f"error: the thread {STAGE_OF.get(part, part)} ended (SystemExit: 0)")
     assert '"thread_ended"' in (Path(victim.data) / "broker.log").read_text()
+
+
+def test_embedded_a_worker_that_celery_ended_is_a_death_too(tmp_path):
+    (tmp_path / "lanes.toml").write_text(lane("one", "google-tpu") + "\n" + lane("two", "azure-gpu"))
+    died = threading.Event()
+    with Embedded(tmp_path / "data", load_lanes(str(tmp_path / "lanes.toml")), on_death=died.set) as embedded:
+        embedded.start()
+        assert embedded.failure is None
+        embedded._worker_side._worker.stop(5.0)
+        assert died.wait(10)
+    with pytest.raises(BrokerError, match="the thread worker-embedded ended"):
+        embedded.check()
 
 
 def test_embedded_what_was_accepted_goes_on_after_the_death_of_the_dispatcher(tmp_path):
