@@ -69,7 +69,8 @@ class Door:
         )
         self._server = uvicorn.Server(config)
         self._socket = taken
-        self._thread = threading.Thread(target=self._run, name="door", daemon=True)
+        self._began = False
+        self._ended = threading.Event()
 
     @property
     def url(self) -> str:
@@ -77,22 +78,36 @@ class Door:
         host, port = self._socket.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was stopped, so that its thread may end."""
+        return self._server.should_exit
+
     def start(self) -> None:
-        """Returns when requests are served."""
-        self._thread.start()
+        """Serve on a thread of its own; returns when requests are served."""
+        threading.Thread(target=self.run, name="door", daemon=True).start()
+        self.wait_until_open()
+
+    def run(self) -> None:
+        """Serve, on the thread that calls this, until stopped."""
+        self._began = True
+        try:
+            with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
+                runner.run(self._server.serve(sockets=[self._socket]))
+        finally:
+            self._ended.set()
+
+    def wait_until_open(self) -> None:
+        """Returns when requests are served. Raises BrokerError when that takes too long."""
         deadline = time.monotonic() + _START_SECONDS
         while not self._server.started:
-            if not self._thread.is_alive() or time.monotonic() > deadline:
+            if self._ended.is_set() or time.monotonic() > deadline:
                 raise BrokerError(f"the door at {self.url} did not open; the log says why")
             time.sleep(0.005)
 
     def stop(self) -> None:
         """Take no more requests, and let those under way end within about a second."""
         self._server.should_exit = True
-        if self._thread.is_alive():
-            self._thread.join(_GRACE_SECONDS + 1)
+        if self._began:
+            self._ended.wait(_GRACE_SECONDS + 1)
         self._socket.close()
-
-    def _run(self) -> None:
-        with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
-            runner.run(self._server.serve(sockets=[self._socket]))

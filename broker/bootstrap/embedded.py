@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from broker.bootstrap.roles import Role, Roles, Wiring
-from broker.bootstrap.stages import Stages
+from broker.bootstrap.door import DoorTerms, HttpDoor
+from broker.bootstrap.loop import Loop
+from broker.bootstrap.roles import new_rescuer, start_roles
+from broker.bootstrap.threads import Threads
+from broker.bootstrap.wiring import Keys, LedgerSide, Role, Transport, Wiring
 from broker.bootstrap.worker_side import WorkerSide, new_worker_id
 from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
@@ -26,14 +29,16 @@ from broker.keys import load_or_create_signer, public_bytes
 from broker.leasing import LeaseDoor
 from broker.ledger.prices import import_prices
 from broker.signing import KeyRing, KeyRole, PublicKey, Signer
-from broker.stages.keeper import KEEPER_SECONDS, Keeper
-from broker.wakeups import Topic, Wakeups
+from broker.stages.keeper import Keeper
+from broker.wakeups import Wakeups
 
 __all__ = ["DATABASE_FILE", "Embedded", "open_database"]
 
 DATABASE_FILE = "broker.db"
 
 _STOP_SECONDS = 4.0
+_END_SECONDS = 8.0
+"""How long the process may take to stop after one of its threads has ended: as long as handing back may take."""
 
 
 def open_database(data: Path) -> SqliteDatabase:
@@ -54,13 +59,26 @@ class Embedded:
 
     Use it as a context manager: inside, it works; on leaving, what runs is handed back and everything ends,
     within about five seconds where the engines let go in time. `failure` holds what a stage could not get
-    past, for the person to see. `shares` limits providers, see `broker.catalog.shares`.
+    past, for the person to see. `shares` limits providers, see `broker.catalog.shares`. With a `door` it listens
+    there. `on_death` is called when a thread has ended that should not: leave then, and `check` says why.
     """
 
     def __init__(
-        self, data: Path, lanes: Sequence[Lane], clock: Clock = utc_now_us, *, shares: Mapping[str, float] | None = None
+        self,
+        data: Path,
+        lanes: Sequence[Lane],
+        clock: Clock = utc_now_us,
+        *,
+        shares: Mapping[str, float] | None = None,
+        door: DoorTerms | None = None,
+        on_death: Callable[[], None] = lambda: None,
     ) -> None:
         self._lock = lock_folder(data)
+        try:
+            self._door = HttpDoor(door, data) if door else None
+        except BaseException:
+            os.close(self._lock)
+            raise
         self._data = data
         self._lanes = lanes
         self._shares = shares or {}
@@ -76,10 +94,15 @@ class Embedded:
             renew_soon=self._renew_soon,
         )
         self._clock = clock
-        self._stages = Stages(
-            f"the disk that holds {data} is full; nothing is lost: make room and start again to go on"
+        full = f"the disk that holds {data} is full; nothing is lost: make room and start again to go on"
+        self._threads = Threads(
+            self.front.wakeups,
+            full_disk_sentence=full,
+            end_seconds=_END_SECONDS,
+            on_death=on_death,
         )
         self._worker_side: WorkerSide | None = None
+        self._is_leaving = False
 
     def __enter__(self) -> Self:
         return self
@@ -89,8 +112,17 @@ class Embedded:
 
     @property
     def failure(self) -> BrokerError | None:
-        """See `Stages`."""
-        return self._stages.failure
+        """See `Threads`."""
+        return self._threads.failure
+
+    @property
+    def url(self) -> str:
+        """Where the door listens; empty where there is none."""
+        return self._door.url if self._door else ""
+
+    def check(self) -> None:
+        """Raises BrokerError when a thread has ended that should not."""
+        self._threads.check()
 
     def start(self) -> None:
         """Bring up engines, stages and the worker. Raises BrokerError when an engine can't be brought up."""
@@ -108,34 +140,43 @@ class Embedded:
             worker_id=new_worker_id(),
         )
         self._worker_side.start_engines()
-        self._start_stages(bus_url, broker_signer, ring)
+        wiring = self._wiring(bus_url, Keys(broker_signer, ring))
+        new_rescuer(self.front, wiring.ledger, wiring.peers).recover()
+        start_roles([role for role in Role if role is not Role.API], wiring)
         self._worker_side.start_worker()
+        self._threads.start(Loop(name="worker-watch", step=self._watch_worker))
+        start_roles([Role.API], wiring)
 
     def stop(self) -> None:
         """Hand back what runs, record it, and end; harmless when it has ended."""
-        if self._stages.stopping.is_set():
+        if self._is_leaving:
             return
+        self._is_leaving = True
+        self.front.wakeups.endings.announce_stop()
+        if self._door:
+            self._door.close()
         self.front.submitting.close()
         if self._worker_side:
             self._worker_side.stop(interrupted=True)
-        self._stages.stopping.set()
+        self._threads.stop()
         self.front.wakeups.endings.announce_stop()
-        self.front.wakeups.notify(*Topic)
         try:
-            self._stages.join(_STOP_SECONDS)
+            self._threads.join(_STOP_SECONDS)
             if self._worker_side:
                 self._worker_side.close()
         finally:
             self.database.close()
             os.close(self._lock)
+            self._threads.end()
 
     def _renew_soon(self) -> None:
         if self._worker_side:
             self._worker_side.renew_soon()
 
-    def _keep(self) -> None:
-        Keeper(self.database, self._clock, self._stages.stopping.is_set).step()
-        self._stages.stopping.wait(KEEPER_SECONDS)
+    def _watch_worker(self) -> None:
+        """Celery ends its worker after an error that it can't recover from; nothing would run from then on."""
+        if self._worker_side and not self._worker_side.is_running and not self._is_leaving:
+            self._threads.report_end("worker-embedded", None)
 
     def _load_keys(self) -> tuple[Signer, dict[str, Signer], KeyRing]:
         folder = self._data / "keys"
@@ -156,26 +197,21 @@ class Embedded:
 
         self.database.write(work)
 
-    def _start_stages(self, bus_url: str, signer: Signer, ring: KeyRing) -> None:
+    def _wiring(self, bus_url: str, keys: Keys) -> Wiring:
         publisher = Publisher(bus_url)
-        capacity = {str(lane.name): lane.slots for lane in self._lanes}
         events = [lane.events_queue for lane in self._lanes]
-        roles = Roles(
-            Wiring(
-                front=self.front,
-                known_lanes=self.database.write(lambda connection: remember_lanes(connection, self._lanes)),
-                stages=self._stages,
-                signer=signer,
-                ring=ring,
-                capacity=lambda _connection: capacity,
-                publishers=dict.fromkeys(capacity, publisher),
+        return Wiring(
+            front=self.front,
+            threads=self._threads,
+            keys=keys,
+            transport=Transport(
+                publishers=dict.fromkeys((str(lane.name) for lane in self._lanes), publisher),
                 inboxes=[lambda prefetch: Inbox(bus_url, events, prefetch)],
-                leads=lambda _role: lambda: True,
-                take_slot=lambda role: f"{role}-0",
-                keep=self._keep,
-                shares=self._shares,
-            )
+            ),
+            ledger=LedgerSide(
+                known_lanes=self.database.write(lambda connection: remember_lanes(connection, self._lanes))
+            ),
+            keep=Keeper(self.database, self._clock, self._threads.stopping.is_set).step,
+            shares=self._shares,
+            door=self._door,
         )
-        roles.new_rescuer().recover()
-        for role in Role:
-            roles.start(role)

@@ -1,281 +1,241 @@
-"""The broker's roles, each a stage or two on the same database: all in one process, or any set of them."""
+"""The broker's roles, each a loop or two on the same database: all in one process, or any set of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from enum import StrEnum
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import assert_never
 
-import msgspec
-
+from broker.bootstrap.door import HttpDoor
 from broker.bootstrap.jobs_bus import JobsBus
-from broker.bootstrap.stages import POLL_SECONDS, Stages
-from broker.bus.inbox import Inbox
-from broker.database.connection import Connection
-from broker.domain.lane import Lane
+from broker.bootstrap.loop import POLL_SECONDS, Every, Leads, Loop, Woken
+from broker.bootstrap.recording import recorder_loop
+from broker.bootstrap.threads import Threads
+from broker.bootstrap.wiring import LedgerSide, Peers, Role, Transport, Wiring
 from broker.front import Front
 from broker.intake.bus_jobs import Receiving
 from broker.intake.uploads import UploadReader
-from broker.leasing import LEASE_SECONDS
+from broker.leasing import LEASE_SECONDS, LeaseDoor
 from broker.ledger.checkpoints import CheckpointPlace
 from broker.signing import KeyRing, Signer
 from broker.stages.announcer import Announcer
 from broker.stages.assembler import Assembler
 from broker.stages.closer import Closer
-from broker.stages.dispatcher import SHARDS_PER_STEP, Capacity, Dispatcher
+from broker.stages.dispatcher import SHARDS_PER_STEP, Dispatcher
+from broker.stages.keeper import KEEPER_SECONDS
 from broker.stages.notifier import Notifier
 from broker.stages.planner import Planner, live_policy
 from broker.stages.recorder import Recorder
-from broker.stages.relay import ROWS_PER_STEP, Relay, ShardPublisher, lanes_of_each_bus
+from broker.stages.relay import ROWS_PER_STEP, Relay, lanes_of_each_bus
 from broker.stages.rescuer import Rescuer
 from broker.stages.sealer import SEAL_SECONDS, Sealer
 from broker.wakeups import Topic
 
-__all__ = ["Role", "Roles", "Wiring"]
+__all__ = ["Role", "new_rescuer", "start_roles"]
 
 _ASSEMBLER_REST_SECONDS = 0.1
 _DISPATCHER_REST_SECONDS = 0.02
+_SUBMITTING = "submitting"
 
 
-class Role(StrEnum):
-    """What a process may be. All but `api` and `recorder` have one leader at a time; the others stand by."""
-
-    API = "api"
-    INTAKE = "intake"
-    PLANNER = "planner"
-    DISPATCHER = "dispatcher"
-    RELAY = "relay"
-    RECORDER = "recorder"
-    RESCUER = "rescuer"
-    CLOSER = "closer"
-    ASSEMBLER = "assembler"
-    NOTIFIER = "notifier"
-    SEALER = "sealer"
-    KEEPER = "keeper"
+def start_roles(roles: Collection[Role], wiring: Wiring) -> None:
+    """Have this process be these, until its threads are stopped. The door opens last, when the others are at work."""
+    for role in sorted(roles, key=lambda role: (role is Role.API, list(Role).index(role))):
+        _start(role, wiring)
 
 
-class Wiring(msgspec.Struct, frozen=True, kw_only=True):
-    """What roles are made from. `known_lanes` are all that were ever configured, the present ones among them.
+def _start(role: Role, wiring: Wiring) -> None:  # noqa: C901, PLR0912 (a case for each role)
+    front, threads, keys, transport = wiring.front, wiring.threads, wiring.keys, wiring.transport
+    leads = wiring.peers.leads
+    match role:
+        case Role.API:
+            if wiring.door is not None:
+                _start_api(threads, front, wiring.door, wiring.lease_door, keys.ring)
+        case Role.INTAKE:
+            _start_intake(threads, front, leads(role), wiring.peers.upload_kept_seconds)
+            if transport.jobs_bus is not None:
+                _start_receiving(threads, front, transport.jobs_bus, keys.ring)
+        case Role.PLANNER:
+            _start_planner(threads, front, leads(role), wiring.shares)
+        case Role.DISPATCHER:
+            _start_dispatcher(threads, front, leads(role))
+        case Role.RELAY:
+            _start_relays(threads, front, leads(role), transport, keys.signer)
+        case Role.RECORDER:
+            _start_recorders(threads, front, transport, keys.ring, wiring.ledger, wiring.peers)
+        case Role.RESCUER:
+            _start_rescuer(threads, new_rescuer(front, wiring.ledger, wiring.peers), leads(role))
+        case Role.CLOSER:
+            _start_closer(threads, front, leads(role), wiring.peers)
+        case Role.ASSEMBLER:
+            _start_assembler(threads, front, leads(role))
+        case Role.NOTIFIER:
+            if transport.jobs_bus is not None:
+                _start_notifier(threads, front, leads(role), transport.jobs_bus, keys.signer)
+        case Role.SEALER:
+            if wiring.ledger.checkpoint_places:
+                _start_sealer(threads, front, leads(role), wiring.ledger.checkpoint_places, keys.signer)
+        case Role.KEEPER:
+            _start_keeper(threads, leads(role), wiring.keep)
+        case _:
+            assert_never(role)
 
-    `publishers` has one for each lane's bus; `inboxes` opens, for each bus, the events queues on it, given how
-    many messages to prefetch; `door_heard_us` says when the lease door last answered, where it is elsewhere;
-    `upload_kept_seconds` is how old an upload without a batch must be to be thrown away;
-    without a `jobs_bus` no jobs come over a bus, and the notifier has nobody to tell; `checkpoint_places` are where
-    the sealer publishes, and without any it seals nothing; `shares` limits providers, by name or `*` for all others;
-    `take_slot` gives a role the name of a stream that no other process writes.
-    """
 
-    front: Front
-    known_lanes: Sequence[Lane]
-    stages: Stages
-    signer: Signer
-    ring: KeyRing
-    capacity: Capacity
-    publishers: Mapping[str, ShardPublisher]
-    inboxes: Sequence[Callable[[int], Inbox]]
-    leads: Callable[[Role], Callable[[], bool]]
-    take_slot: Callable[[Role], str]
-    keep: Callable[[], object]
-    shares: Mapping[str, float] = {}
-    upload_kept_seconds: float = 0.0
-    door_heard_us: Callable[[Connection], int | None] | None = None
-    jobs_bus: JobsBus | None = None
-    checkpoint_places: Sequence[CheckpointPlace] = ()
+def _start_api(threads: Threads, front: Front, door: HttpDoor, lease_door: LeaseDoor | None, ring: KeyRing) -> None:
+    _start_submitting(threads, front)
+    door.open(front, threads, lease_door, ring)
 
 
-class Roles:
-    """Starts roles."""
+def _start_submitting(threads: Threads, front: Front) -> None:
+    """Have what is offered stored, by whichever of this process's doors it came."""
+    if not threads.runs(_SUBMITTING):
+        threads.spawn(_SUBMITTING, front.submitting.run, lambda: front.submitting.is_closed)
 
-    def __init__(self, wiring: Wiring) -> None:
-        self._wiring = wiring
-        self._front = wiring.front
-        self._submits = False
 
-    def start(self, role: Role) -> None:
-        """Have this process be it, from now until its stages are stopped."""
-        front = self._front
-        match role:
-            case Role.API:
-                self._submit()
-            case Role.INTAKE:
-                self._start_intake()
-                self._start_receiving()
-            case Role.PLANNER:
-                planner = Planner(
-                    front.database,
-                    front.lanes,
-                    front.clock,
-                    front.wakeups,
-                    front.health,
-                    self._wiring.capacity,
-                    live_policy(self._wiring.shares),
-                )
-                wakeups = front.wakeups
-                self._wiring.stages.loop(
-                    role,
-                    planner.step,
-                    lambda: wakeups.wait(Topic.PLANNER, planner.rest_seconds),
-                    self._wiring.leads(role),
-                )
-            case Role.CLOSER:
-                closer = Closer(
-                    database=front.database,
-                    clock=front.clock,
-                    wakeups=front.wakeups,
-                    slot=self._wiring.take_slot(role),
-                )
-                self._loop(role, closer.step, Topic.CLOSER)
-            case Role.RECORDER:
-                self._start_recorders()
-            case Role.DISPATCHER | Role.RELAY:
-                self._start_sending(role)
-            case Role.NOTIFIER:
-                self._start_notifier()
-            case Role.SEALER:
-                self._start_sealer()
-            case Role.RESCUER | Role.ASSEMBLER | Role.KEEPER:
-                self._start_tidying(role)
-            case _:
-                assert_never(role)
+def _start_intake(threads: Threads, front: Front, leads: Leads, kept_seconds: float) -> None:
+    reader = UploadReader(front.database, front.uploads, front.intake.read_batch, threads.stopping.is_set)
+    swept = False
 
-    def new_rescuer(self) -> Rescuer:
-        """A rescuer on a stream of its own."""
-        front = self._front
-        return Rescuer(
-            database=front.database,
-            lanes=self._wiring.known_lanes,
-            clock=front.clock,
-            wakeups=front.wakeups,
-            lease_seconds=LEASE_SECONDS,
-            slot=self._wiring.take_slot(Role.RESCUER),
-            door_heard_us=self._wiring.door_heard_us,
-            capacity=self._wiring.capacity,
-        )
+    def step() -> bool:
+        nonlocal swept
+        if not swept:  # only now: who stands by leaves the others' files alone
+            reader.sweep(kept_seconds)
+            swept = True
+        return reader.step()
 
-    def _loop(self, role: Role, step: Callable[[], object], topic: Topic) -> None:
-        wakeups = self._front.wakeups
-        self._wiring.stages.loop(role, step, lambda: wakeups.wait(topic, POLL_SECONDS), self._wiring.leads(role))
+    threads.start(Loop(name=Role.INTAKE, step=step, rest=Woken(topic=Topic.READER), leads=leads))
 
-    def _start_intake(self) -> None:
-        front, stopping = self._front, self._wiring.stages.stopping
-        reader = UploadReader(front.database, front.uploads, front.intake.read_batch, stopping.is_set)
-        swept = False
 
-        def step() -> bool:
-            nonlocal swept
-            if not swept:  # only now: who stands by leaves the others' files alone
-                reader.sweep(self._wiring.upload_kept_seconds)
-                swept = True
-            return reader.step()
+def _start_receiving(threads: Threads, front: Front, jobs_bus: JobsBus, ring: KeyRing) -> None:
+    """Not the leader alone: the bus gives each message to one of those that are there."""
+    _start_submitting(threads, front)
+    receiving = Receiving(
+        inbox=jobs_bus.inbox,
+        database=front.database,
+        submitting=front.submitting,
+        outlook=front.outlook,
+        ring=ring,
+        clock=front.clock,
+        wakeups=front.wakeups,
+    )
+    threads.start(Loop(name="receiving", step=receiving.step))
 
-        self._loop(Role.INTAKE, step, Topic.READER)
 
-    def _start_receiving(self) -> None:
-        front, wiring = self._front, self._wiring
-        if wiring.jobs_bus is None:
-            return
-        self._submit()
-        receiving = Receiving(
-            inbox=wiring.jobs_bus.inbox,
-            database=front.database,
-            submitting=front.submitting,
-            outlook=front.outlook,
-            ring=wiring.ring,
-            clock=front.clock,
-            wakeups=front.wakeups,
-        )
-        # Not the leader alone: the bus gives each message to one of those that are there.
-        wiring.stages.loop("receiving", receiving.step, wiring.stages.pause)
+def _start_planner(threads: Threads, front: Front, leads: Leads, shares: Mapping[str, float]) -> None:
+    planner = Planner(
+        front.database,
+        front.lanes,
+        front.clock,
+        front.wakeups,
+        front.health,
+        front.live_slots,
+        live_policy(shares),
+    )
+    rest = Woken(topic=Topic.PLANNER, poll_seconds=lambda: planner.rest_seconds)
+    threads.start(Loop(name=Role.PLANNER, step=planner.step, rest=rest, leads=leads))
 
-    def _submit(self) -> None:
-        """Have what is offered stored, by whichever of this process's doors it came."""
-        if not self._submits:
-            self._submits = True
-            self._wiring.stages.spawn("submitting", self._front.submitting.run)
 
-    def _start_notifier(self) -> None:
-        front, wiring = self._front, self._wiring
-        if wiring.jobs_bus is None:
-            return
-        notifier = Notifier(
-            database=front.database,
-            publisher=wiring.jobs_bus.publisher,
-            signer=wiring.signer,
-            clock=front.clock,
-            wakeups=front.wakeups,
-            message_bytes_max=wiring.jobs_bus.message_bytes_max,
-        )
-        announcer = Announcer(
-            database=front.database, publisher=wiring.jobs_bus.publisher, signer=wiring.signer, clock=front.clock
-        )
+def _start_dispatcher(threads: Threads, front: Front, leads: Leads) -> None:
+    dispatcher = Dispatcher(front.database, front.lanes, front.clock, front.wakeups, front.health, front.live_slots)
 
-        def step() -> bool:
-            announcer.step()
-            return notifier.step()
+    def step() -> bool:  # after less than a full step there is nothing more until someone says so
+        return dispatcher.step() >= SHARDS_PER_STEP
 
-        self._loop(Role.NOTIFIER, step, Topic.NOTIFIER)
+    rest = Woken(
+        topic=Topic.DISPATCHER,
+        poll_seconds=lambda: dispatcher.seconds_until_due(POLL_SECONDS),
+        brief_seconds=_DISPATCHER_REST_SECONDS,
+    )
+    threads.start(Loop(name=Role.DISPATCHER, step=step, rest=rest, leads=leads))
 
-    def _start_sealer(self) -> None:
-        front, wiring = self._front, self._wiring
-        if wiring.checkpoint_places:
-            sealer = Sealer(
-                database=front.database, places=wiring.checkpoint_places, signer=wiring.signer, clock=front.clock
-            )
-            rest = partial(wiring.stages.stopping.wait, SEAL_SECONDS)
-            wiring.stages.loop(Role.SEALER, sealer.step, rest, wiring.leads(Role.SEALER))
 
-    def _start_sending(self, role: Role) -> None:
-        front, wiring = self._front, self._wiring
-        if role is Role.RELAY:
-            self._start_relays(wiring.leads(role))
-            return
-        dispatcher = Dispatcher(front.database, front.lanes, front.clock, front.wakeups, front.health, wiring.capacity)
-
-        def wait() -> None:  # first without a look at the ledger: it would be in the way of what was just dispatched
-            if not front.wakeups.wait(Topic.DISPATCHER, _DISPATCHER_REST_SECONDS):
-                front.wakeups.wait(Topic.DISPATCHER, dispatcher.seconds_until_due(POLL_SECONDS))
-
-        # After less than a full step there is nothing more until someone says so: looking would be in the way.
-        wiring.stages.loop(role, lambda: dispatcher.step() >= SHARDS_PER_STEP, wait, wiring.leads(role))
-
-    def _start_relays(self, leads: Callable[[], bool]) -> None:
-        front, wiring = self._front, self._wiring
-        for lanes in lanes_of_each_bus(front.lanes, wiring.publishers):
-            relay = Relay(front.database, lanes, wiring.publishers, wiring.signer, front.clock)
-            waiter = front.wakeups.waiter(Topic.RELAY)
-            step, rest = partial(_fills_a_page, relay), partial(waiter.wait, POLL_SECONDS)
-            wiring.stages.loop(Role.RELAY, step, rest, leads)
-
-    def _start_tidying(self, role: Role) -> None:
-        stages = self._wiring.stages
-        step, wait = self._wiring.keep, stages.pause
-        if role is Role.RESCUER:
-            step = self.new_rescuer().step
-        elif role is Role.ASSEMBLER:
-            step, wait = Assembler(self._front.database, self._front.clock).step, self._wait_for_endings
-        stages.loop(role, step, wait, self._wiring.leads(role))
-
-    def _start_recorders(self) -> None:
-        front = self._front
-        for open_inbox in self._wiring.inboxes:
-            recorder = Recorder(
-                database=front.database,
-                lanes=self._wiring.known_lanes,
-                ring=self._wiring.ring,
-                clock=front.clock,
-                wakeups=front.wakeups,
-                health=front.health,
-                slot=self._wiring.take_slot(Role.RECORDER),
-            )
-            self._wiring.stages.record(recorder, open_inbox)
-
-    def _wait_for_endings(self) -> None:
-        """A batch ends once; looking after each of its flushes would cost more than the flush."""
-        self._wiring.stages.stopping.wait(_ASSEMBLER_REST_SECONDS)
-        self._front.wakeups.wait(Topic.ASSEMBLER, POLL_SECONDS)
+def _start_relays(threads: Threads, front: Front, leads: Leads, transport: Transport, signer: Signer) -> None:
+    """One for each bus, so that a bus that hangs delays no other; one process leads with all of them."""
+    for lanes in lanes_of_each_bus(front.lanes, transport.publishers):
+        relay = Relay(front.database, lanes, transport.publishers, signer, front.clock)
+        step = partial(_fills_a_page, relay)
+        threads.start(Loop(name=Role.RELAY, step=step, rest=Woken(topic=Topic.RELAY), leads=leads))
 
 
 def _fills_a_page(relay: Relay) -> bool:
     """One step; whether there may be more."""
     return relay.step() >= ROWS_PER_STEP
+
+
+def _start_recorders(
+    threads: Threads, front: Front, transport: Transport, ring: KeyRing, ledger: LedgerSide, peers: Peers
+) -> None:
+    """One for each bus."""
+    for open_inbox in transport.inboxes:
+        recorder = Recorder(
+            database=front.database,
+            lanes=ledger.known_lanes,
+            ring=ring,
+            clock=front.clock,
+            wakeups=front.wakeups,
+            health=front.health,
+            slot=peers.take_slot(Role.RECORDER),
+        )
+        threads.start(recorder_loop(recorder, open_inbox))
+
+
+def new_rescuer(front: Front, ledger: LedgerSide, peers: Peers) -> Rescuer:
+    """A rescuer on a stream of its own."""
+    return Rescuer(
+        database=front.database,
+        lanes=ledger.known_lanes,
+        clock=front.clock,
+        wakeups=front.wakeups,
+        lease_seconds=LEASE_SECONDS,
+        slot=peers.take_slot(Role.RESCUER),
+        door_heard_us=peers.door_heard_us,
+        capacity=front.live_slots,
+    )
+
+
+def _start_rescuer(threads: Threads, rescuer: Rescuer, leads: Leads) -> None:
+    threads.start(Loop(name=Role.RESCUER, step=lambda: rescuer.step() > 0, leads=leads))
+
+
+def _start_closer(threads: Threads, front: Front, leads: Leads, peers: Peers) -> None:
+    closer = Closer(
+        database=front.database, clock=front.clock, wakeups=front.wakeups, slot=peers.take_slot(Role.CLOSER)
+    )
+    rest = Woken(topic=Topic.CLOSER)
+    threads.start(Loop(name=Role.CLOSER, step=lambda: closer.step() > 0, rest=rest, leads=leads))
+
+
+def _start_assembler(threads: Threads, front: Front, leads: Leads) -> None:
+    assembler = Assembler(front.database, front.clock)
+    # A batch ends once; looking after each of its flushes would cost more than the flush.
+    rest = Woken(topic=Topic.ASSEMBLER, deaf_seconds=_ASSEMBLER_REST_SECONDS)
+    threads.start(Loop(name=Role.ASSEMBLER, step=lambda: bool(assembler.step()), rest=rest, leads=leads))
+
+
+def _start_notifier(threads: Threads, front: Front, leads: Leads, jobs_bus: JobsBus, signer: Signer) -> None:
+    notifier = Notifier(
+        database=front.database,
+        publisher=jobs_bus.publisher,
+        signer=signer,
+        clock=front.clock,
+        wakeups=front.wakeups,
+        message_bytes_max=jobs_bus.message_bytes_max,
+    )
+    announcer = Announcer(database=front.database, publisher=jobs_bus.publisher, signer=signer, clock=front.clock)
+
+    def step() -> bool:
+        announcer.step()
+        return notifier.step()
+
+    threads.start(Loop(name=Role.NOTIFIER, step=step, rest=Woken(topic=Topic.NOTIFIER), leads=leads))
+
+
+def _start_sealer(
+    threads: Threads, front: Front, leads: Leads, places: Sequence[CheckpointPlace], signer: Signer
+) -> None:
+    sealer = Sealer(database=front.database, places=places, signer=signer, clock=front.clock)
+    threads.start(Loop(name=Role.SEALER, step=sealer.step, rest=Every(SEAL_SECONDS), leads=leads))
+
+
+def _start_keeper(threads: Threads, leads: Leads, keep: Callable[[], None]) -> None:
+    threads.start(Loop(name=Role.KEEPER, step=keep, rest=Every(KEEPER_SECONDS), leads=leads))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -10,11 +10,14 @@ import msgspec
 import structlog
 
 from broker.bootstrap.buses import Buses, fitted
+from broker.bootstrap.door import DoorTerms, HttpDoor
 from broker.bootstrap.jobs_bus import JobsBus
+from broker.bootstrap.loop import Every, Loop
 from broker.bootstrap.payloads import SWEEP_SECONDS, Payloads
-from broker.bootstrap.roles import Role, Roles, Wiring
-from broker.bootstrap.stages import Stages
+from broker.bootstrap.roles import start_roles
 from broker.bootstrap.stored_keys import StoredKeys, remember_signer
+from broker.bootstrap.threads import Threads
+from broker.bootstrap.wiring import Keys, LedgerSide, Peers, Role, Transport, Wiring
 from broker.clock import SetClock
 from broker.database import instances, workers
 from broker.database.build_sightings import note_build
@@ -26,7 +29,6 @@ from broker.database.drivers.postgres.wakeups import PostgresWakeups
 from broker.database.history import INSTALLED
 from broker.database.known_lanes import remember_lanes
 from broker.database.shared_health import SharedLaneHealth
-from broker.domain.errors import BrokerError
 from broker.domain.lane import Lane
 from broker.domain.presence import PRESENCE_SECONDS
 from broker.front import Front
@@ -35,9 +37,9 @@ from broker.leasing import LeaseDoor
 from broker.ledger.checkpoints import CHECKPOINTS, CheckpointFile
 from broker.ledger.partitions import ensure_partitions
 from broker.ledger.prices import import_prices
-from broker.signing import KeyRing, KeyRole, Signer
-from broker.stages.keeper import KEEPER_SECONDS, Keeper
-from broker.wakeups import Topic, Wakeups
+from broker.signing import KeyRole, Signer
+from broker.stages.keeper import Keeper
+from broker.wakeups import Wakeups
 
 __all__ = ["Served", "ServedTerms"]
 
@@ -46,6 +48,8 @@ _KEYS_SECONDS = 10.0
 _BEAT_SECONDS = 2.0
 _BUILD_SECONDS = 60.0
 _UPLOAD_KEPT_SECONDS = 3_600.0  # one that another process writes grows by the second
+_END_SECONDS = 3.0
+"""How long a process may take to stop after one of its threads has ended: others wait to lead in its place."""
 _GONE_US = 24 * 3_600 * 1_000_000
 
 _log = structlog.get_logger(__name__)
@@ -56,7 +60,7 @@ class ServedTerms(msgspec.Struct, frozen=True, kw_only=True):
 
     `drain_seconds`: how long the stages may take to end what they are at. `jobs_bus_url`: of the bus that producers
     publish their jobs on, where there is one; `payloads_url`: of the store for what a lane's bus can't carry, likewise.
-    `shares` limits providers, see `broker.catalog.shares`.
+    `shares` limits providers, see `broker.catalog.shares`. `door`: where the role `api` listens.
     """
 
     database_url: str
@@ -67,16 +71,19 @@ class ServedTerms(msgspec.Struct, frozen=True, kw_only=True):
     jobs_bus_url: str | None = None
     payloads_url: str | None = None
     shares: Mapping[str, float] = {}
+    door: DoorTerms | None = None
 
 
 class Served:
     """These roles, from `start` until `stop`. Any number of such processes may share a database.
 
-    Times are the database's, so that leases mean the same on every machine.
+    Times are the database's, so that leases mean the same on every machine. `on_death` is called when a thread has
+    ended that should not: stop it then, and `check` says why. Raises BrokerError when the door's address is taken.
     """
 
-    def __init__(self, terms: ServedTerms, lanes: Sequence[Lane]) -> None:
+    def __init__(self, terms: ServedTerms, lanes: Sequence[Lane], on_death: Callable[[], None] = lambda: None) -> None:
         self._terms = terms
+        self._door = HttpDoor(terms.door, terms.data) if terms.door and Role.API in terms.roles else None
         self._lanes = lanes = fitted(lanes, by_reference=terms.payloads_url is not None)
         name = "+".join(sorted(terms.roles)) if len(terms.roles) < len(Role) else "all roles"
         self.database = open_postgres(terms.database_url, pool_size=terms.pool_size, name=f"broker {name}")
@@ -95,12 +102,17 @@ class Served:
             live_slots=self._live_slots,
         )
         self._payloads = Payloads(terms.payloads_url, self.database) if terms.payloads_url else None
-        self.door = LeaseDoor(self.database, self.clock, parking=self._payloads)
-        self._stages = Stages("the database's disk is full; nothing is lost: make room, and work goes on")
-        self._keeper = Keeper(self.database, self.clock, self._stages.stopping.is_set)
+        self._lease_door = LeaseDoor(self.database, self.clock, parking=self._payloads)
+        self._threads = Threads(
+            self._wakeups,
+            full_disk_sentence="the database's disk is full; nothing is lost: make room, and work goes on",
+            end_seconds=_END_SECONDS,
+            on_death=on_death,
+        )
+        self._keeper = Keeper(self.database, self.clock, self._threads.stopping.is_set)
         self._buses: Buses | None = None
         self._jobs_bus = JobsBus(terms.jobs_bus_url) if terms.jobs_bus_url else None
-        self._held: list[Leadership | Slot] = []
+        self._slots: list[Slot] = []
 
     def __enter__(self) -> Self:
         return self
@@ -109,75 +121,84 @@ class Served:
         self.stop()
 
     @property
-    def ring(self) -> KeyRing:
-        """The keys in force, for whoever verifies."""
-        return self._keys.ring
+    def url(self) -> str:
+        """Where the door listens; empty where there is none."""
+        return self._door.url if self._door else ""
 
-    @property
-    def failure(self) -> BrokerError | None:
-        """See `Stages`."""
-        return self._stages.failure
+    def check(self) -> None:
+        """Raises BrokerError when a thread has ended that should not."""
+        self._threads.check()
 
     def start(self) -> None:
         """Be these roles."""
         signer = self._load_signer()
         self.database.write(lambda connection: import_prices(connection, self._lanes, self.clock()))
         self._keys.refresh()
-        self._carrier.start()
-        claim_check = self._payloads.claim_check(signer, self.ring, self.clock) if self._payloads else None
-        self._buses = Buses(self._lanes, claim_check)
-        roles = Roles(
-            Wiring(
-                front=self.front,
-                known_lanes=self.database.write(lambda connection: remember_lanes(connection, self._lanes)),
-                stages=self._stages,
-                signer=signer,
-                ring=self.ring,
-                capacity=self._live_slots,
-                publishers=self._buses.publishers,
-                inboxes=self._buses.inboxes(),
-                leads=self._leads,
-                take_slot=self._take_slot,
-                keep=self._keep,
-                shares=self._terms.shares,
-                upload_kept_seconds=_UPLOAD_KEPT_SECONDS,
-                door_heard_us=lambda connection: workers.beat_us(connection, Role.API),
-                jobs_bus=self._jobs_bus,
-                checkpoint_places=[CheckpointFile(self._terms.data / CHECKPOINTS)],
-            )
-        )
-        for role in Role:
-            if role in self._terms.roles:
-                roles.start(role)
-        self._every(_CLOCK_SECONDS, "clock", self._set_clock)
-        self._every(_KEYS_SECONDS, "keys", self._keys.refresh)
-        self._every(_BUILD_SECONDS, "build", self._note_build)
-        if Role.API in self._terms.roles:
-            self._every(_BEAT_SECONDS, "beat", self._beat)
-        if Role.KEEPER in self._terms.roles and self._payloads:
-            self._every(SWEEP_SECONDS, "payloads", self._payloads.sweep)
-        if Role.KEEPER in self._terms.roles:
-            self._every(PRESENCE_SECONDS, "instances", self._notice_lost)
+        self._carrier.start(lambda name, run: self._threads.spawn(name, run, lambda: self._carrier.is_stopping))
+        start_roles(self._terms.roles, self._wiring(signer))
+        for loop in self._chores():
+            self._threads.start(loop)
 
     def stop(self) -> None:
-        """End what each stage is at, and let go of all; harmless when it has ended."""
-        if self._stages.stopping.is_set():
+        """End what each loop is at, and let go of all; harmless when it has ended."""
+        if self._threads.stopping.is_set():
             return
-        self.front.submitting.close()
-        self._stages.stopping.set()
+        self._threads.stop()  # first: another process leads as soon as each loop has ended what it is at
         self.front.wakeups.endings.announce_stop()
-        self.front.wakeups.notify(*Topic)
+        if self._door:
+            self._door.close()
+        self.front.submitting.close()
         try:
-            self._stages.join(self._terms.drain_seconds)
+            self._threads.join(self._terms.drain_seconds)
         finally:
-            for held in self._held:
-                held.close()
+            for slot in self._slots:
+                slot.close()
             self._carrier.stop()
             if self._buses:
                 self._buses.close()
             if self._jobs_bus:
                 self._jobs_bus.close()
             self.database.close()
+            self._threads.end()
+
+    def _wiring(self, signer: Signer) -> Wiring:
+        ring = self._keys.ring
+        claim_check = self._payloads.claim_check(signer, ring, self.clock) if self._payloads else None
+        self._buses = Buses(self._lanes, claim_check)
+        return Wiring(
+            front=self.front,
+            threads=self._threads,
+            keys=Keys(signer, ring),
+            transport=Transport(
+                publishers=self._buses.publishers, inboxes=self._buses.inboxes(), jobs_bus=self._jobs_bus
+            ),
+            ledger=LedgerSide(
+                known_lanes=self.database.write(lambda connection: remember_lanes(connection, self._lanes)),
+                checkpoint_places=[CheckpointFile(self._terms.data / CHECKPOINTS)],
+            ),
+            keep=self._keep,
+            peers=Peers(
+                leads=lambda role: Leadership(self._terms.database_url, role),
+                take_slot=self._take_slot,
+                door_heard_us=lambda connection: workers.beat_us(connection, Role.API),
+                upload_kept_seconds=_UPLOAD_KEPT_SECONDS,
+            ),
+            shares=self._terms.shares,
+            door=self._door,
+            lease_door=self._lease_door,
+        )
+
+    def _chores(self) -> Iterator[Loop]:
+        """What is done now and then for as long as the process lives, whoever leads."""
+        yield Loop(name="clock", step=self._set_clock, rest=Every(_CLOCK_SECONDS))
+        yield Loop(name="keys", step=self._keys.refresh, rest=Every(_KEYS_SECONDS))
+        yield Loop(name="build", step=self._note_build, rest=Every(_BUILD_SECONDS))
+        if Role.API in self._terms.roles:
+            yield Loop(name="beat", step=self._beat, rest=Every(_BEAT_SECONDS))
+        if Role.KEEPER in self._terms.roles:
+            yield Loop(name="instances", step=self._notice_lost, rest=Every(PRESENCE_SECONDS))
+            if self._payloads:
+                yield Loop(name="payloads", step=self._payloads.sweep, rest=Every(SWEEP_SECONDS))
 
     def _load_signer(self) -> Signer:
         folder = self._terms.data / "keys"
@@ -187,19 +208,10 @@ class Served:
     def _live_slots(self, connection: Connection) -> Mapping[str, int]:
         return workers.live_slots(connection, self.clock() - int(PRESENCE_SECONDS * 1_000_000))
 
-    def _leads(self, role: Role) -> Callable[[], bool]:
-        leadership = Leadership(self._terms.database_url, role)
-        self._held.append(leadership)
-        return leadership.is_leader
-
-    def _take_slot(self, role: Role) -> str:
+    def _take_slot(self, role: Role) -> Slot:
         slot = take_slot(self.database, role)
-        self._held.append(slot)
-        return slot.name
-
-    def _every(self, seconds: float, name: str, do: Callable[[], object]) -> None:
-        """Do it now and then, for as long as the process lives."""
-        self._stages.loop(name, lambda: bool(do()) and False, lambda: self._stages.stopping.wait(seconds))
+        self._slots.append(slot)
+        return slot
 
     def _set_clock(self) -> None:
         asked_us = self.clock()
@@ -239,4 +251,3 @@ class Served:
         else:
             _log.info("partitions_kept", made=made)
         self._keeper.step()
-        self._stages.stopping.wait(KEEPER_SECONDS)

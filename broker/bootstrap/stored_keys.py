@@ -36,7 +36,7 @@ class StoredKeys:
             if time.monotonic() - self._looked_at < 1 / _LOOKS_PER_SECOND_MAX:
                 return None
             self._looked_at = time.monotonic()
-            return self._load().get(key_id)
+        return self._load().get(key_id)  # with the lock let go: a slow look must not hold up who knows all keys
 
     def _load(self) -> dict[str, PublicKey]:
         return {

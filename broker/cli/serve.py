@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,17 +22,13 @@ from broker.cli.printing import say
 from broker.cli.signals import stopping_on_signals
 from broker.domain.errors import UsageError
 from broker.logs import log_to_stderr
-from broker.settings import Settings
 
 if TYPE_CHECKING:
     from broker.bootstrap.roles import Role
-    from broker.bootstrap.served import Served
 
 __all__ = ["app"]
 
 app = typer.Typer(add_completion=False)
-
-_UPLOAD_BYTES_MAX = 10_000_000_000
 
 
 @app.command()
@@ -53,6 +48,7 @@ def serve(
     log_level: LogLevelOption = None,
 ) -> None:
     """Be some of the broker's roles, or all, on PostgreSQL and the lanes' own buses, until SIGTERM."""
+    from broker.bootstrap.door import DoorTerms
     from broker.bootstrap.roles import Role
     from broker.bootstrap.schema_wait import wait_for_schema
     from broker.bootstrap.served import Served, ServedTerms
@@ -68,39 +64,22 @@ def serve(
         jobs_bus_url=settings.jobs_bus_url,
         payloads_url=settings.payloads_url,
         shares=load_shares(settings.catalog, lanes),
+        door=DoorTerms(host=host, port=port, names=tuple(name or ()), batch_lines_max=settings.batch_lines_max),
     )
     log_to_stderr(settings.log_level)
     keep_heaps()
     stop = threading.Event()
     with stopping_on_signals(stop):
         if wait_for_schema(terms.database_url, stop):
-            with Served(terms, lanes) as served, ExitStack() as doors:
+            with Served(terms, lanes, on_death=stop.set) as served:
                 served.start()
-                if Role.API in chosen:
-                    _open_door(doors, served, settings, (host, port), tuple(name or ()))
+                if served.url:
+                    say(f"Listening on {served.url}, token in {settings.data / 'token'}")
                 say(f"Ready: {', '.join(sorted(chosen))}. SIGTERM stops it.")
                 stop.wait()
                 say("Stopping: ending what is under way…")
+                served.check()
     say("Stopped.")
-
-
-def _open_door(
-    doors: ExitStack, served: Served, settings: Settings, place: tuple[str, int], names: tuple[str, ...]
-) -> None:
-    from broker.api.app import LOOPBACK_NAMES, make_app
-    from broker.api.desk import Desk
-    from broker.api.leases import LeaseCounter
-    from broker.api.server import Door, listen, load_or_create_token
-    from broker.sdk.http import remember_url
-
-    desk = Desk(served.front, settings.batch_lines_max, _UPLOAD_BYTES_MAX)
-    leases = LeaseCounter(served.door, served.ring, served.clock)
-    app = make_app(desk, load_or_create_token(settings.data), (*LOOPBACK_NAMES, place[0], *names), leases)
-    door = Door(app, listen(*place))
-    door.start()
-    doors.callback(door.stop)
-    remember_url(settings.data, door.url)
-    say(f"Listening on {door.url}, token in {settings.data / 'token'}")
 
 
 def _role(text: str) -> Role:

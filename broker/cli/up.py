@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from broker.bootstrap.door import DoorTerms
 from broker.bootstrap.embedded import Embedded
 from broker.catalog.lanes import load_lanes
 from broker.catalog.shares import load_shares
@@ -15,13 +16,10 @@ from broker.cli.options import CatalogOption, DataOption, read_settings
 from broker.cli.printing import say
 from broker.cli.signals import stopping_on_signals
 from broker.logs import log_to_file
-from broker.sdk.http import remember_url
 
 __all__ = ["app"]
 
 app = typer.Typer(add_completion=False)
-
-_UPLOAD_BYTES_MAX = 10_000_000_000
 
 
 @app.command()
@@ -35,38 +33,28 @@ def up(
     ] = None,
 ) -> None:
     """Run the broker here until Ctrl-C; other terminals submit, wait, cancel and steer it by HTTP."""
-    # Here, because the web framework would make every other command wait for it.
-    from broker.api.app import LOOPBACK_NAMES, make_app
-    from broker.api.desk import Desk
-    from broker.api.server import Door, listen, load_or_create_token
-
     settings = read_settings(data, catalog, log_level)
     lanes = load_lanes(settings.catalog)
     shares = load_shares(settings.catalog, lanes)
+    door = DoorTerms(host=host, port=port, batch_lines_max=settings.batch_lines_max)
     stop = threading.Event()
-    with stopping_on_signals(stop), Embedded(settings.data, lanes, shares=shares) as embedded:
+    with (
+        stopping_on_signals(stop),
+        Embedded(settings.data, lanes, shares=shares, door=door, on_death=stop.set) as embedded,
+    ):
         log_to_file(settings.data / "broker.log", settings.log_level)
-        taken = listen(host, port)
         embedded.start()
-        token = load_or_create_token(settings.data)
-        desk = Desk(embedded.front, settings.batch_lines_max, _UPLOAD_BYTES_MAX)
-        door = Door(make_app(desk, token, (*LOOPBACK_NAMES, host)), taken)
-        door.start()
-        try:
-            remember_url(settings.data, door.url)
-            _introduce(door.url, embedded, settings.data)
-            stop.wait()
-        finally:
-            say("Stopping: handing back what runs…")
-            embedded.front.wakeups.endings.announce_stop()
-            door.stop()
+        _introduce(embedded, settings.data)
+        stop.wait()
+        say("Stopping: handing back what runs…")
+        embedded.check()
     say("Stopped. Everything accepted is kept; `broker up` goes on from here.")
 
 
-def _introduce(url: str, embedded: Embedded, data: Path) -> None:
+def _introduce(embedded: Embedded, data: Path) -> None:
     from broker.api.views import price_text
 
-    say(f"Listening on {url}, token in {data / 'token'}")
+    say(f"Listening on {embedded.url}, token in {data / 'token'}")
     for lane in embedded.front.lanes:
         stand_in = ", a CPU standing in" if lane.stand_in else ""
         where = f"{lane.provider}, {lane.region}, {lane.accelerator}, {lane.market}{stand_in}"

@@ -29,8 +29,9 @@ class SharedLaneHealth:
         self._database = database
         self._clock = clock
         self._lock = threading.Lock()
-        self._states: dict[str, LaneState] = {}
+        self._states: dict[str, LaneState] | None = None  # as they were last read
         self._read_at = float("-inf")
+        self._reads = 0
 
     def fault(self, lane: str, code: ErrorCode) -> None:
         """See `Health.fault`."""
@@ -83,12 +84,24 @@ class SharedLaneHealth:
         return self._clock() / 1_000_000
 
     def _known(self) -> dict[str, LaneState]:
+        """Read by one thread at a time, with the lock let go; the others go by what was read before."""
         with self._lock:
-            if time.monotonic() - self._read_at > _FRESH_SECONDS:
-                self._states = self._database.read(lane_health.kept_health)
-                self._read_at = time.monotonic()
-            return self._states
+            if self._states is not None and time.monotonic() - self._read_at <= _FRESH_SECONDS:
+                return self._states
+            self._read_at = time.monotonic()
+            self._reads += 1
+            read = self._reads
+        try:
+            states = self._database.read(lane_health.kept_health)
+        except BaseException:
+            self._forget()
+            raise
+        with self._lock:
+            if read == self._reads:  # else it has changed since, or a later look is under way
+                self._states = states
+        return states
 
     def _forget(self) -> None:
         with self._lock:
             self._read_at = float("-inf")
+            self._reads += 1

@@ -95,6 +95,11 @@ class Submitting:
             self._bytes_waiting += size
             self._condition.notify()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more, so that its thread may end."""
+        return self._closed
+
     def run(self) -> None:
         """The door's thread: commit what has gathered, until closed and empty."""
         while offers := self._next_offers():
@@ -130,7 +135,10 @@ class Submitting:
             self._wakeups.notify(Topic.DISPATCHER)
         _log.debug("jobs_taken_in", offers=len(offers))
         for offer, answer in zip(offers, answers, strict=True):
-            offer.answer(answer)
+            try:
+                offer.answer(answer)
+            except Exception:  # noqa: BLE001 (its producer may be gone; the others must get their answers)
+                _log.exception("answer_not_taken", jobs=len(offer.jobs))
 
     def _store(self, connection: Connection, offers: list[_Offer]) -> list[Answer]:
         now_us = self._clock()

@@ -19,8 +19,9 @@ from broker.domain.ids import id_at, id_offset, ids_of_span
 from broker.domain.job import WaitingSpan
 from broker.domain.outcome import Outcome
 from broker.ledger.digests import submission_digest
+from broker.ledger.streams import FixedSlot, OwnStream, StreamSlot
 from broker.ledger.submitted import submitted
-from broker.ledger.writing import Flush, OutcomeRow, append, ended_jobs, open_stream
+from broker.ledger.writing import Flush, OutcomeRow, append, ended_jobs
 from broker.rules.pricing import affordable_jobs
 from broker.wakeups import Topic, Wakeups
 
@@ -36,6 +37,8 @@ _OUTCOMES = {
     ErrorCode.BUDGET_EXCEEDED: Outcome.FAILED,
 }
 
+_ONLY_SLOT = FixedSlot("closer-0")
+
 _log = structlog.get_logger(__name__)
 
 
@@ -48,16 +51,17 @@ class Closer:
         database: Database,
         clock: Clock,
         wakeups: Wakeups,
-        slot: str = "closer-0",
+        slot: StreamSlot = _ONLY_SLOT,
     ) -> None:
         self._database = database
         self._clock = clock
         self._wakeups = wakeups
-        self._slot = slot
-        self._stream_id = database.write(lambda connection: open_stream(connection, slot, clock()))
+        self._own = OwnStream(database, clock, slot)
+        self._stream = self._own.current()
 
     def step(self) -> int:
         """End what is due; how many spans that was."""
+        self._stream = self._own.current()
         if self._database.read(lambda connection: cancelling.pending(connection, 1)):
             self._announce(self._database.write(self._honour_requests))
         due = self._database.read(self._find_due)
@@ -86,10 +90,10 @@ class Closer:
             jobs.wait(connection, _around(span, job_id))
             flush.outcomes += _outcomes(connection, _only(span, job_id), ErrorCode.JOB_CANCELLED)
             if span.batch_id:
-                batches.add_counts(connection, span.batch_id, self._slot, Counts(cancelled=1))
+                batches.add_counts(connection, span.batch_id, self._stream.slot, Counts(cancelled=1))
             done.append(job_id)
         cancelling.forget(connection, done)
-        append(connection, self._stream_id, flush, self._clock())
+        append(connection, self._stream.stream_id, flush, self._clock())
         return [row.job_id for row in flush.outcomes]
 
     def _find_due(self, connection: Connection) -> dict[ErrorCode, list[WaitingSpan]]:
@@ -142,9 +146,9 @@ class Closer:
             outcomes = _outcomes(connection, span, code)
             flush.outcomes += outcomes
             if span.batch_id:
-                batches.add_counts(connection, span.batch_id, self._slot, _counts(code, len(outcomes)))
+                batches.add_counts(connection, span.batch_id, self._stream.slot, _counts(code, len(outcomes)))
         ready.withdraw(connection, spans)
-        append(connection, self._stream_id, flush, self._clock())
+        append(connection, self._stream.stream_id, flush, self._clock())
         if flush.outcomes:
             _log.info("waiting_jobs_ended", reason=code, jobs=len(flush.outcomes))
         return [row.job_id for row in flush.outcomes if row.batch_id is None]

@@ -25,12 +25,14 @@ from broker.health import Health
 from broker.ledger.digests import Decisions
 from broker.ledger.ending import AttemptEnds
 from broker.ledger.prices import PricedLanes
-from broker.ledger.writing import open_stream
+from broker.ledger.streams import FixedSlot, OpenStream, OwnStream, StreamSlot
 from broker.rules.retrying import is_lane_fault
 from broker.signing import KeyRing
 from broker.wakeups import Topic, Wakeups
 
 __all__ = ["Delivered", "Recorder"]
+
+_ONLY_SLOT = FixedSlot("recorder-0")
 
 _log = structlog.get_logger(__name__)
 
@@ -59,7 +61,7 @@ class Recorder:
         clock: Clock,
         wakeups: Wakeups,
         health: Health,
-        slot: str = "recorder-0",
+        slot: StreamSlot = _ONLY_SLOT,
     ) -> None:
         self._database = database
         self._lanes = PricedLanes(lanes)
@@ -69,14 +71,14 @@ class Recorder:
         self._clock = clock
         self._wakeups = wakeups
         self._health = health
-        self._slot = slot
-        self._stream_id = database.write(lambda connection: open_stream(connection, slot, clock()))
+        self._stream = OwnStream(database, clock, slot)
 
     def record(self, deliveries: Sequence[Delivered]) -> None:
         """Make these events durable; the caller acknowledges them when this returns."""
         events = self._verified(deliveries)
         if events:
-            ended = self._database.write(lambda connection: self._write(connection, events))
+            stream = self._stream.current()
+            ended = self._database.write(lambda connection: self._write(connection, events, stream))
             self._wakeups.notify(Topic.DISPATCHER, Topic.ASSEMBLER)
             self._wakeups.endings.announce(ended)
             self._notice_health(events)
@@ -96,13 +98,13 @@ class Recorder:
             events.append(opened.body)
         return events
 
-    def _write(self, connection: Connection, events: list[WorkerEvent]) -> list[bytes]:
+    def _write(self, connection: Connection, events: list[WorkerEvent], stream: OpenStream) -> list[bytes]:
         """The single jobs that ended with it."""
         now_us = self._clock()
         records = shards.load(connection, sorted({event.shard_id for event in events}), lock=True)
         self._lanes.look(connection)
         self._decisions.look(connection, records.values())
-        ends = AttemptEnds(connection, self._slot, self._stream_id, now_us, self._decisions)
+        ends = AttemptEnds(connection, *stream, now_us, self._decisions)
         touched: dict[bytes, ShardRecord] = {}
         for event in events:
             record = records.get(event.shard_id)

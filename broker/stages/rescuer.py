@@ -31,7 +31,8 @@ from broker.domain.usage import Usage
 from broker.ledger.digests import Decisions
 from broker.ledger.ending import AttemptEnds
 from broker.ledger.prices import PricedLanes
-from broker.ledger.writing import ended_jobs, open_stream
+from broker.ledger.streams import FixedSlot, OwnStream, StreamSlot
+from broker.ledger.writing import ended_jobs
 from broker.rules.pricing import accelerator_cost_nano_usd
 from broker.rules.regrouping import regroup
 from broker.rules.settling import Ended, Retry, settle
@@ -49,6 +50,8 @@ _LOST_MESSAGES = {
     ErrorCode.LEASE_LOST: "the worker fell silent while it ran",
     ErrorCode.INTERRUPTED: "the broker's own process ended while it ran",
 }
+
+_ONLY_SLOT = FixedSlot("rescuer-0")
 
 _log = structlog.get_logger(__name__)
 
@@ -68,7 +71,7 @@ class Rescuer:
         clock: Clock,
         wakeups: Wakeups,
         lease_seconds: float,
-        slot: str = "rescuer-0",
+        slot: StreamSlot = _ONLY_SLOT,
         door_heard_us: Callable[[Connection], int | None] | None = None,
         capacity: Callable[[Connection], Mapping[str, int]] | None = None,
     ) -> None:
@@ -79,8 +82,8 @@ class Rescuer:
         self._wakeups = wakeups
         self._lease_us = int(lease_seconds * 1_000_000)
         self._rest_us = self._lease_us * 2 // 3
-        self._slot = slot
-        self._stream_id = database.write(lambda connection: open_stream(connection, slot, clock()))
+        self._own = OwnStream(database, clock, slot)
+        self._stream = self._own.current()
         self._door_heard_us = door_heard_us
         self._capacity = capacity
         self._last_step_us = clock()
@@ -98,6 +101,7 @@ class Rescuer:
         self._last_step_us = now_us
         if now_us < self._rest_until_us:
             return 0
+        self._stream = self._own.current()
         taken, ended = self._database.write(self._take_back_silent)
         self._database.write(self._write_off_late)
         if taken:
@@ -175,7 +179,7 @@ class Rescuer:
         return [lane for lane, slots in self._capacity(connection).items() if slots]
 
     def _give_back_unclaimed(self, connection: Connection, record: ShardRecord, now_us: int) -> None:
-        ends = AttemptEnds(connection, self._slot, self._stream_id, now_us, self._decisions)
+        ends = AttemptEnds(connection, *self._stream, now_us, self._decisions)
         ends.give_back(record, record.recorded.missing(record.jobs_count))
         ends.write()
         shards.close(connection, record.shard_id, ShardState.TAKEN_BACK, now_us)
@@ -187,7 +191,7 @@ class Rescuer:
         shares = self._upper_costs(record, missing, now_us)
         self._lanes.look(connection)
         lane = self._lanes.at(record.lane, record.created_us)
-        ends = AttemptEnds(connection, self._slot, self._stream_id, now_us, self._decisions)
+        ends = AttemptEnds(connection, *self._stream, now_us, self._decisions)
         ends.give_back(record, [index for index in missing if index not in running])
         retries: list[WaitingSpan] = []
         for index in missing:
@@ -235,7 +239,7 @@ class Rescuer:
         """
         missing = record.recorded.missing(record.jobs_count)
         sent_on = record.state is ShardState.TAKEN_BACK
-        ends = AttemptEnds(connection, self._slot, self._stream_id, now_us, self._decisions)
+        ends = AttemptEnds(connection, *self._stream, now_us, self._decisions)
         if record.claimed_us is None:
             ends.give_back(record, missing)
         else:

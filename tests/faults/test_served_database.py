@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.harness.database_loss import (
+    AwayTerms,
     DatabaseTerms,
     RecorderTerms,
     run_commit_cuts,
+    run_database_away,
     run_database_kills,
     run_recorder_deaths,
 )
@@ -18,6 +20,13 @@ pytestmark = pytest.mark.slow
 
 def test_kills_of_postgres_lose_and_double_nothing():
     report = run_database_kills(DatabaseTerms(jobs=900, times=2, pause_seconds=3.0, bus="redis"))
+    report.print()
+    assert report.faults == []
+
+
+def test_a_database_that_is_away_for_longer_than_anyone_waits_holds_up_and_ends_nothing():
+    """The full campaign, `database-away`, is a minute long and waits the 30 s of the product."""
+    report = run_database_away(AwayTerms(jobs=600, away_seconds=7.0, retry_seconds=1.5, bus="redis"))
     report.print()
     assert report.faults == []
 

@@ -13,9 +13,11 @@ import msgspec
 
 from tests.harness.bus_loss import BusLossTerms, run_bus_loss
 from tests.harness.database_loss import (
+    AwayTerms,
     DatabaseTerms,
     RecorderTerms,
     run_commit_cuts,
+    run_database_away,
     run_database_kills,
     run_recorder_deaths,
 )
@@ -32,6 +34,7 @@ CAMPAIGNS: dict[str, tuple[type[msgspec.Struct], Callable[..., Report]]] = {
     "kills": (KillTerms, run_kills),
     "bus-loss": (BusLossTerms, run_bus_loss),
     "database-kills": (DatabaseTerms, run_database_kills),
+    "database-away": (AwayTerms, run_database_away),
     "commit-cuts": (DatabaseTerms, run_commit_cuts),
     "recorder-deaths": (RecorderTerms, run_recorder_deaths),
     "freezes": (FreezeTerms, run_freezes),

@@ -5,17 +5,27 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import msgspec
 
 from broker.bootstrap.roles import Role
 from tests.harness.dying_recorder import DEATHS, DEATHS_MAX, POINTS
+from tests.harness.dying_thread import RETRY_SECONDS
 from tests.harness.history import check_history, conclude, wait_for_ends
 from tests.harness.producer import Producer
 from tests.harness.report import Report, say
-from tests.harness.stand import IN_PAIRS, RECORDER_APART, LaneTerms, Layout, Stand, StandTerms
+from tests.harness.stand import ALL_IN_ONE, IN_PAIRS, RECORDER_APART, LaneTerms, Layout, Stand, StandTerms
 
-__all__ = ["DatabaseTerms", "RecorderTerms", "run_commit_cuts", "run_database_kills", "run_recorder_deaths"]
+__all__ = [
+    "AwayTerms",
+    "DatabaseTerms",
+    "RecorderTerms",
+    "run_commit_cuts",
+    "run_database_away",
+    "run_database_kills",
+    "run_recorder_deaths",
+]
 
 _MARKED_COMMIT = b"FROM moved; COMMIT"
 """The end of every write's last message."""
@@ -45,6 +55,21 @@ class RecorderTerms(msgspec.Struct, frozen=True, kw_only=True):
     settle_seconds: float = 900.0
 
 
+class AwayTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """PostgreSQL is stopped for `away_seconds`, longer than the `retry_seconds` for which it is waited in each call.
+
+    One process has all roles, so that nobody takes over from a loop that ended.
+    """
+
+    jobs: int = 4_000
+    away_seconds: float = 60.0
+    retry_seconds: float = 30.0
+    bus: str = "amqp"
+    delay_seconds: float = 0.5
+    back_seconds: float = 30.0
+    settle_seconds: float = 180.0
+
+
 def _lanes(delay_seconds: float, shard_jobs: int = 16) -> list[LaneTerms]:
     return [
         LaneTerms(name=name, provider=provider, price=price, delay_seconds=delay_seconds, shard_jobs_max=shard_jobs)
@@ -70,6 +95,46 @@ def run_database_kills(terms: DatabaseTerms, *, keep: bool = False) -> Report:
         report.add({"kill -9 of PostgreSQL": terms.times})
         conclude(stand, producer, report, terms.settle_seconds)
     return report
+
+
+def run_database_away(terms: AwayTerms, *, keep: bool = False) -> Report:
+    """The server is stopped and, long after everyone has stopped waiting for it, started: all goes on by itself."""
+    report = Report(title=f"PostgreSQL away for {terms.away_seconds:g} s, {terms.jobs:,} jobs")
+    stand_terms = StandTerms(
+        lanes=_lanes(terms.delay_seconds),
+        layout=ALL_IN_ONE,
+        bus=terms.bus,
+        serve={Role.DISPATCHER: ("-m", "tests.harness.dying_thread", "serve")},
+        variables={RETRY_SECONDS: str(terms.retry_seconds)},
+    )
+    with Stand(stand_terms, keep=keep) as stand:
+        say(f"up in {stand.folder}")
+        producer = Producer(stand)
+        producer.send_batch(terms.jobs)
+        producer.send_singles(2.0)
+        _wait_until(lambda: stand.one("SELECT count(*) FROM job_outcome") > 0, terms.settle_seconds)
+        stand.postgres.stop()
+        time.sleep(terms.away_seconds)
+        stand.postgres.start()
+        back = time.monotonic()
+        before = stand.one("SELECT count(*) FROM shard")
+        _wait_until(lambda: stand.one("SELECT count(*) FROM shard") > before, terms.settle_seconds)
+        report.at_most("until a shard was dispatched again", time.monotonic() - back, terms.back_seconds)
+        log = [line for role in stand.roles for line in role.log.read_text().splitlines()]
+        failed = sum(('"stage_stuck"' in line or '"stage_failed"' in line) and '"dispatcher"' in line for line in log)
+        report.at_least("turns of the dispatcher that failed meanwhile", failed, 1)
+        report.at_least(
+            "processes that lived through it", sum(not role.lives for role in stand.roles), len(stand.roles)
+        )
+        conclude(stand, producer, report, terms.settle_seconds)
+    return report
+
+
+def _wait_until(condition: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s"
+        time.sleep(0.05)
 
 
 def run_commit_cuts(terms: DatabaseTerms, *, keep: bool = False) -> Report:

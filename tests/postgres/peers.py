@@ -12,6 +12,7 @@ from broker.database.drivers.postgres.database import PostgresDatabase, Postgres
 from broker.database.tables import shard, shard_span
 from broker.domain.ids import ids_of_span
 from broker.leasing import LeaseDoor
+from broker.ledger.streams import FixedSlot
 from broker.ledger.tables import attempt, job_outcome
 from broker.stages.closer import Closer
 from broker.stages.dispatcher import Dispatcher
@@ -31,7 +32,7 @@ class Peers:
         mine, other = {"database": world.database, **parts}, {"database": self.database, **parts}
         self.doors = [LeaseDoor(one["database"], world.clock, LEASE_SECONDS) for one in (mine, other)]
         self.recorders = [
-            Recorder(ring=world.ring, health=world.health, slot=f"recorder-{number}", **one)
+            Recorder(ring=world.ring, health=world.health, slot=FixedSlot(f"recorder-{number}"), **one)
             for number, one in enumerate((mine, other))
         ]
         self.looks = [lambda _connection: slots] * 2  # how each dispatcher finds its room
@@ -40,11 +41,13 @@ class Peers:
             for n, one in enumerate((mine, other))
         ]
         self.rescuers = [
-            Rescuer(lease_seconds=LEASE_SECONDS, slot=f"rescuer-{number}", **one)
+            Rescuer(lease_seconds=LEASE_SECONDS, slot=FixedSlot(f"rescuer-{number}"), **one)
             for number, one in enumerate((mine, other))
         ]
         self.closers = [
-            Closer(database=one["database"], clock=world.clock, wakeups=world.wakeups, slot=f"closer-{number}")
+            Closer(
+                database=one["database"], clock=world.clock, wakeups=world.wakeups, slot=FixedSlot(f"closer-{number}")
+            )
             for number, one in enumerate((mine, other))
         ]
 

@@ -155,3 +155,23 @@ def test_a_key_stands_for_one_job_within_a_commit_and_after_it(world):
     assert (third, fourth) == (KeyTaken(0), KeyTaken(1))
     assert fifth.job_id != first.job_id
     assert world.count(job) == 2
+
+
+def test_an_answer_that_raises_holds_up_no_other_answer_and_ends_no_thread(world):
+    """Such as that of a producer whose event loop has closed meanwhile."""
+    submitting = Submitting(world.database, world.clock, world.wakeups)
+    answers = []
+
+    def gone(_answer):
+        raise RuntimeError("the event loop is closed")
+
+    for answer in (gone, answers.append, gone, answers.append):
+        submitting.offer("t", [Admitted(a_single(), None, b"")], answer)
+    thread = threading.Thread(target=submitting.run)
+    thread.start()
+    submitting.offer("t", [Admitted(a_single(), None, b"")], answers.append)
+    submitting.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert [len(answer) for answer in answers] == [1, 1, 1]
+    assert world.count(job) == 5

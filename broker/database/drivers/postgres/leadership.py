@@ -67,31 +67,31 @@ class Leadership:
 
 
 class Slot:
-    """A durable place of its own for a writer of the ledger: `name`, such as recorder-0, names its stream."""
+    """A durable place of its own for a writer of the ledger: `name`, such as recorder-0, names its stream.
 
-    def __init__(self, name: str, session: Session | None) -> None:
+    Used by one thread. See `broker.ledger.streams.StreamSlot`.
+    """
+
+    def __init__(self, role: str, name: str, session: Session | None) -> None:
         self.name = name
+        self._role = role
         self._session = session
         self._held = True
-        self._next_try = 0.0
 
-    def is_held(self) -> bool:
-        """Whether it is still ours; takes it again where the session was lost and nobody else has it.
+    def hold(self) -> str:
+        """The name of the slot that is held now: the same, also over a lost session, unless another process has it.
 
-        While it isn't, another process may write this stream. The ledger stays whole even if both do, for the
-        later of two commits runs again; but it is better to wait, or to take another.
+        Without it two would write one stream. The ledger stays whole even so, for the later of two commits runs
+        again, but each would hold up the other. Raises BrokerError where the database can't be asked.
         """
-        if self._session is None:
-            return True
-        if self._held and self._session.is_alive():
-            return True
-        now = time.monotonic()
-        if now >= self._next_try:
-            self._next_try = now + _TRY_SECONDS
-            self._held = _try_lock(self._session, lock_number("slot", self.name))
-            return self._held
+        if self._session is None or (self._held and self._session.is_alive()):
+            return self.name
         self._held = False
-        return False
+        if not _try_lock(self._session, lock_number("slot", self.name)):
+            lost, self.name = self.name, _first_free(self._session, self._role)
+            _log.warning("slot_changed", slot=self.name, lost=lost)
+        self._held = True
+        return self.name
 
     def close(self) -> None:
         """Leave it to others."""
@@ -103,16 +103,24 @@ class Slot:
 def take_slot(database: Database, role: str) -> Slot:
     """The first of the role's slots that nobody has. Raises BrokerError where the database can't be asked."""
     if not isinstance(database, PostgresDatabase):
-        return Slot(f"{role}-0", None)
+        return Slot(role, f"{role}-0", None)
     session = Session(database.url, f"slot {role}")
+    try:
+        return Slot(role, _first_free(session, role), session)
+    except BaseException:
+        session.close()
+        raise
+
+
+def _first_free(session: Session, role: str) -> str:
+    """The slot is locked by the session from here on."""
     for number in range(_SLOTS_MAX):
         name = f"{role}-{number}"
         if _try_lock(session, lock_number("slot", name)):
             _log.info("slot_taken", slot=name)
-            return Slot(name, session)
+            return name
         if not session.is_alive():
             break
-    session.close()
     raise BrokerError(f"the database could not be asked for a place for another {role}")
 
 

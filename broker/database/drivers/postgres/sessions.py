@@ -7,7 +7,7 @@ server gives it up; what must not happen twice is fenced inside each transaction
 
 from __future__ import annotations
 
-import select
+import selectors
 import time
 
 import psycopg
@@ -104,7 +104,7 @@ class Session:
             if left <= 0:
                 self.close()
             else:
-                select.select([self._driver.fileno()], [], [], left)
+                _wait_readable(self._driver.fileno(), left)
 
     def _end_earlier(self, driver: Driver) -> None:
         """The server may take a while to notice that the session before this one has no client any more."""
@@ -113,6 +113,13 @@ class Session:
             " AND usename = current_user AND datname = current_database() AND pid <> pg_backend_pid()",
             [self._name],
         )
+
+
+def _wait_readable(descriptor: int, seconds: float) -> None:
+    """By a selector, for `select.select` raises at descriptors above 1023, which a busy door's process has."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        selector.select(seconds)
 
 
 def _answered(wire: PGconn) -> bool:

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import msgspec
 import psycopg
@@ -31,6 +32,10 @@ _ENDINGS_KEPT_MAX = 20_000  # when nobody takes them; who waits looks for itself
 _STATEMENT_SECONDS = 5.0
 _LISTEN_SECONDS = 1.0  # how late it may notice that it is to stop
 _STOP_SECONDS = 2.0
+
+
+def _spawn(name: str, run: Callable[[], None]) -> None:
+    threading.Thread(target=run, name=name, daemon=True).start()
 
 
 class _Message(msgspec.Struct, array_like=True):
@@ -56,15 +61,19 @@ class PostgresWakeups:
         self._job_ids: list[bytes] = []
         self._stopping = threading.Event()
         self._listening = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._keep_at_it, args=(name, turn), name=f"wakeups-{name}", daemon=True)
-            for name, turn in (("notify", self._send), ("listen", self._listen))
-        ]
+        self._ended = threading.Semaphore(0)
+        self._started = 0
 
-    def start(self) -> None:
-        """Begin to carry."""
-        for thread in self._threads:
-            thread.start()
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was stopped, so that its threads may end."""
+        return self._stopping.is_set()
+
+    def start(self, spawn: Callable[[str, Callable[[], None]], None] | None = None) -> None:
+        """Begin to carry, on two threads that `spawn` starts; without it they are its own."""
+        for name, turn in (("notify", self._send), ("listen", self._listen)):
+            (spawn or _spawn)(f"wakeups-{name}", partial(self._keep_at_it, name, turn))
+            self._started += 1
         self._wakeups.carry_on(self)
 
     def stop(self) -> None:
@@ -72,8 +81,8 @@ class PostgresWakeups:
         with self._changed:
             self._stopping.set()
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join(_STOP_SECONDS)
+        while self._started and self._ended.acquire(timeout=_STOP_SECONDS):
+            self._started -= 1
 
     def wait_until_listening(self, seconds: float) -> bool:
         """Whether wake-ups of other processes come in."""
@@ -94,6 +103,12 @@ class PostgresWakeups:
 
     def _keep_at_it(self, name: str, turn: Callable[[Driver], None]) -> None:
         """Connect, work, and after a loss do both again."""
+        try:
+            self._turn_until_stopped(name, turn)
+        finally:
+            self._ended.release()
+
+    def _turn_until_stopped(self, name: str, turn: Callable[[Driver], None]) -> None:
         patience = Patience(float("inf"), self._stopping)
         settings = Settings(f"wakeups {name}", _STATEMENT_SECONDS)
         while True:
@@ -104,6 +119,8 @@ class PostgresWakeups:
                 return
             except psycopg.Error as error:
                 _log.info("wakeups_interrupted", thread=name, reason=type(error).__name__)
+            except Exception:  # noqa: BLE001 (one who listens raised; the hints of all others must still come)
+                _log.exception("wakeups_failed", thread=name)
             if not patience.outlasts():
                 return
 

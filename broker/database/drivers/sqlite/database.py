@@ -156,7 +156,7 @@ def _commit_group(connection: Connection, group: list[_Unit], log: LogSyncer | N
     try:
         with connection.begin():
             values = [unit.work(connection) for unit in group]
-    except Exception as error:  # noqa: BLE001 (it belongs to a caller, who gets it)
+    except BaseException as error:  # noqa: BLE001 (it belongs to a caller, who gets it: this thread goes on for the others)
         open_still = connection.connection.driver_connection
         if open_still is not None and open_still.in_transaction:
             open_still.rollback()  # a COMMIT that fails leaves its transaction open, in the way of all that follow
