@@ -82,7 +82,7 @@ class LedgerSide(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wiring(msgspec.Struct, frozen=True, kw_only=True):
-    """`shares` limits suppliers, by name or `*` for all others. `keep` is the keeper's hourly round.
+    """`shares` limits providers, by name or `*` for all others. `keep` is the keeper's hourly round.
 
     Without a `door` nothing comes over HTTP. `lease_door` is what it serves to workers that are other processes.
     """

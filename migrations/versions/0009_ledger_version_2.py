@@ -14,7 +14,7 @@ from migrations.append_only import drop_not_null_on_sqlite
 __all__ = ["down_revision", "downgrade", "revision", "upgrade"]
 
 revision = "0009"
-down_revision = "0007"
+down_revision = "0008"
 
 _Kind = TypeEngine[Any] | type[TypeEngine[Any]]
 _ADDED: dict[str, tuple[tuple[str, _Kind], ...]] = {
