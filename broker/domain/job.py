@@ -8,6 +8,7 @@ from enum import StrEnum
 import msgspec
 
 from broker.domain.errors import ErrorCode
+from broker.domain.ids import id_at
 
 __all__ = [
     "ENDPOINTS",
@@ -88,6 +89,12 @@ class WaitingSpan(msgspec.Struct, frozen=True):
     crashes: int = 0
     alone: bool = False
     not_before_us: int = 0
+
+    def part(self, offset: int, count: int) -> WaitingSpan:
+        """`count` of its jobs, beginning `offset` jobs after the first."""
+        if (offset, count) == (0, self.jobs_count):
+            return self
+        return msgspec.structs.replace(self, first_job_id=id_at(self.first_job_id, offset), jobs_count=count)
 
 
 class AcceptedLine(msgspec.Struct, frozen=True):

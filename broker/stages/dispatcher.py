@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 import structlog
 
 from broker.clock import Clock
@@ -21,9 +20,9 @@ from broker.domain.lane import Lane
 from broker.domain.shard import ShardSpan
 from broker.health import Health
 from broker.ledger.writing import ended_jobs
+from broker.rules.cutting import Cursor
 from broker.rules.placement.turns import Hand
 from broker.rules.pricing import affordable_jobs
-from broker.rules.sharding import jobs_per_shard
 from broker.stages.dealing import Capacity, Choice, Dealing, Room
 from broker.wakeups import Topic, Wakeups
 
@@ -41,26 +40,21 @@ _log = structlog.get_logger(__name__)
 
 
 class _Line:
-    """A group's waiting spans during one step: loaded as needed, consumed in memory, written back once."""
+    """A group's line during one step: loaded in pages as needed, each cut in memory and written back once."""
 
     def __init__(self, connection: Connection, group_id: bytes, now_us: int, held_batches: set[bytes]) -> None:
         self._connection = connection
         self._group_id = group_id
         self._now_us = now_us
         self._held_batches = held_batches
-        self._waiting: list[WaitingSpan] = []
-        self._taken: list[WaitingSpan] = []
-        self._rest: WaitingSpan | None = None
+        self._cursor = Cursor([])
 
     def first(self) -> WaitingSpan | None:
         """The span that is next, earliest deadline first; None when nothing of the group may go."""
-        while True:
-            if not self._waiting and not self._load():
+        while (span := self._cursor.first(self._held_batches)) is None:
+            if not self._load():
                 return None
-            if self._waiting[0].batch_id not in self._held_batches:
-                return self._waiting[0]
-            if self._waiting.pop(0) is self._rest:
-                self._put_rest_back()
+        return span
 
     def take(self, lane: Lane, jobs_max: int) -> list[ShardSpan]:
         """Jobs of the first span's batch, up to `jobs_max` and to what the lane's shards carry, out of the line.
@@ -69,48 +63,24 @@ class _Line:
         """
         taken: list[ShardSpan] = []
         index = 0
-        batch_id = self._waiting[0].batch_id
-        while self._waiting and index < jobs_max:
-            span = self._waiting[0]
-            jobs_max = min(jobs_max, jobs_per_shard(lane, span))
-            if span.batch_id != batch_id or (span.alone and index) or index >= jobs_max:
-                break
-            count = min(span.jobs_count, jobs_max - index)
-            self._consume(span, count)
-            for job_id, length in _not_ended(self._connection, span, count):
+        for span in self._cursor.take(lane, jobs_max):
+            for job_id, length in _not_ended(self._connection, span):
                 taken.append(_shard_span(span, index, job_id, length))
                 index += length
         return taken
 
     def write_back(self) -> None:
-        """Delete the rows that were used up, and put back what remains of the last one."""
-        ready.withdraw(self._connection, self._taken)
-        self._put_rest_back()
-        self._taken, self._waiting = [], []
-
-    def _put_rest_back(self) -> None:
-        if self._rest is not None:
-            jobs.wait(self._connection, [self._rest])
-            self._rest = None
-
-    def _consume(self, span: WaitingSpan, count: int) -> None:
-        if span is not self._rest:
-            self._taken.append(span)
-        self._rest = None
-        if count == span.jobs_count:
-            self._waiting.pop(0)
-            return
-        self._rest = msgspec.structs.replace(
-            span, first_job_id=id_at(span.first_job_id, count), jobs_count=span.jobs_count - count
-        )
-        self._waiting[0] = self._rest
+        """Delete the rows that were used up, and put back what remains of them."""
+        changes = self._cursor.changes()
+        ready.withdraw(self._connection, changes.used)
+        jobs.wait(self._connection, changes.put_back)
+        self._cursor = Cursor([])
 
     def _load(self) -> bool:
         self.write_back()
-        self._waiting = ready.next_spans(
-            self._connection, self._group_id, self._now_us, self._held_batches, _SPANS_PER_LOAD
-        )
-        return bool(self._waiting)
+        spans = ready.next_spans(self._connection, self._group_id, self._now_us, self._held_batches, _SPANS_PER_LOAD)
+        self._cursor = Cursor(spans)
+        return bool(spans)
 
 
 class Dispatcher:
@@ -242,9 +212,9 @@ def _shard_span(span: WaitingSpan, index: int, job_id: bytes, length: int) -> Sh
     )
 
 
-def _not_ended(connection: Connection, span: WaitingSpan, count: int) -> list[tuple[bytes, int]]:
-    """The parts of the span's first `count` jobs that still need to run; all of it on a first attempt."""
-    first = span.first_job_id
+def _not_ended(connection: Connection, span: WaitingSpan) -> list[tuple[bytes, int]]:
+    """The parts of the span that still need to run; all of it on a first attempt."""
+    first, count = span.first_job_id, span.jobs_count
     if span.attempt_number == 1:
         return [(first, count)]
     ended = ended_jobs(connection, first, id_at(first, count - 1))
