@@ -15,10 +15,8 @@ from broker.domain.instance import InstanceState
 from broker.domain.presence import PRESENCE_SECONDS, RESOURCE_ID_CHARS_MAX, WorkerPresence
 
 __all__ = [
-    "InstanceCounts",
     "InstanceRecord",
     "find_instances",
-    "instances_by_lane",
     "note_presence",
     "notice_lost",
 ]
@@ -41,14 +39,6 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     draining_us: int | None
     stopped_us: int | None
     last_seen_us: int
-
-
-class InstanceCounts(msgspec.Struct, frozen=True):
-    """How many live instances a lane has, by what they are at."""
-
-    starting: int = 0
-    running: int = 0
-    draining: int = 0
 
 
 def note_presence(connection: Connection, said: WorkerPresence, now_us: int) -> None:
@@ -114,24 +104,6 @@ def notice_lost(connection: Connection, now_us: int) -> int:
         .values(state=InstanceState.LOST)
     )
     return found.rowcount
-
-
-def instances_by_lane(connection: Connection, now_us: int) -> dict[str, InstanceCounts]:
-    """The live instances of each lane, by what they are at; a lane without any is left out. One grouped read."""
-    rows = connection.execute(
-        select(instance.c.lane, instance.c.state, func.count())
-        .where(
-            instance.c.stopped_us.is_(None),
-            instance.c.state.in_(_LIVE),
-            instance.c.last_seen_us >= now_us - _PRESENCE_US,
-        )
-        .group_by(instance.c.lane, instance.c.state)
-    )
-    found: dict[str, InstanceCounts] = {}
-    for lane, state, count in rows:
-        counts = found.get(lane, InstanceCounts())
-        found[lane] = msgspec.structs.replace(counts, **{str(state): count})
-    return found
 
 
 def find_instances(

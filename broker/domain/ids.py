@@ -11,18 +11,8 @@ import struct
 import time
 import uuid
 from collections import deque
-from typing import NewType
 
 __all__ = [
-    "AttemptId",
-    "BatchId",
-    "GroupId",
-    "JobId",
-    "PlanId",
-    "ShardId",
-    "StreamId",
-    "TenantId",
-    "WorkerId",
     "format_id",
     "id_at",
     "id_offset",
@@ -34,21 +24,7 @@ __all__ = [
     "time_us_of",
 ]
 
-JobId = NewType("JobId", bytes)
-BatchId = NewType("BatchId", bytes)
-GroupId = NewType("GroupId", bytes)
-ShardId = NewType("ShardId", bytes)
-AttemptId = NewType("AttemptId", bytes)
-PlanId = NewType("PlanId", bytes)
-StreamId = NewType("StreamId", bytes)
-TenantId = NewType("TenantId", str)
-WorkerId = NewType("WorkerId", str)
-
-SPAN_JOBS_MAX = 2**32
-
 _COUNTER = struct.Struct(">I")
-
-
 _RANDOM_BYTES = 10
 _FETCHED_AT_ONCE = 256
 

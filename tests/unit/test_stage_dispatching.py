@@ -50,14 +50,14 @@ def test_a_plan_is_made_once_and_kept_with_its_reasons(make_world):
     world.take_in(some_lines(3), constraints=Constraints(lanes=("dear",)))
     world.planner.step()
     world.planner.step()
-    (kept,) = world.read(plans.load_generation, 1).values()
+    (kept,) = world.read(plans.load_later, 0).values()
     assert [one.lane for one in kept.plan.candidates] == ["dear"]
     assert [(one.lane, one.filter) for one in kept.plan.removed] == [("cheap", "lanes: not among dear")]
     assert (world.count(plan), world.count(assignment)) == (1, 1)
     world.take_in(some_lines(1))
     world.planner.step()
     assert world.read(plans.current_plan)[0] == 2
-    assert len(world.read(plans.load_generation, 2)) == 1  # what holds on is not written again
+    assert len(world.read(plans.load_later, 1)) == 1  # what holds on is not written again
     assert len(world.read(plans.load_waiting)) == len(world.read(plans.load_later, 0)) == 2
 
 
