@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 from broker.database.capacity_tables import desired_change, instance
 from broker.database.planning_tables import arrival_count, assignment, lane_plan, late_group, plan
-from broker.database.types import Digest, Id, metadata
+from broker.database.types import Digest, Id, ProducersName, metadata
 
 __all__ = [
     "arrival_count",
@@ -160,7 +160,7 @@ idempotency = Table(
     "idempotency",
     metadata,
     Column("tenant_id", String(64), primary_key=True),
-    Column("idempotency_key", String(256), primary_key=True),
+    Column("idempotency_key", ProducersName(256), primary_key=True),
     Column("fingerprint", Digest, nullable=False),
     Column("job_id", Id, nullable=False),
     Column("created_us", BigInteger, nullable=False),
@@ -205,8 +205,8 @@ reply = Table(
     Column("message_digest", Digest, primary_key=True),  # of the envelope that asked
     Column("place", Integer, primary_key=True, autoincrement=False),  # in its list
     Column("tenant_id", String(64), nullable=False),
-    Column("reply_to", String(128), nullable=False),
-    Column("idempotency_key", String(256), nullable=False),
+    Column("reply_to", ProducersName(128), nullable=False),
+    Column("idempotency_key", ProducersName(256), nullable=False),
     Column("job_id", Id),  # null where it was refused
     Column("error_code", String(32)),
     Column("message", Text),

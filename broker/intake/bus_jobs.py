@@ -30,7 +30,7 @@ from broker.domain.lane import Lane
 from broker.intake.single_jobs import Answer, DoorFull, KeyTaken, Submitted, Submitting
 from broker.rules.admission import Refusal
 from broker.rules.placement.feasible import Prospect
-from broker.rules.submission import Admitted, JobRequest, admit_job, fingerprint
+from broker.rules.submission import Admitted, JobRequest, admit_job, fingerprint, is_key
 from broker.wakeups import Topic, Wakeups
 
 __all__ = ["MESSAGES_PER_STEP", "JobsInbox", "LanesOutlook", "Receiving"]
@@ -181,13 +181,12 @@ class Receiving:
             return _Entry(place, key, refusal=Refusal(ErrorCode.INVALID_FIELD, f"[{place}]", message))
         if request.idempotency_key is None:
             request = msgspec.structs.replace(request, idempotency_key=key)
+        own_key = request.idempotency_key or key
         lanes, prospects = self._outlook.lanes(), self._outlook.prospects()
         found = admit_job(request, lanes, tenant_id, self._clock(), prospects)
-        asked = _Entry(place, request.idempotency_key or key, fingerprint(request))
+        # What is no key is none to ask or to be answered by, whatever the job was refused for.
+        asked = _Entry(place, own_key if is_key(own_key) else key, fingerprint(request))
         match found:
-            case Refusal(field="idempotency_key"):
-                asked.key = key  # what was refused is no key to be told by
-                asked.refusal = found
             case Refusal():
                 asked.refusal = found
             case Admitted():

@@ -79,21 +79,26 @@ def admit_line(line_number: int, line: bytes, models: Collection[str]) -> Accept
 
 
 def _custom_id_of(line: bytes) -> str | None:
+    """The name of a line that is refused, where it has one that an accepted line could have."""
     try:
-        return _name_decoder.decode(line).custom_id
+        custom_id = _name_decoder.decode(line).custom_id
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    return None if custom_id is None or _what_is_wrong(custom_id) else custom_id
 
 
 def _check_id(line_number: int, line: _Line) -> RefusedLine | None:
-    if not 0 < len(line.custom_id) <= CUSTOM_ID_CHARS_MAX:
-        found = f"has {len(line.custom_id)} characters"
-    elif "\0" in line.custom_id:
-        found = "holds a NUL character"
-    else:
+    wrong = _what_is_wrong(line.custom_id)
+    if wrong is None:
         return None
-    message = f"custom_id {found}; it must have 1 to {CUSTOM_ID_CHARS_MAX} and none of them NUL"
+    message = f"custom_id {wrong}; it must have 1 to {CUSTOM_ID_CHARS_MAX} and none of them NUL"
     return RefusedLine(line_number, None, ErrorCode.INVALID_CUSTOM_ID, message)
+
+
+def _what_is_wrong(custom_id: str) -> str | None:
+    if not 0 < len(custom_id) <= CUSTOM_ID_CHARS_MAX:
+        return f"has {len(custom_id)} characters"
+    return "holds a NUL character" if "\0" in custom_id else None
 
 
 def _check_request(line_number: int, line: _Line, models: Collection[str]) -> AcceptedLine | RefusedLine:
