@@ -7,7 +7,7 @@ where it stopped: no line is lost, none comes in twice.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import BinaryIO
 
 import msgspec
@@ -20,8 +20,10 @@ from broker.database.connection import Connection, Database
 from broker.domain.errors import ErrorCode, UsageError
 from broker.domain.ids import new_id
 from broker.domain.job import AcceptedLine, BatchStatus, Constraints, GroupKey, RefusedLine
+from broker.domain.lane import Lane
 from broker.rules.admission import admit_line
 from broker.rules.grouping import bucket_deadline_us, canonical_constraints
+from broker.rules.size_classes import size_class, size_limits
 from broker.wakeups import Topic, Wakeups
 
 __all__ = ["LINE_BYTES_MAX", "BatchRequest", "Intake"]
@@ -59,6 +61,35 @@ class _Chunk(msgspec.Struct):
     at_end: bool = False
 
 
+class _Sizes:
+    """What sizes the lanes carry that a batch's constraints allow, looked up once a model."""
+
+    def __init__(self, constraints: str, lanes: Sequence[Lane]) -> None:
+        self._constraints = constraints
+        self._lanes = lanes
+        self._limits: dict[str, tuple[int, ...]] = {}
+
+    def check(self, line: AcceptedLine | RefusedLine) -> AcceptedLine | RefusedLine:
+        """The line, unless no lane allowed could ever carry it."""
+        if isinstance(line, RefusedLine):
+            return line
+        limits = self._limits_of(line)
+        if not limits or len(line.body) <= limits[-1]:
+            return line
+        message = f"the body has {len(line.body):,} bytes; what the lanes allowed can carry is {limits[-1]:,} at most"
+        return RefusedLine(line.line_number, line.custom_id, ErrorCode.LINE_TOO_LARGE, message)
+
+    def class_of(self, line: AcceptedLine) -> int:
+        """Lines of one class are carried by the same lanes."""
+        return size_class(len(line.body), self._limits_of(line))
+
+    def _limits_of(self, line: AcceptedLine) -> tuple[int, ...]:
+        limits = self._limits.get(line.model)
+        if limits is None:
+            limits = self._limits[line.model] = size_limits(line.model, self._constraints, self._lanes)
+        return limits
+
+
 class Intake:
     """Takes batches in."""
 
@@ -68,9 +99,9 @@ class Intake:
         models: Collection[str],
         clock: Clock,
         wakeups: Wakeups,
-        body_bytes_max: int = LINE_BYTES_MAX,
+        lanes: Sequence[Lane],
     ) -> None:
-        self._body_bytes_max = body_bytes_max
+        self._lanes = lanes
         self._database = database
         self._models = models
         self._clock = clock
@@ -101,7 +132,8 @@ class Intake:
             yield record
 
     def _take_in(self, record: BatchRecord, chunk: _Chunk) -> BatchRecord:
-        accepted, refused = self._admit(chunk)
+        sizes = _Sizes(record.constraints, self._lanes)
+        accepted, refused = self._admit(chunk, sizes)
         now_us = self._clock()
         read_us = now_us if chunk.at_end else None
         if chunk.at_end and record.read_lines + len(chunk.lines) == 0:
@@ -111,7 +143,7 @@ class Intake:
             names = [line.custom_id for line in accepted]
             taken = jobs.known_custom_ids(connection, record.batch_id, names) if ask else set()
             fresh, doubled = _without_doubles(accepted, taken)
-            self._insert(connection, record, fresh, now_us)
+            self._insert(connection, record, fresh, sizes, now_us)
             batches.refuse_lines(connection, record.batch_id, refused + doubled)
             batches.advance_reading(
                 connection,
@@ -136,7 +168,7 @@ class Intake:
         _log.info("lines_taken_in", accepted=moved.accepted_jobs, refused=moved.refused_lines)
         return moved
 
-    def _admit(self, chunk: _Chunk) -> tuple[list[AcceptedLine], list[RefusedLine]]:
+    def _admit(self, chunk: _Chunk, sizes: _Sizes) -> tuple[list[AcceptedLine], list[RefusedLine]]:
         accepted: list[AcceptedLine] = []
         refused: list[RefusedLine] = []
         for number, line in chunk.lines:
@@ -146,23 +178,20 @@ class Intake:
             elif not line.strip():
                 refused.append(RefusedLine(number, None, ErrorCode.INVALID_LINE, "the line is empty"))
             else:
-                found = self._check_size(admit_line(number, line, self._models))
+                found = sizes.check(admit_line(number, line, self._models))
                 (accepted if isinstance(found, AcceptedLine) else refused).append(found)  # type: ignore[arg-type] # (the two lists' types differ as the values do)
         return accepted, refused
 
-    def _check_size(self, line: AcceptedLine | RefusedLine) -> AcceptedLine | RefusedLine:
-        if isinstance(line, RefusedLine) or len(line.body) <= self._body_bytes_max:
-            return line
-        message = f"the body has {len(line.body):,} bytes; the lanes' messages carry {self._body_bytes_max:,} at most"
-        return RefusedLine(line.line_number, line.custom_id, ErrorCode.LINE_TOO_LARGE, message)
-
-    def _insert(self, connection: Connection, record: BatchRecord, lines: list[AcceptedLine], now_us: int) -> None:
-        by_group: dict[tuple[str, str], list[AcceptedLine]] = defaultdict(list)
+    def _insert(
+        self, connection: Connection, record: BatchRecord, lines: list[AcceptedLine], sizes: _Sizes, now_us: int
+    ) -> None:
+        """A span for each group and size class, its jobs in the order of their lines."""
+        by_span: dict[tuple[str, str, int], list[AcceptedLine]] = defaultdict(list)
         for line in lines:
-            by_group[line.endpoint, line.model].append(line)
+            by_span[line.endpoint, line.model, sizes.class_of(line)].append(line)
         bucket_us = bucket_deadline_us(record.deadline_us, record.created_us)
         spans = []
-        for (endpoint, model), members in by_group.items():
+        for (endpoint, model, _), members in by_span.items():
             key = GroupKey(record.tenant_id, endpoint, model, record.constraints, bucket_us)
             spans.append(
                 jobs.insert_span(

@@ -12,12 +12,15 @@ from broker.rules.sharding import jobs_per_shard
 
 __all__ = ["Changes", "Cursor"]
 
+_UNLIKE = 4
+"""Jobs are of quite another size when so many times as many, or as few, would make a shard."""
+
 
 class Changes(msgspec.Struct, frozen=True):
     """What cutting did to the rows of `ready`.
 
-    `used`: the rows of which jobs were taken, to be deleted. `put_back`: what is left of them, to be inserted; at
-    most one row for the place where cutting ended, and one for each batch that was held before its span was used up.
+    `used`: the rows of which jobs were taken, to be deleted. `put_back`: what is left of them, to be inserted: one row
+    for the place where cutting ended, if it is inside a span, and one for each span that was begun and then left.
     """
 
     used: list[WaitingSpan]
@@ -36,26 +39,44 @@ class Cursor:
         self._offset = 0
         self._used: list[WaitingSpan] = []
         self._put_back: list[WaitingSpan] = []
+        self.has_passed_over = False
 
-    def first(self, held_batches: Container[bytes | None]) -> WaitingSpan | None:
-        """What is next, without what was taken of it; spans of held batches are left waiting. None at the end."""
+    def first(self, held_batches: Container[bytes | None], bytes_max: int) -> WaitingSpan | None:
+        """What is next, without what was taken of it; None at the end.
+
+        Spans of held batches, and those with bodies above `bytes_max`, are left waiting.
+        """
         while self._index < len(self._spans):
-            if self._spans[self._index].batch_id not in held_batches:
+            span = self._spans[self._index]
+            if span.batch_id not in held_batches and span.body_bytes_max <= bytes_max:
                 return self._rest()
             self._leave()
         return None
 
+    def pass_over(self) -> None:
+        """Leave what is next waiting: no lane takes it now, though it may take what comes after."""
+        self.has_passed_over = True
+        self._leave()
+
     def take(self, lane: Lane, jobs_max: int) -> list[WaitingSpan]:
         """The next jobs of one batch for one shard, in order: up to `jobs_max`, and to what the lane's message carries.
 
-        A suspect (`alone`) comes by itself. `jobs_max` is at least 1; empty only at the end.
+        A suspect (`alone`) comes by itself, and jobs of quite another size don't come along: they may have a better
+        lane, and would make a small shard. `jobs_max` is at least 1; empty only at the end.
         """
         taken: list[WaitingSpan] = []
-        count = 0
+        count = fitting = 0
         while self._index < len(self._spans):
             rest = self._rest()
-            jobs_max = min(jobs_max, jobs_per_shard(lane, rest))
-            if taken and (rest.batch_id != taken[0].batch_id or rest.alone or count >= jobs_max):
+            alike = jobs_per_shard(lane, rest)
+            fitting = fitting or alike
+            jobs_max = min(jobs_max, alike)
+            if taken and (
+                rest.batch_id != taken[0].batch_id
+                or rest.alone
+                or count >= jobs_max
+                or max(alike, fitting) > _UNLIKE * min(alike, fitting)
+            ):
                 break
             part = rest.part(0, min(rest.jobs_count, jobs_max - count))
             taken.append(part)

@@ -21,7 +21,7 @@ from broker.domain.shard import ShardSpan
 from broker.health import Health
 from broker.ledger.writing import ended_jobs
 from broker.rules.cutting import Cursor
-from broker.rules.placement.turns import Hand
+from broker.rules.placement.turns import Hand, Waiting
 from broker.rules.pricing import affordable_jobs
 from broker.stages.dealing import Capacity, Choice, Dealing, Room
 from broker.wakeups import Topic, Wakeups
@@ -49,12 +49,19 @@ class _Line:
         self._held_batches = held_batches
         self._cursor = Cursor([])
 
-    def first(self) -> WaitingSpan | None:
-        """The span that is next, earliest deadline first; None when nothing of the group may go."""
-        while (span := self._cursor.first(self._held_batches)) is None:
-            if not self._load():
+    def first(self, bytes_max: int) -> WaitingSpan | None:
+        """The span that is next, earliest deadline first, of those with bodies up to `bytes_max`.
+
+        None when nothing of the group may go, or what may was passed over.
+        """
+        while (span := self._cursor.first(self._held_batches, bytes_max)) is None:
+            if self._cursor.has_passed_over or not self._load(bytes_max):
                 return None
         return span
+
+    def pass_over(self) -> None:
+        """No lane takes now what is next."""
+        self._cursor.pass_over()
 
     def take(self, lane: Lane, jobs_max: int) -> list[ShardSpan]:
         """Jobs of the first span's batch, up to `jobs_max` and to what the lane's shards carry, out of the line.
@@ -76,9 +83,11 @@ class _Line:
         jobs.wait(self._connection, changes.put_back)
         self._cursor = Cursor([])
 
-    def _load(self) -> bool:
+    def _load(self, bytes_max: int) -> bool:
         self.write_back()
-        spans = ready.next_spans(self._connection, self._group_id, self._now_us, self._held_batches, _SPANS_PER_LOAD)
+        spans = ready.next_spans(
+            self._connection, self._group_id, self._now_us, self._held_batches, bytes_max, _SPANS_PER_LOAD
+        )
         self._cursor = Cursor(spans)
         return bool(spans)
 
@@ -145,9 +154,7 @@ class Dispatcher:
                 line = lines.get(waiting.group_id)
                 if line is None:
                     line = lines[waiting.group_id] = _Line(connection, waiting.group_id, now_us, room.held_batches)
-                first = line.first()
-                choice = self._dealing.choose(waiting, first, room) if first else None
-                record = self._cut(line, choice, room, now_us) if choice else None
+                record = self._cut(line, waiting, room, now_us)
             if record is None:
                 hand.pass_over(waiting)
             else:
@@ -157,10 +164,17 @@ class Dispatcher:
             line.write_back()
         return records
 
-    def _cut(self, line: _Line, choice: Choice, room: Room, now_us: int) -> shards.ShardRecord | None:
-        """One shard of the group for the chosen lane; None when nothing of the group is left to give."""
-        lane, cost = choice.lane, choice.candidate.expected_job_cost_nano_usd
-        while (first := line.first()) is not None:
+    def _cut(self, line: _Line, waiting: Waiting, room: Room, now_us: int) -> shards.ShardRecord | None:
+        """One shard of the group for a lane with room; None when nothing of the group is left to give.
+
+        A span that no lane with room carries holds up none behind it.
+        """
+        while (first := line.first(self._dealing.bytes_max(waiting, room))) is not None:
+            choice = self._dealing.choose(waiting, first, room)
+            if choice is None:
+                line.pass_over()
+                continue
+            lane, cost = choice.lane, choice.candidate.expected_job_cost_nano_usd
             jobs_max = min(lane.shard_jobs_max, choice.entry.jobs_max)
             if first.batch_id in room.budgets:
                 jobs_max = min(jobs_max, affordable_jobs(room.budgets[first.batch_id], cost))
