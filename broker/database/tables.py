@@ -65,6 +65,7 @@ tenant = Table(
     metadata,
     Column("tenant_id", String(64), primary_key=True),
     Column("created_us", BigInteger, nullable=False),
+    Column("beginning_key", LargeBinary(32)),  # keys the digests in `ready` and `shard_span`; made on first use
 )
 
 signing_key = Table(
@@ -227,6 +228,11 @@ ready = Table(
     Column("crashes", Integer, nullable=False),  # likewise against CRASHES_MAX
     Column("alone", Boolean, nullable=False),  # a crash's suspect: travels in a shard of its own
     Column("not_before_us", BigInteger, nullable=False),
+    Column("failed_lanes", Text, nullable=False, server_default=""),  # rules.regrouping
+    Column("preemptions", Integer, nullable=False, server_default="0"),  # attempts whose machine was taken away
+    Column("beginning", LargeBinary(8)),  # of the first job's prompt, keyed: rules.beginnings
+    Column("beginnings", Integer, nullable=False, server_default="0"),  # how many kinds its jobs have, at most
+    Column("submitted_us", BigInteger),  # null in rows of builds before 0008
     Index("ix_ready_order", "group_id", "deadline_us", "first_job_id"),
 )
 
@@ -325,6 +331,11 @@ shard_span = Table(
     Column("alone", Boolean, nullable=False),
     Column("body_bytes_max", Integer, nullable=False),
     Column("deadline_us", BigInteger, nullable=False),
+    Column("failed_lanes", Text, nullable=False, server_default=""),  # rules.regrouping
+    Column("preemptions", Integer, nullable=False, server_default="0"),  # attempts whose machine was taken away
+    Column("beginning", LargeBinary(8)),  # of the first job's prompt, keyed: rules.beginnings
+    Column("beginnings", Integer, nullable=False, server_default="0"),  # how many kinds its jobs have, at most
+    Column("submitted_us", BigInteger),  # null in rows of builds before 0008
     Index("ix_shard_span_job", "first_job_id"),
 )
 

@@ -16,12 +16,14 @@ import structlog
 from broker.clock import Clock
 from broker.database import batches, jobs
 from broker.database.batches import BatchRecord
+from broker.database.beginning_keys import BeginningKeys
 from broker.database.connection import Connection, Database
 from broker.domain.errors import ErrorCode, UsageError
 from broker.domain.ids import new_id
 from broker.domain.job import AcceptedLine, BatchStatus, Constraints, GroupKey, RefusedLine
 from broker.domain.lane import Lane
 from broker.rules.admission import admit_line
+from broker.rules.beginnings import by_beginning
 from broker.rules.grouping import bucket_deadline_us, canonical_constraints
 from broker.rules.size_classes import size_class, size_limits
 from broker.wakeups import Topic, Wakeups
@@ -102,6 +104,7 @@ class Intake:
         lanes: Sequence[Lane],
     ) -> None:
         self._lanes = lanes
+        self._beginning_keys = BeginningKeys()
         self._database = database
         self._models = models
         self._clock = clock
@@ -185,11 +188,12 @@ class Intake:
     def _insert(
         self, connection: Connection, record: BatchRecord, lines: list[AcceptedLine], sizes: _Sizes, now_us: int
     ) -> None:
-        """A span for each group and size class, its jobs in the order of their lines."""
+        """A span for each group and size class, those of its jobs that begin alike together."""
         by_span: dict[tuple[str, str, int], list[AcceptedLine]] = defaultdict(list)
         for line in lines:
             by_span[line.endpoint, line.model, sizes.class_of(line)].append(line)
         bucket_us = bucket_deadline_us(record.deadline_us, record.created_us)
+        beginning_key = self._beginning_keys.of(connection, record.tenant_id)
         spans = []
         for (endpoint, model, _), members in by_span.items():
             key = GroupKey(record.tenant_id, endpoint, model, record.constraints, bucket_us)
@@ -199,9 +203,10 @@ class Intake:
                     tenant_id=record.tenant_id,
                     group_id=jobs.ensure_group(connection, key, now_us),
                     batch_id=record.batch_id,
-                    lines=members,
+                    lines=by_beginning(members),
                     submitted_us=now_us,
                     deadline_us=record.deadline_us,
+                    beginning_key=beginning_key,
                 )
             )
         jobs.wait(connection, spans)

@@ -68,9 +68,10 @@ def admit_job(
     if len(request.body) > BODY_BYTES_MAX:
         message = f"body has {len(request.body):,} bytes; the limit is {BODY_BYTES_MAX:,}"
         return Refusal(ErrorCode.BODY_TOO_LARGE, "body", message)
-    model = check_request(request.endpoint, request.body, models, endpoint_field="endpoint", kind="job")
-    if isinstance(model, Refusal):
-        return model
+    checked = check_request(request.endpoint, request.body, models, endpoint_field="endpoint", kind="job")
+    if isinstance(checked, Refusal):
+        return checked
+    model = checked.model
     try:
         deadline_us = _deadline_us(request, now_us)
         budget = None if request.budget_usd is None else nano_from_usd(str(request.budget_usd))
@@ -100,6 +101,7 @@ def admit_job(
         deadline_us=deadline_us,
         budget_nano_usd=budget,
         tags=msgspec.json.encode(request.tags, order="sorted").decode() if request.tags else None,
+        beginning=checked.beginning,
     )
     key = request.idempotency_key
     return Admitted(job, key, fingerprint(request) if key is not None else b"")

@@ -144,7 +144,10 @@ class Dealing:
     def choose(self, waiting: Waiting, first: WaitingSpan, room: Room) -> Choice | None:
         """The lane for the group's next shard, which begins with `first`: one with room whose messages can carry it."""
         assignment = self._assignments[waiting.group_id]
-        plan = self._without_spot(assignment.plan) if self._was_preempted_often(first) else assignment.plan
+        plan = assignment.plan
+        if first.preemptions >= self._policy.preemptions_max:
+            plan = self._without_spot(plan)
+        kept_off_spot = len(plan.candidates) < len(assignment.plan.candidates)
         allowed = len(plan.candidates)
         plan = self._that_carry(plan, first.body_bytes_max)
         entries = {
@@ -162,6 +165,8 @@ class Dealing:
             reason = f"{reason}, beside other tenants' work"
         if len(plan.candidates) < allowed:
             reason = f"{reason}, of those whose messages carry {first.body_bytes_max:,} bytes"
+        if kept_off_spot:
+            reason = f"{reason}, kept off spot after {first.preemptions} preemptions"
         return Choice(waiting, assignment, room.lanes[candidate.lane], candidate, entry, reason)
 
     def _empty_room(self, lane: Lane, slots: int) -> LaneRoom:
@@ -227,10 +232,6 @@ class Dealing:
         if slot_speed >= lane.jobs_per_second:
             return lane
         return msgspec.structs.replace(lane, jobs_per_second=slot_speed)
-
-    def _was_preempted_often(self, span: WaitingSpan) -> bool:
-        """Attempts that neither failed nor crashed were taken away."""
-        return span.attempt_number - 1 - span.failures - span.crashes >= self._policy.preemptions_max
 
     def _that_carry(self, plan: GroupPlan, body_bytes: int) -> GroupPlan:
         """Lanes whose messages can carry, or refer to, such a job."""

@@ -14,7 +14,7 @@ from broker.clock import Clock
 from broker.database import jobs, ready, shards
 from broker.database.connection import Connection, Database
 from broker.database.fencing import alone
-from broker.domain.ids import id_at, id_offset, ids_of_span, new_id
+from broker.domain.ids import id_at, ids_of_span, new_id
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane
 from broker.domain.shard import ShardSpan
@@ -71,9 +71,9 @@ class _Line:
         taken: list[ShardSpan] = []
         index = 0
         for span in self._cursor.take(lane, jobs_max):
-            for job_id, length in _not_ended(self._connection, span):
-                taken.append(_shard_span(span, index, job_id, length))
-                index += length
+            for part in _not_ended(self._connection, span):
+                taken.append(_shard_span(part, index))
+                index += part.jobs_count
         return taken
 
     def write_back(self) -> None:
@@ -212,32 +212,38 @@ def _record(choice: Choice, first: WaitingSpan, spans: list[ShardSpan], now_us: 
     )
 
 
-def _shard_span(span: WaitingSpan, index: int, job_id: bytes, length: int) -> ShardSpan:
+def _shard_span(span: WaitingSpan, index: int) -> ShardSpan:
     return ShardSpan(
         index,
-        job_id,
-        length,
+        span.first_job_id,
+        span.jobs_count,
         span.attempt_number,
         span.failures,
         span.crashes,
         span.alone,
         span.body_bytes_max,
         span.deadline_us,
+        span.failed_lanes,
+        span.preemptions,
+        span.beginning,
+        span.beginnings,
+        span.submitted_us,
     )
 
 
-def _not_ended(connection: Connection, span: WaitingSpan) -> list[tuple[bytes, int]]:
+def _not_ended(connection: Connection, span: WaitingSpan) -> list[WaitingSpan]:
     """The parts of the span that still need to run; all of it on a first attempt."""
-    first, count = span.first_job_id, span.jobs_count
     if span.attempt_number == 1:
-        return [(first, count)]
+        return [span]
+    first, count = span.first_job_id, span.jobs_count
     ended = ended_jobs(connection, first, id_at(first, count - 1))
-    parts: list[tuple[bytes, int]] = []
-    for job_id in ids_of_span(first, count):
-        if job_id in ended:
-            continue
-        if parts and id_offset(parts[-1][0], job_id) == parts[-1][1]:
-            parts[-1] = (parts[-1][0], parts[-1][1] + 1)
-        else:
-            parts.append((job_id, 1))
+    parts: list[WaitingSpan] = []
+    start: int | None = None
+    for offset, job_id in enumerate([*ids_of_span(first, count), None]):
+        if job_id is None or job_id in ended:
+            if start is not None:
+                parts.append(span.part(start, offset - start))
+            start = None
+        elif start is None:
+            start = offset
     return parts

@@ -14,9 +14,11 @@ from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
 from broker.database import jobs, plans, shards
 from broker.database.tables import assignment, outbox, payload, plan, ready, shard
+from broker.domain.errors import ErrorCode
 from broker.domain.ids import id_at, ids_of_span
 from broker.domain.job import Constraints
 from broker.domain.lane import EngineSettings, Market, Supply
+from broker.domain.outcome import Outcome
 from broker.domain.shard import ShardSpan, ShardState
 from broker.stages.dispatcher import CLAIM_SECONDS
 from broker.stages.relay import Relay
@@ -362,9 +364,10 @@ def test_preempted_three_times_a_job_stays_on_machines_that_are_not_taken_away(m
     for _ in range(3):
         (one,) = world.claimed()
         assert one.lane == "cheap"
-        world.record(world.returned(one))
+        preempted = a_failure(0, ErrorCode.PREEMPTED, outcome=Outcome.PREEMPTED)
+        world.record(world.ran(one, preempted), world.returned(one))
     (one,) = world.dispatch()
-    assert one.lane == "steady"
+    assert (one.lane, one.reason) == ("steady", "the only lane allowed, kept off spot after 3 preemptions")
 
 
 def test_an_elastic_lane_is_used_as_far_as_the_plan_wants_it(make_world):

@@ -43,7 +43,7 @@ def admit(**changes):
 
 def put_in(world, *singles):
     world.database.write(lambda connection: submissions.ensure_tenant(connection, "t", NOW_US))
-    return world.database.write(lambda connection: submissions.insert(connection, "t", singles, NOW_US))
+    return world.database.write(lambda connection: submissions.insert(connection, "t", singles, NOW_US, b"k" * 32))
 
 
 @given(st.integers(1, 30), st.sampled_from("smhd"))
