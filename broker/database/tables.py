@@ -228,7 +228,7 @@ ready = Table(
     Column("crashes", Integer, nullable=False),  # likewise against CRASHES_MAX
     Column("alone", Boolean, nullable=False),  # a crash's suspect: travels in a shard of its own
     Column("not_before_us", BigInteger, nullable=False),
-    Column("failed_lanes", Text, nullable=False, server_default=""),  # rules.regrouping
+    Column("failed_lanes", Text),  # rules.regrouping; null where none has
     Column("preemptions", Integer, nullable=False, server_default="0"),  # attempts whose machine was taken away
     Column("beginning", LargeBinary(8)),  # of the first job's prompt, keyed: rules.beginnings
     Column("beginnings", Integer, nullable=False, server_default="0"),  # how many kinds its jobs have, at most
@@ -331,7 +331,7 @@ shard_span = Table(
     Column("alone", Boolean, nullable=False),
     Column("body_bytes_max", Integer, nullable=False),
     Column("deadline_us", BigInteger, nullable=False),
-    Column("failed_lanes", Text, nullable=False, server_default=""),  # rules.regrouping
+    Column("failed_lanes", Text),  # rules.regrouping; null where none has
     Column("preemptions", Integer, nullable=False, server_default="0"),  # attempts whose machine was taken away
     Column("beginning", LargeBinary(8)),  # of the first job's prompt, keyed: rules.beginnings
     Column("beginnings", Integer, nullable=False, server_default="0"),  # how many kinds its jobs have, at most

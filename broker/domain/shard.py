@@ -70,7 +70,7 @@ class ShardSpan(msgspec.Struct, frozen=True):
     alone: bool
     body_bytes_max: int
     deadline_us: int
-    failed_lanes: str = ""
+    failed_lanes: str | None = None
     preemptions: int = 0
     beginning: bytes | None = None
     beginnings: int = 0

@@ -58,9 +58,9 @@ def failed_lanes(span: WaitingSpan | ShardSpan) -> tuple[str, ...]:
     return tuple(span.failed_lanes.split()) if span.failed_lanes else ()
 
 
-def _with_lane(lanes: str, lane: str) -> str:
+def _with_lane(lanes: str | None, lane: str) -> str:
     """As kept: sorted names, which hold no space, with one between them."""
-    return " ".join(sorted({*lanes.split(), lane})[:FAILED_LANES_MAX])
+    return " ".join(sorted({*(lanes or "").split(), lane})[:FAILED_LANES_MAX])
 
 
 def regroup(spans: Iterable[WaitingSpan]) -> list[WaitingSpan]:

@@ -14,7 +14,7 @@ down_revision = "0007"
 def upgrade() -> None:
     # A constant default is kept beside the table: no row is written, and what an older build inserts has it too.
     for table in ("ready", "shard_span"):
-        op.add_column(table, sa.Column("failed_lanes", sa.Text, nullable=False, server_default=""))
+        op.add_column(table, sa.Column("failed_lanes", sa.Text))
         op.add_column(table, sa.Column("preemptions", sa.Integer, nullable=False, server_default="0"))
         op.add_column(table, sa.Column("beginning", sa.LargeBinary(8)))
         op.add_column(table, sa.Column("beginnings", sa.Integer, nullable=False, server_default="0"))

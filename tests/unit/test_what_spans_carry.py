@@ -115,7 +115,7 @@ def test_silence_counts_as_a_preemption_until_the_job_is_a_suspect(make_world):
             world.renew(sent, range(sent.jobs_count))
         world.fall_silent(LEASE_SECONDS + 6)
         seen.append({(span.preemptions, span.crashes, span.alone, span.failed_lanes) for span in world.waiting()})
-    assert seen == [{(1, 0, False, "")}, {(2, 0, True, "")}, {(2, 1, True, "")}]
+    assert seen == [{(1, 0, False, None)}, {(2, 0, True, None)}, {(2, 1, True, None)}]
 
 
 def test_the_lanes_that_failed_a_job_travel_with_it_through_hand_back_and_rescue(make_world):
