@@ -89,12 +89,13 @@ def insert_span(
     submitted_us: int,
     deadline_us: int,
     beginning_key: bytes,
+    now_us: int,
 ) -> WaitingSpan:
     """Insert the jobs of one group with consecutive ids in this order, and their payloads; they still have to `wait`.
 
-    Their ids tell the time of `submitted_us`, the database's, whatever this machine's clock says.
+    Their ids tell `now_us`, the database's time, whatever this machine's clock says.
     """
-    first = new_span(submitted_us)
+    first = new_span(now_us)
     ids = ids_of_span(first, len(lines))
     salts = os.urandom(_SALT_BYTES * len(lines))
     bulk_insert(
@@ -113,7 +114,7 @@ def insert_span(
             for place, (job_id, line) in enumerate(zip(ids, lines, strict=True))
         ],
     )
-    said = label(lines, beginning_key)
+    labelled = label(lines, beginning_key)
     return WaitingSpan(
         first,
         len(lines),
@@ -121,8 +122,8 @@ def insert_span(
         batch_id,
         deadline_us,
         max(len(line.body) for line in lines),
-        beginning=said.beginning,
-        beginnings=said.beginnings,
+        beginning=labelled.beginning,
+        beginnings=labelled.beginnings,
         submitted_us=submitted_us,
     )
 

@@ -70,7 +70,8 @@ def insert(
     for (key, _), mixed in together.items():
         if key not in groups:
             groups[key] = jobs.ensure_group(connection, key, now_us)
-        places = [one.place for one in by_beginning(_Placed(place, singles[place].beginning) for place in mixed)]
+        grouped = by_beginning(_Placed(place, singles[place].beginning) for place in mixed)
+        places = [placed.place for placed in grouped]
         span = jobs.insert_span(
             connection,
             tenant_id=tenant_id,
@@ -80,6 +81,7 @@ def insert(
             submitted_us=min(singles[place].submitted_us for place in places),
             deadline_us=max(singles[place].deadline_us for place in places),
             beginning_key=beginning_key,
+            now_us=now_us,
         )
         spans.append(span)
         ids |= {place: id_at(span.first_job_id, offset) for offset, place in enumerate(places)}

@@ -207,6 +207,7 @@ class Intake:
                     submitted_us=now_us,
                     deadline_us=record.deadline_us,
                     beginning_key=beginning_key,
+                    now_us=now_us,
                 )
             )
         jobs.wait(connection, spans)

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.database import arrivals, submissions
 from broker.database.tables import job, ready, shard_span, tenant
 from broker.domain.errors import ErrorCode
-from broker.domain.ids import ids_of_span, time_us_of
-from broker.domain.job import Constraints
+from broker.domain.ids import ids_of_span, new_span, time_us_of
+from broker.domain.job import Constraints, SingleJob
 from broker.domain.lane import Market
 from broker.domain.outcome import Outcome
 from broker.ledger.tables import attempt
@@ -19,8 +20,10 @@ from broker.rules.beginnings import by_beginning, digest_of, label
 from broker.rules.regrouping import FAILED_LANES_MAX, another_try, failed_lanes, regroup
 from broker.rules.settling import Retry
 from tests.unit.builders import (
+    ENDPOINT,
     LEASE_SECONDS,
     MODEL,
+    NOW_US,
     SECOND_US,
     a_failure,
     a_job_ran,
@@ -41,9 +44,16 @@ def a_preemption(index=0):
     return a_failure(index, ErrorCode.PREEMPTED, outcome=Outcome.PREEMPTED)
 
 
-def a_chat(custom_id, system, question="hi", **body):
-    said = [{"role": "system", "content": system}] if system else []
-    return a_line(custom_id, body=body | {"messages": [*said, {"role": "user", "content": question}]})
+def a_single(submitted_us):
+    body = msgspec.json.encode({"model": MODEL, "messages": [{}]})
+    due_us = NOW_US + 3_600 * SECOND_US
+    terms = {"constraints": "{}", "submitted_us": submitted_us, "deadline_us": due_us}
+    return SingleJob(endpoint=ENDPOINT, model=MODEL, body=body, **terms)
+
+
+def a_chat(custom_id, system, question="hi"):
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+    return a_line(custom_id, body={"messages": messages})
 
 
 # ------------------------------------------------------------------------------------- preemptions and failed lanes
@@ -253,9 +263,9 @@ def test_grouping_keeps_all_and_the_order_within(beginnings):
         numbers = [grouped[place].number for place in places]
         assert numbers == sorted(numbers)
     if items:
-        said = label(grouped, b"k" * 32)
-        assert said.beginnings == (len(set(beginnings)) if any(beginnings) else 0)
-        assert (said.beginning is None) == (grouped[0].beginning == b"")
+        labelled = label(grouped, b"k" * 32)
+        assert labelled.beginnings == (len(set(beginnings)) if any(beginnings) else 0)
+        assert (labelled.beginning is None) == (grouped[0].beginning == b"")
 
 
 @given(st.lists(st.sampled_from([None, b"a" * 8, b"b" * 8]), min_size=1, max_size=12), st.data())
@@ -291,6 +301,34 @@ def test_submitted_is_the_databases_time_whatever_this_machine_says(world):
     rows = sorted(world.rows(attempt), key=lambda row: row.queue_us)
     assert {row.submitted_us for row in rows} == {row.submitted_us for row in world.rows(job)} == {submitted_us}
     assert [row.queue_us for row in rows] == [3 * SECOND_US, 3 * SECOND_US, 8 * SECOND_US]
+
+
+def test_single_jobs_of_one_span_are_submitted_with_the_first_and_have_ids_of_the_time_they_were_stored(world):
+    jobs = [a_single(world.clock() - wait_us) for wait_us in (900, 3_000_000, 500)]
+    stored_us = world.clock()
+
+    def work(connection):
+        submissions.ensure_tenant(connection, "t", stored_us)
+        return submissions.insert(connection, "t", jobs, stored_us, b"k" * 32)
+
+    ids = world.database.write(work)
+    (span,) = world.waiting()
+    assert span.submitted_us == stored_us - 3_000_000
+    assert {row.submitted_us for row in world.rows(job)} == {span.submitted_us}
+    assert {time_us_of(job_id) for job_id in ids} == {stored_us}
+    came = world.read(arrivals.count_jobs, stored_us, stored_us + 1_000)
+    assert [arrived.jobs for arrived in came] == [3]
+    assert world.read(arrivals.count_jobs, stored_us - 3_000_000, stored_us) == []
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=60))
+def test_later_spans_of_one_clock_have_greater_ids(steps_ms):
+    at_us, ids = NOW_US, []
+    for step_ms in steps_ms:
+        at_us += step_ms * 1_000
+        ids.append(new_span(at_us))
+    assert ids == sorted(set(ids))
+    assert all(span[12:] == bytes(4) and span[6] >> 4 == 7 and span[8] >> 6 == 2 for span in ids)
 
 
 def test_what_an_older_build_left_in_line_has_the_time_of_its_ids(world):
