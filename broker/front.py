@@ -13,7 +13,6 @@ from broker.health import Health
 from broker.intake.batch_files import Intake
 from broker.intake.outlook import Outlook
 from broker.intake.single_jobs import Submitting
-from broker.rules.sharding import body_bytes_max
 from broker.wakeups import Wakeups
 
 __all__ = ["TENANT", "Front"]
@@ -54,7 +53,6 @@ class Front:
         self.batch_files = folder.absolute() / "batches"
         self.outlook = Outlook(database, lanes, clock)
         models = {model for lane in lanes for model in lane.engine.models}
-        largest = max(body_bytes_max(lane) for lane in lanes)
-        self.intake = Intake(database, models, clock, wakeups, largest)
+        self.intake = Intake(database, models, clock, wakeups, lanes)
         database.write(lambda connection: ensure_tenant(connection, TENANT, clock()))
         self.submitting = Submitting(database, clock, wakeups)

@@ -6,11 +6,7 @@ gets a length and counts it on its own monotonic clock from before it asked.
 
 from __future__ import annotations
 
-import threading
-from collections import defaultdict
-from collections.abc import Sequence
-from concurrent.futures import Future
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import structlog
 
@@ -37,11 +33,6 @@ class Parking(Protocol):
         """Where an event may be parked; nowhere when that can't be said now."""
 
 
-class _Claim(NamedTuple):
-    question: ClaimShard
-    answer: Future[ClaimAnswer]
-
-
 class LeaseDoor:
     """Grants each shard once. `parking`: whoever signs where events may wait that are too large for their bus."""
 
@@ -56,56 +47,16 @@ class LeaseDoor:
         self._clock = clock
         self._lease_seconds = lease_seconds
         self._parking = parking
-        self._turn = threading.Lock()
-        self._gathered: list[_Claim] = []
 
     def claim(self, question: ClaimShard) -> ClaimAnswer:
-        """Grant the shard, unless it was claimed or taken back before.
-
-        Claims that gather before the first of them is looked at go together, without a timer.
-        """
-        claim = _Claim(question, Future())
-        with self._turn:
-            self._gathered.append(claim)
-            is_first = len(self._gathered) == 1
-        if is_first:
-            self._claim_gathered()
-        return claim.answer.result()
+        """Grant the shard, unless it was claimed or taken back before."""
+        return self.claim_all(ClaimShards((question.shard_id,), question.lane, question.worker_id))[0]
 
     def claim_all(self, question: ClaimShards) -> list[ClaimAnswer]:
         """Likewise for each of these shards, in one transaction; the answers in their order."""
         held = self._database.write(lambda connection: self._hold(connection, question), idempotent=True)
         _log.debug("shards_claimed", asked=len(question.shard_ids), granted=len(held))
         return [self._claimed(held.get(shard_id)) for shard_id in question.shard_ids]
-
-    def _claim_gathered(self) -> None:
-        taken: list[_Claim] = []
-
-        def take() -> None:
-            with self._turn:
-                taken.extend(self._gathered)
-                self._gathered.clear()
-
-        def work(connection: Connection) -> dict[ClaimShard, Holding]:
-            if not taken:  # else the transaction failed, and runs again
-                take()
-            return {
-                ClaimShard(shard_id, question.lane, question.worker_id): holding
-                for question in _by_asker(taken)
-                for shard_id, holding in self._hold(connection, question).items()
-            }
-
-        try:
-            held = self._database.write(work, idempotent=True)
-        except Exception as error:  # noqa: BLE001 (it belongs to those who wait for their claims)
-            if not taken:
-                take()
-            for claim in taken:
-                claim.answer.set_exception(error)
-            return
-        _log.debug("shards_claimed", asked=len(taken), granted=len(held))
-        for claim in taken:
-            claim.answer.set_result(self._claimed(held.get(claim.question)))
 
     def _hold(self, connection: Connection, question: ClaimShards) -> dict[bytes, Holding]:
         now_us = self._clock()
@@ -158,10 +109,3 @@ class LeaseDoor:
 
     def _lease_us(self) -> int:
         return int(self._lease_seconds * 1_000_000)
-
-
-def _by_asker(claims: Sequence[_Claim]) -> list[ClaimShards]:
-    shard_ids: dict[tuple[str, str], list[bytes]] = defaultdict(list)
-    for question, _ in claims:
-        shard_ids[question.lane, question.worker_id].append(question.shard_id)
-    return [ClaimShards(tuple(ids), *asker) for asker, ids in shard_ids.items()]

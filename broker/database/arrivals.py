@@ -1,4 +1,4 @@
-"""Statements on what came when: counted from the jobs' ids, which tell the time, and kept by the minute."""
+"""Statements on what came when: counted from the jobs' ids, which tell the database's time, and kept by the minute."""
 
 from __future__ import annotations
 

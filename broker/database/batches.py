@@ -6,9 +6,10 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, case, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, case, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from broker.database.connection import bulk_insert
 from broker.database.tables import batch, batch_count, batch_refusal, tenant
 from broker.domain.job import BatchStatus, RefusedLine
 
@@ -92,7 +93,7 @@ def create(connection: Connection, record: BatchRecord) -> None:
     connection.execute(
         kind.insert(tenant).values(tenant_id=record.tenant_id, created_us=record.created_us).on_conflict_do_nothing()
     )
-    connection.execute(insert(batch).values(**msgspec.structs.asdict(record)))
+    bulk_insert(connection, batch, [tuple(getattr(record, column.name) for column in batch.columns)])
 
 
 # Built once: putting a statement together costs more than running it.
@@ -178,20 +179,8 @@ def set_paths(connection: Connection, batch_id: bytes, output_path: str, error_p
 
 def refuse_lines(connection: Connection, batch_id: bytes, lines: list[RefusedLine]) -> None:
     """Keep the lines that will not run, for the error file."""
-    if lines:
-        connection.execute(
-            insert(batch_refusal),
-            [
-                {
-                    "batch_id": batch_id,
-                    "line_number": line.line_number,
-                    "custom_id": line.custom_id,
-                    "error_code": line.code,
-                    "message": line.message,
-                }
-                for line in lines
-            ],
-        )
+    rows = [(batch_id, line.line_number, line.custom_id, line.code, line.message) for line in lines]
+    bulk_insert(connection, batch_refusal, rows)
 
 
 @lru_cache

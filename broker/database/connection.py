@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from sqlalchemy import Column, Connection, Engine, Table
+from sqlalchemy import Column, Connection, Engine, Table, Text
+
+from broker.database.types import ProducersName, without_nul
 
 __all__ = ["ROW_WRITER", "Connection", "Database", "RowWriter", "bulk_insert", "bulk_update"]
 
@@ -56,9 +59,13 @@ class RowWriter(Protocol):
 
 
 def bulk_insert(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Insert rows, each with a value for every column in the table's order."""
+    """Insert rows, each with a value for every column in the table's order.
+
+    The one door for what others wrote, and the same on both databases: free text is kept `without_nul`, a producer's
+    name with NUL is a ValueError. Other text is our own, or was checked where it came in.
+    """
     if rows:
-        _row_writer(connection).insert(connection, table, rows)
+        _row_writer(connection).insert(connection, table, _storable(table, rows))
 
 
 def bulk_update(
@@ -67,6 +74,33 @@ def bulk_update(
     """Set `columns` where `key` matches; each row is the key's value, then one per column."""
     if rows:
         _row_writer(connection).update(connection, key, columns, rows)
+
+
+class _Words(NamedTuple):
+    """Which of a table's columns hold what others wrote, by index."""
+
+    texts: list[int]
+    names: list[int]
+
+
+@lru_cache(maxsize=64)
+def _words_of(table: Table) -> _Words:
+    kinds = [column.type for column in table.columns]
+    return _Words(
+        [index for index, kind in enumerate(kinds) if isinstance(kind, Text)],
+        [index for index, kind in enumerate(kinds) if isinstance(kind, ProducersName)],
+    )
+
+
+def _storable(table: Table, rows: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
+    words = _words_of(table)
+    for index in words.names:
+        if "\0" in "".join([row[index] or "" for row in rows]):
+            raise ValueError(f"{table.name}.{list(table.columns)[index].name} holds the character NUL")
+    for index in words.texts:
+        if "\0" in "".join([row[index] or "" for row in rows]):  # seldom: a row is copied only then
+            rows = [(*row[:index], row[index] and without_nul(row[index]), *row[index + 1 :]) for row in rows]
+    return rows
 
 
 def _row_writer(connection: Connection) -> RowWriter:

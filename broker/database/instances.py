@@ -5,20 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, case, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Row, bindparam, select, text, update
 
 from broker.database.tables import instance
-from broker.database.workers import presence_statement
+from broker.database.types import Id
+from broker.database.workers import PRESENCE
 from broker.domain.ids import new_id
 from broker.domain.instance import InstanceState
 from broker.domain.presence import PRESENCE_SECONDS, RESOURCE_ID_CHARS_MAX, WorkerPresence
 
 __all__ = [
-    "InstanceCounts",
     "InstanceRecord",
     "find_instances",
-    "instances_by_lane",
     "note_presence",
     "notice_lost",
 ]
@@ -43,12 +41,38 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     last_seen_us: int
 
 
-class InstanceCounts(msgspec.Struct, frozen=True):
-    """How many live instances a lane has, by what they are at."""
-
-    starting: int = 0
-    running: int = 0
-    draining: int = 0
+_KNOWN = """
+INSERT INTO instance (
+    instance_id, worker_id, lane, resource_id, slots, state,
+    started_us, ready_us, draining_us, stopped_us, last_seen_us
+) VALUES (
+    :instance_id, :worker_id, :lane, :resource_id, :slots, :state,
+    :now_us, :ready_us, :draining_us, :stopped_us, :now_us
+)
+ON CONFLICT (worker_id) DO UPDATE SET
+    -- the most that it ever said: it says 0 while it starts
+    slots = CASE WHEN excluded.slots > instance.slots THEN excluded.slots ELSE instance.slots END,
+    state = CASE
+        -- this is its last word
+        WHEN excluded.stopped_us IS NOT NULL THEN 'stopped'
+        -- it left, now or before: it doesn't come back
+        WHEN instance.draining_us IS NOT NULL OR excluded.draining_us IS NOT NULL THEN 'draining'
+        -- it was ready, now or before; one that was lost lives again
+        WHEN instance.ready_us IS NOT NULL OR excluded.ready_us IS NOT NULL THEN 'running'
+        ELSE 'starting'
+    END,
+    -- the first word of each kind says when it came to that
+    ready_us = coalesce(instance.ready_us, excluded.ready_us),
+    draining_us = coalesce(instance.draining_us, excluded.draining_us),
+    stopped_us = excluded.stopped_us,
+    last_seen_us = excluded.last_seen_us
+-- a stopped instance has said its last word: what was under way then changes nothing
+WHERE instance.stopped_us IS NULL
+"""
+_NOTE_INSTANCE = text(_KNOWN).bindparams(bindparam("instance_id", type_=Id))
+_NOTE_PRESENCE = text(PRESENCE)
+_NOTE_BOTH = text(f"WITH present AS ({PRESENCE}) {_KNOWN}").bindparams(bindparam("instance_id", type_=Id))
+"""One round trip; SQLite, which has none to save, takes no INSERT inside WITH."""
 
 
 def note_presence(connection: Connection, said: WorkerPresence, now_us: int) -> None:
@@ -57,52 +81,25 @@ def note_presence(connection: Connection, said: WorkerPresence, now_us: int) -> 
     Words may come twice or out of order: the furthest of them holds. A lost instance lives again with its next word; a
     stopped one has said its last.
     """
-    known, present = _instance_statement(connection, said, now_us), presence_statement(connection, said, now_us)
-    if present is not None and connection.dialect.name == "postgresql":
-        known, present = known.add_cte(present.cte("present")), None
-    connection.execute(known)
-    if present is not None:
-        connection.execute(present)
-
-
-def _instance_statement(connection: Connection, said: WorkerPresence, now_us: int) -> postgresql.Insert | sqlite.Insert:
-    on_postgresql = connection.dialect.name == "postgresql"
-    ready_us = None if said.is_starting or said.leaving else now_us
-    draining_us = now_us if said.leaving else None
-    stopped_us = now_us if said.gone else None
-    fresh = (postgresql.insert(instance) if on_postgresql else sqlite.insert(instance)).values(
-        instance_id=new_id(),
-        worker_id=said.worker_id,
-        lane=said.lane,
-        resource_id=(said.resource_id or said.worker_id)[:RESOURCE_ID_CHARS_MAX],
-        slots=said.slots,
-        state=_state_said(said),
-        started_us=now_us,
-        ready_us=ready_us,
-        draining_us=draining_us,
-        stopped_us=stopped_us,
-        last_seen_us=now_us,
-    )
-    columns = instance.c
-    was_ready = or_(columns.ready_us.is_not(None), fresh.excluded.ready_us.is_not(None))
-    was_draining = or_(columns.draining_us.is_not(None), fresh.excluded.draining_us.is_not(None))
-    return fresh.on_conflict_do_update(
-        index_elements=[columns.worker_id],
-        set_={
-            "slots": case((fresh.excluded.slots > columns.slots, fresh.excluded.slots), else_=columns.slots),
-            "state": case(
-                (fresh.excluded.stopped_us.is_not(None), InstanceState.STOPPED),
-                (was_draining, InstanceState.DRAINING),
-                (was_ready, InstanceState.RUNNING),
-                else_=InstanceState.STARTING,
-            ),
-            "ready_us": func.coalesce(columns.ready_us, fresh.excluded.ready_us),
-            "draining_us": func.coalesce(columns.draining_us, fresh.excluded.draining_us),
-            "stopped_us": fresh.excluded.stopped_us,
-            "last_seen_us": fresh.excluded.last_seen_us,
-        },
-        where=columns.stopped_us.is_(None),
-    )
+    values = {
+        "instance_id": new_id(),
+        "worker_id": said.worker_id,
+        "lane": said.lane,
+        "resource_id": (said.resource_id or said.worker_id)[:RESOURCE_ID_CHARS_MAX],
+        "slots": said.slots,
+        "state": _state_said(said),
+        "now_us": now_us,
+        "ready_us": None if said.is_starting or said.leaving else now_us,
+        "draining_us": now_us if said.leaving else None,
+        "stopped_us": now_us if said.gone else None,
+    }
+    if said.is_starting:
+        connection.execute(_NOTE_INSTANCE, values)
+    elif connection.dialect.name == "postgresql":
+        connection.execute(_NOTE_BOTH, values)
+    else:
+        connection.execute(_NOTE_INSTANCE, values)
+        connection.execute(_NOTE_PRESENCE, values)
 
 
 def notice_lost(connection: Connection, now_us: int) -> int:
@@ -114,24 +111,6 @@ def notice_lost(connection: Connection, now_us: int) -> int:
         .values(state=InstanceState.LOST)
     )
     return found.rowcount
-
-
-def instances_by_lane(connection: Connection, now_us: int) -> dict[str, InstanceCounts]:
-    """The live instances of each lane, by what they are at; a lane without any is left out. One grouped read."""
-    rows = connection.execute(
-        select(instance.c.lane, instance.c.state, func.count())
-        .where(
-            instance.c.stopped_us.is_(None),
-            instance.c.state.in_(_LIVE),
-            instance.c.last_seen_us >= now_us - _PRESENCE_US,
-        )
-        .group_by(instance.c.lane, instance.c.state)
-    )
-    found: dict[str, InstanceCounts] = {}
-    for lane, state, count in rows:
-        counts = found.get(lane, InstanceCounts())
-        found[lane] = msgspec.structs.replace(counts, **{str(state): count})
-    return found
 
 
 def find_instances(

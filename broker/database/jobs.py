@@ -18,6 +18,7 @@ from broker.database.tables import job, payload, ready, work_group
 from broker.domain.ids import id_at, ids_of_span, new_id, new_span
 from broker.domain.job import AcceptedLine, GroupKey, SingleJob, WaitingSpan, WorkGroup
 from broker.domain.shard import ShardJob, ShardSpan
+from broker.rules.beginnings import label
 from broker.rules.grouping import group_digest
 
 __all__ = [
@@ -87,9 +88,14 @@ def insert_span(
     lines: Sequence[AcceptedLine | SingleJob],
     submitted_us: int,
     deadline_us: int,
+    beginning_key: bytes,
+    now_us: int,
 ) -> WaitingSpan:
-    """Insert the jobs of one group with consecutive ids, and their payloads; they still have to `wait`."""
-    first = new_span()
+    """Insert the jobs of one group with consecutive ids in this order, and their payloads; they still have to `wait`.
+
+    Their ids tell `now_us`, the database's time, whatever this machine's clock says.
+    """
+    first = new_span(now_us)
     ids = ids_of_span(first, len(lines))
     salts = os.urandom(_SALT_BYTES * len(lines))
     bulk_insert(
@@ -108,7 +114,18 @@ def insert_span(
             for place, (job_id, line) in enumerate(zip(ids, lines, strict=True))
         ],
     )
-    return WaitingSpan(first, len(lines), group_id, batch_id, deadline_us, max(len(line.body) for line in lines))
+    labelled = label(lines, beginning_key)
+    return WaitingSpan(
+        first,
+        len(lines),
+        group_id,
+        batch_id,
+        deadline_us,
+        max(len(line.body) for line in lines),
+        beginning=labelled.beginning,
+        beginnings=labelled.beginnings,
+        submitted_us=submitted_us,
+    )
 
 
 def _columns_of(line: AcceptedLine | SingleJob, submitted_us: int, deadline_us: int) -> tuple[Any, ...]:
@@ -117,31 +134,12 @@ def _columns_of(line: AcceptedLine | SingleJob, submitted_us: int, deadline_us: 
         size = len(line.body)
         return line.line_number, line.custom_id, size, submitted_us, deadline_us, None, None, None
     extras = (line.budget_nano_usd, line.tags, line.redrive_of)
-    return None, None, len(line.body), line.submitted_us, line.deadline_us, *extras
+    return None, None, len(line.body), submitted_us, line.deadline_us, *extras
 
 
 def wait(connection: Connection, spans: list[WaitingSpan]) -> None:
     """Put spans in the line."""
-    bulk_insert(
-        connection,
-        ready,
-        [
-            (
-                span.first_job_id,
-                span.jobs_count,
-                span.group_id,
-                span.batch_id,
-                span.deadline_us,
-                span.body_bytes_max,
-                span.attempt_number,
-                span.failures,
-                span.crashes,
-                span.alone,
-                span.not_before_us,
-            )
-            for span in spans
-        ],
-    )
+    bulk_insert(connection, ready, [msgspec.structs.astuple(span) for span in spans])
 
 
 # In no order: PostgreSQL would copy the bodies to sort them. Who reads them sorts.

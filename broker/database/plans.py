@@ -25,7 +25,6 @@ __all__ = [
     "lane_plans",
     "late_batch_us",
     "late_job_us",
-    "load_generation",
     "load_later",
     "load_waiting",
     "newest",
@@ -102,12 +101,6 @@ def write_plan(
                 for group_id, decision in plans.items()
             ],
         )
-
-
-def load_generation(connection: Connection, generation: int) -> dict[bytes, Assignment]:
-    """What a generation decided anew, by group."""
-    rows = connection.execute(_with_tenant().where(assignment.c.generation == generation))
-    return {row.group_id: _assignment(row) for row in rows}
 
 
 def load_later(connection: Connection, generation: int) -> dict[bytes, Assignment]:

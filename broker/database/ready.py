@@ -56,6 +56,7 @@ _NEXT_DUE = select(func.min(ready.c.not_before_us)).where(ready.c.not_before_us 
 _NEXT = (
     select(ready)
     .where(ready.c.group_id == bindparam("of_group"), *_MAY_GO, _NOT_HELD)
+    .where(ready.c.body_bytes_max <= bindparam("bytes_max"))
     .order_by(ready.c.deadline_us, ready.c.first_job_id)
     .limit(bindparam("spans_max"))
 )
@@ -80,10 +81,10 @@ def next_due_us(connection: Connection, now_us: int) -> int | None:
 
 
 def next_spans(
-    connection: Connection, group_id: bytes, now_us: int, held_batches: Collection[bytes], limit: int
+    connection: Connection, group_id: bytes, now_us: int, held_batches: Collection[bytes], bytes_max: int, limit: int
 ) -> list[WaitingSpan]:
-    """The group's next spans, earliest deadline first."""
-    asked = {"of_group": group_id, "held_batches": list(held_batches), "spans_max": limit}
+    """The group's next spans, earliest deadline first, without those with bodies above `bytes_max`."""
+    asked = {"of_group": group_id, "held_batches": list(held_batches), "bytes_max": bytes_max, "spans_max": limit}
     return [_span(row) for row in connection.execute(_NEXT, asked | _at(now_us)).all()]
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, bindparam, case, delete, false, func, select, update
-from sqlalchemy.sql.dml import ReturningUpdate
+from sqlalchemy import BigInteger, Connection, TextualSelect, bindparam, case, delete, false, func, select, text, update
 
 from broker.database.cancelling import cancelled_in_shard
 from broker.database.connection import bulk_insert, bulk_update
-from broker.database.tables import batch, cancel_request, outbox, shard, shard_span, work_group
+from broker.database.tables import outbox, shard, shard_span, work_group
+from broker.database.types import Id
 from broker.domain.ids import id_at
 from broker.domain.shard import Bitmap, ShardSpan, ShardState
 
@@ -195,36 +195,47 @@ class Holding(msgspec.Struct, frozen=True):
     cancelled_jobs: bytes = b""
 
 
-# Built once: putting a statement together costs more than running it.
-_BATCH_CANCEL = select(batch.c.cancel_requested_us).where(batch.c.batch_id == shard.c.batch_id).scalar_subquery()
-_ANY_JOB_CANCEL = select(cancel_request.c.job_id).limit(1).scalar_subquery()
+# As text, so that it reads as it runs: SQLAlchemy leaves out the table's name in what SQLite returns, where
+# `batch.batch_id = batch_id` is true of every batch.
+_HINTS = """
+RETURNING
+    shard_id,
+    -- when its whole batch was to be cancelled, if it is
+    (SELECT batch.cancel_requested_us FROM batch WHERE batch.batch_id = shard.batch_id) AS batch_cancelled_us,
+    -- whether any single job is to be cancelled; seldom, so which ones is asked only then
+    (SELECT cancel_request.job_id FROM cancel_request LIMIT 1) AS any_cancelled_job
+"""
+_CLAIM_TEXT = f"""
+UPDATE shard SET
+    state = 'running',
+    worker_id = :to_worker,
+    claimed_us = :now_us,
+    lease_until_us = :until_us
+WHERE shard_id IN :of_shards
+    -- a lane's worker gets its lane's shards alone
+    AND lane = :of_lane
+    -- free, or this very worker's, which asks again when the answer got lost
+    AND (state = 'sent' OR (state = 'running' AND worker_id = :to_worker))
+{_HINTS}"""  # noqa: S608 (our own words alone)
+_RENEW_TEXT = f"""
+UPDATE shard SET
+    lease_until_us = :until_us,
+    running = :now_running
+WHERE shard_id = :of_shard
+    AND lane = :of_lane
+    AND worker_id = :of_worker
+    -- not one that was taken back, handed back or done meanwhile
+    AND state = 'running'
+{_HINTS}"""  # noqa: S608 (our own words alone)
 _CLAIM = (
-    update(shard)
-    .where(
-        shard.c.shard_id.in_(bindparam("of_shards", expanding=True)),
-        shard.c.lane == bindparam("of_lane"),
-        # Or by this very worker, which asks again when the answer got lost.
-        (shard.c.state == ShardState.SENT)
-        | ((shard.c.state == ShardState.RUNNING) & (shard.c.worker_id == bindparam("to_worker"))),
-    )
-    .values(
-        state=ShardState.RUNNING,
-        worker_id=bindparam("to_worker"),
-        claimed_us=bindparam("now_us"),
-        lease_until_us=bindparam("until_us"),
-    )
-    .returning(shard.c.shard_id, _BATCH_CANCEL, _ANY_JOB_CANCEL)
+    text(_CLAIM_TEXT)
+    .bindparams(bindparam("of_shards", expanding=True, type_=Id))
+    .columns(shard_id=Id, batch_cancelled_us=BigInteger, any_cancelled_job=Id)
 )
 _RENEW = (
-    update(shard)
-    .where(
-        shard.c.shard_id == bindparam("of_shard"),
-        shard.c.lane == bindparam("of_lane"),
-        shard.c.worker_id == bindparam("of_worker"),
-        shard.c.state == ShardState.RUNNING,
-    )
-    .values(lease_until_us=bindparam("until_us"), running=bindparam("now_running"))
-    .returning(shard.c.shard_id, _BATCH_CANCEL, _ANY_JOB_CANCEL)
+    text(_RENEW_TEXT)
+    .bindparams(bindparam("of_shard", type_=Id))
+    .columns(shard_id=Id, batch_cancelled_us=BigInteger, any_cancelled_job=Id)
 )
 
 
@@ -244,13 +255,13 @@ def renew(
     return _holdings(connection, _RENEW, {"of_shard": shard_id, **values}).get(shard_id)
 
 
-def _holdings(connection: Connection, statement: ReturningUpdate[Any], values: dict[str, Any]) -> dict[bytes, Holding]:
+def _holdings(connection: Connection, statement: TextualSelect, values: dict[str, Any]) -> dict[bytes, Holding]:
     return {
-        shard_id: Holding(
-            batch_cancelled is not None,
-            cancelled_in_shard(connection, shard_id) if any_job_cancelled is not None else b"",
+        row.shard_id: Holding(
+            row.batch_cancelled_us is not None,
+            cancelled_in_shard(connection, row.shard_id) if row.any_cancelled_job is not None else b"",
         )
-        for shard_id, batch_cancelled, any_job_cancelled in connection.execute(statement, values).all()
+        for row in connection.execute(statement, values).all()
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import ARRAY, Connection, Select, Text, cast, func, select, true
@@ -15,6 +15,7 @@ from broker.database.connection import bulk_insert
 from broker.database.tables import idempotency, job, payload, tenant, work_group
 from broker.domain.ids import id_at
 from broker.domain.job import GroupKey, SingleJob
+from broker.rules.beginnings import by_beginning
 from broker.rules.grouping import bucket_deadline_us
 
 __all__ = ["Known", "Original", "ensure_tenant", "insert", "known_keys", "original", "remember_keys"]
@@ -50,11 +51,13 @@ def ensure_tenant(connection: Connection, tenant_id: str, now_us: int) -> None:
     connection.execute(kind.insert(tenant).values(tenant_id=tenant_id, created_us=now_us).on_conflict_do_nothing())
 
 
-def insert(connection: Connection, tenant_id: str, singles: Sequence[SingleJob], now_us: int) -> list[bytes]:
+def insert(
+    connection: Connection, tenant_id: str, singles: Sequence[SingleJob], now_us: int, beginning_key: bytes
+) -> list[bytes]:
     """Insert jobs and put them in the line; their ids, in order.
 
-    Jobs of one group that are due within a tenth of a second become one span of consecutive ids, due with
-    its last.
+    Jobs of one group that are due within a tenth of a second become one span of consecutive ids, due with its last and
+    submitted with its first; those that begin alike have neighbouring ids.
     """
     groups: dict[GroupKey, bytes] = {}
     together: dict[tuple[GroupKey, int], list[int]] = defaultdict(list)
@@ -64,22 +67,33 @@ def insert(connection: Connection, tenant_id: str, singles: Sequence[SingleJob],
         together[key, one.deadline_us // _DEADLINES_TOGETHER_US].append(place)
     ids: dict[int, bytes] = {}
     spans = []
-    for (key, _), places in together.items():
+    for (key, _), mixed in together.items():
         if key not in groups:
             groups[key] = jobs.ensure_group(connection, key, now_us)
+        grouped = by_beginning(_Placed(place, singles[place].beginning) for place in mixed)
+        places = [placed.place for placed in grouped]
         span = jobs.insert_span(
             connection,
             tenant_id=tenant_id,
             group_id=groups[key],
             batch_id=None,
             lines=[singles[place] for place in places],
-            submitted_us=now_us,
+            submitted_us=min(singles[place].submitted_us for place in places),
             deadline_us=max(singles[place].deadline_us for place in places),
+            beginning_key=beginning_key,
+            now_us=now_us,
         )
         spans.append(span)
         ids |= {place: id_at(span.first_job_id, offset) for offset, place in enumerate(places)}
     jobs.wait(connection, spans)
     return [ids[place] for place in range(len(singles))]
+
+
+class _Placed(NamedTuple):
+    """A job's place in the list that it came in."""
+
+    place: int
+    beginning: bytes
 
 
 def known_keys(connection: Connection, tenant_id: str, keys: Sequence[str]) -> dict[str, Known]:

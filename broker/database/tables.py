@@ -27,7 +27,7 @@ from sqlalchemy import (
 from broker.database.build_sightings import build_seen
 from broker.database.capacity_tables import desired_change, instance
 from broker.database.planning_tables import arrival_count, assignment, lane_plan, late_group, plan
-from broker.database.types import Digest, Id, metadata
+from broker.database.types import Digest, Id, ProducersName, metadata
 
 __all__ = [
     "arrival_count",
@@ -67,6 +67,7 @@ tenant = Table(
     metadata,
     Column("tenant_id", String(64), primary_key=True),
     Column("created_us", BigInteger, nullable=False),
+    Column("beginning_key", LargeBinary(32)),  # keys the digests in `ready` and `shard_span`; made on first use
 )
 
 signing_key = Table(
@@ -162,7 +163,7 @@ idempotency = Table(
     "idempotency",
     metadata,
     Column("tenant_id", String(64), primary_key=True),
-    Column("idempotency_key", String(256), primary_key=True),
+    Column("idempotency_key", ProducersName(256), primary_key=True),
     Column("fingerprint", Digest, nullable=False),
     Column("job_id", Id, nullable=False),
     Column("created_us", BigInteger, nullable=False),
@@ -207,8 +208,8 @@ reply = Table(
     Column("message_digest", Digest, primary_key=True),  # of the envelope that asked
     Column("place", Integer, primary_key=True, autoincrement=False),  # in its list
     Column("tenant_id", String(64), nullable=False),
-    Column("reply_to", String(128), nullable=False),
-    Column("idempotency_key", String(256), nullable=False),
+    Column("reply_to", ProducersName(128), nullable=False),
+    Column("idempotency_key", ProducersName(256), nullable=False),
     Column("job_id", Id),  # null where it was refused
     Column("error_code", String(32)),
     Column("message", Text),
@@ -229,6 +230,11 @@ ready = Table(
     Column("crashes", Integer, nullable=False),  # likewise against CRASHES_MAX
     Column("alone", Boolean, nullable=False),  # a crash's suspect: travels in a shard of its own
     Column("not_before_us", BigInteger, nullable=False),
+    Column("failed_lanes", Text),  # rules.regrouping; null where none has
+    Column("preemptions", Integer, nullable=False, server_default="0"),  # attempts whose machine was taken away
+    Column("beginning", LargeBinary(8)),  # of the first job's prompt, keyed: rules.beginnings
+    Column("beginnings", Integer, nullable=False, server_default="0"),  # how many kinds its jobs have, at most
+    Column("submitted_us", BigInteger),  # null in rows of builds before 0008
     Index("ix_ready_order", "group_id", "deadline_us", "first_job_id"),
     Index("ix_ready_batch", "batch_id"),
     Index("ix_ready_due", "deadline_us"),
@@ -329,6 +335,11 @@ shard_span = Table(
     Column("alone", Boolean, nullable=False),
     Column("body_bytes_max", Integer, nullable=False),
     Column("deadline_us", BigInteger, nullable=False),
+    Column("failed_lanes", Text),  # rules.regrouping; null where none has
+    Column("preemptions", Integer, nullable=False, server_default="0"),  # attempts whose machine was taken away
+    Column("beginning", LargeBinary(8)),  # of the first job's prompt, keyed: rules.beginnings
+    Column("beginnings", Integer, nullable=False, server_default="0"),  # how many kinds its jobs have, at most
+    Column("submitted_us", BigInteger),  # null in rows of builds before 0008
     Index("ix_shard_span_job", "first_job_id"),
 )
 

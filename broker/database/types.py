@@ -6,11 +6,11 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import BigInteger, Dialect, Integer, LargeBinary, MetaData
+from sqlalchemy import BigInteger, Dialect, Integer, LargeBinary, MetaData, String
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-__all__ = ["BigCounter", "Digest", "Id", "metadata"]
+__all__ = ["BigCounter", "Digest", "Id", "ProducersName", "metadata", "without_nul"]
 
 metadata = MetaData(
     naming_convention={
@@ -60,3 +60,12 @@ Digest = LargeBinary(32)
 
 BigCounter = BigInteger().with_variant(Integer, "sqlite")
 """An int64; on SQLite spelled INTEGER, the only spelling that can be a row id."""
+
+
+class ProducersName(String):
+    """A name that a producer gives and asks by. It may not hold the character NUL: doors refuse it, and so do we."""
+
+
+def without_nul(value: str) -> str:
+    """Free text as both databases keep it: PostgreSQL's has no NUL, so U+FFFD is in its place."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -8,37 +8,27 @@ from sqlalchemy import Connection, Table, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from broker.database.tables import role_beat, worker
-from broker.domain.presence import WorkerPresence
 
 __all__ = [
+    "PRESENCE",
     "beat",
     "beat_us",
     "database_now_us",
     "forget_long_gone",
     "live_slots",
-    "presence_statement",
 ]
 
 
-def presence_statement(
-    connection: Connection, said: WorkerPresence, now_us: int
-) -> postgresql.Insert | sqlite.Insert | None:
-    """What notes that a worker is there, or leaves; None for one that is only starting, which is no capacity yet.
-
-    One that left has left: a word that was under way then, and comes late, doesn't bring it back.
-    """
-    if said.is_starting:
-        return None
-    left_us = now_us if said.leaving else None
-    fresh = _insert(connection, worker).values(
-        worker_id=said.worker_id, lane=said.lane, slots=said.slots, started_us=now_us, seen_us=now_us, left_us=left_us
-    )
-    renewed = {
-        "slots": fresh.excluded.slots,
-        "seen_us": fresh.excluded.seen_us,
-        "left_us": func.coalesce(worker.c.left_us, fresh.excluded.left_us),
-    }
-    return fresh.on_conflict_do_update(index_elements=[worker.c.worker_id], set_=renewed)
+PRESENCE = """
+INSERT INTO worker (worker_id, lane, slots, started_us, seen_us, left_us)
+VALUES (:worker_id, :lane, :slots, :now_us, :now_us, :draining_us)
+ON CONFLICT (worker_id) DO UPDATE SET
+    slots = excluded.slots,
+    seen_us = excluded.seen_us,
+    -- it left once: a word that was under way then, and comes late, doesn't bring it back
+    left_us = coalesce(worker.left_us, excluded.left_us)
+"""
+"""Notes that a worker is there (`draining_us` null) or leaves; not for one that only starts, which is no capacity."""
 
 
 def live_slots(connection: Connection, since_us: int) -> dict[str, int]:

@@ -8,6 +8,7 @@ from enum import StrEnum
 import msgspec
 
 from broker.domain.errors import ErrorCode
+from broker.domain.ids import id_at
 
 __all__ = [
     "ENDPOINTS",
@@ -75,7 +76,13 @@ class WorkGroup(msgspec.Struct, frozen=True):
 
 
 class WaitingSpan(msgspec.Struct, frozen=True):
-    """A row of `ready`: jobs of one group with consecutive ids, waiting for a lane."""
+    """A row of `ready`: jobs of one group with consecutive ids, waiting for a lane.
+
+    `failed_lanes`: those that failed its jobs so far (`rules.regrouping`); `preemptions`: how often a machine was taken
+    away from under them. `beginning` is that of the first job, where it has one and it is known, and `beginnings` how
+    many kinds the jobs have, at most (`rules.beginnings`). `submitted_us` is their jobs'; None of those from builds
+    that did not keep it.
+    """
 
     first_job_id: bytes
     jobs_count: int
@@ -88,22 +95,41 @@ class WaitingSpan(msgspec.Struct, frozen=True):
     crashes: int = 0
     alone: bool = False
     not_before_us: int = 0
+    failed_lanes: str | None = None
+    preemptions: int = 0
+    beginning: bytes | None = None
+    beginnings: int = 0
+    submitted_us: int | None = None
+
+    def part(self, offset: int, count: int) -> WaitingSpan:
+        """`count` of its jobs, beginning `offset` jobs after the first."""
+        if (offset, count) == (0, self.jobs_count):
+            return self
+        return msgspec.structs.replace(
+            self,
+            first_job_id=id_at(self.first_job_id, offset),
+            jobs_count=count,
+            beginning=self.beginning if offset == 0 or self.beginnings == 1 else None,
+            beginnings=min(self.beginnings, count),
+        )
 
 
 class AcceptedLine(msgspec.Struct, frozen=True):
-    """A line of a batch file that will run."""
+    """A line of a batch file that will run. `beginning`: the digest of its prompt's, unkeyed, so never kept."""
 
     line_number: int
     custom_id: str
     endpoint: str
     model: str
     body: bytes
+    beginning: bytes = b""
 
 
 class SingleJob(msgspec.Struct, frozen=True, kw_only=True):
     """A job that came alone, or in a list, but not in a batch.
 
-    `constraints` is their canonical text; `tags` JSON or None; `redrive_of` the ended job that it runs again.
+    `constraints` is their canonical text; `tags` JSON or None; `redrive_of` the ended job that it runs again;
+    `beginning` as in `AcceptedLine`.
     """
 
     endpoint: str
@@ -115,6 +141,7 @@ class SingleJob(msgspec.Struct, frozen=True, kw_only=True):
     budget_nano_usd: int | None = None
     tags: str | None = None
     redrive_of: bytes | None = None
+    beginning: bytes = b""
 
 
 class RefusedLine(msgspec.Struct, frozen=True):

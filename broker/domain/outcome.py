@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["JOB_OUTCOMES", "CostBasis", "Outcome"]
+__all__ = ["CostBasis", "Outcome"]
 
 
 class Outcome(StrEnum):
@@ -17,10 +17,6 @@ class Outcome(StrEnum):
     EXPIRED = "expired"  # its deadline passed
     LOST = "lost"  # the worker fell silent; what it cost is unknown, with an upper bound
     SUPERSEDED = "superseded"  # a valid reply, but another attempt had already ended the job
-
-
-JOB_OUTCOMES = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.CANCELLED, Outcome.EXPIRED})
-"""The outcomes that a job itself can have; the others are only ever an attempt's."""
 
 
 class CostBasis(StrEnum):

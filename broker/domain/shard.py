@@ -56,7 +56,10 @@ class RunShard(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ShardSpan(msgspec.Struct, frozen=True):
-    """Jobs with consecutive ids inside a shard; they hold its indices from `first_index` on."""
+    """Jobs with consecutive ids inside a shard; they hold its indices from `first_index` on.
+
+    The rest is what the `WaitingSpan` said that they were cut from.
+    """
 
     first_index: int
     first_job_id: bytes
@@ -67,6 +70,11 @@ class ShardSpan(msgspec.Struct, frozen=True):
     alone: bool
     body_bytes_max: int
     deadline_us: int
+    failed_lanes: str | None = None
+    preemptions: int = 0
+    beginning: bytes | None = None
+    beginnings: int = 0
+    submitted_us: int | None = None
 
 
 class ClaimShard(msgspec.Struct, frozen=True, array_like=True):

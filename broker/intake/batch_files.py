@@ -7,7 +7,7 @@ where it stopped: no line is lost, none comes in twice.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import BinaryIO
 
 import msgspec
@@ -16,12 +16,16 @@ import structlog
 from broker.clock import Clock
 from broker.database import batches, jobs
 from broker.database.batches import BatchRecord
+from broker.database.beginning_keys import BeginningKeys
 from broker.database.connection import Connection, Database
 from broker.domain.errors import ErrorCode, UsageError
 from broker.domain.ids import new_id
 from broker.domain.job import AcceptedLine, BatchStatus, Constraints, GroupKey, RefusedLine
+from broker.domain.lane import Lane
 from broker.rules.admission import admit_line
+from broker.rules.beginnings import by_beginning
 from broker.rules.grouping import bucket_deadline_us, canonical_constraints
+from broker.rules.size_classes import size_class, size_limits
 from broker.wakeups import Topic, Wakeups
 
 __all__ = ["LINE_BYTES_MAX", "BatchRequest", "Intake"]
@@ -59,6 +63,35 @@ class _Chunk(msgspec.Struct):
     at_end: bool = False
 
 
+class _Sizes:
+    """What sizes the lanes carry that a batch's constraints allow, looked up once a model."""
+
+    def __init__(self, constraints: str, lanes: Sequence[Lane]) -> None:
+        self._constraints = constraints
+        self._lanes = lanes
+        self._limits: dict[str, tuple[int, ...]] = {}
+
+    def check(self, line: AcceptedLine | RefusedLine) -> AcceptedLine | RefusedLine:
+        """The line, unless no lane allowed could ever carry it."""
+        if isinstance(line, RefusedLine):
+            return line
+        limits = self._limits_of(line)
+        if not limits or len(line.body) <= limits[-1]:
+            return line
+        message = f"the body has {len(line.body):,} bytes; what the lanes allowed can carry is {limits[-1]:,} at most"
+        return RefusedLine(line.line_number, line.custom_id, ErrorCode.LINE_TOO_LARGE, message)
+
+    def class_of(self, line: AcceptedLine) -> int:
+        """Lines of one class are carried by the same lanes."""
+        return size_class(len(line.body), self._limits_of(line))
+
+    def _limits_of(self, line: AcceptedLine) -> tuple[int, ...]:
+        limits = self._limits.get(line.model)
+        if limits is None:
+            limits = self._limits[line.model] = size_limits(line.model, self._constraints, self._lanes)
+        return limits
+
+
 class Intake:
     """Takes batches in."""
 
@@ -68,9 +101,10 @@ class Intake:
         models: Collection[str],
         clock: Clock,
         wakeups: Wakeups,
-        body_bytes_max: int = LINE_BYTES_MAX,
+        lanes: Sequence[Lane],
     ) -> None:
-        self._body_bytes_max = body_bytes_max
+        self._lanes = lanes
+        self._beginning_keys = BeginningKeys()
         self._database = database
         self._models = models
         self._clock = clock
@@ -101,7 +135,8 @@ class Intake:
             yield record
 
     def _take_in(self, record: BatchRecord, chunk: _Chunk) -> BatchRecord:
-        accepted, refused = self._admit(chunk)
+        sizes = _Sizes(record.constraints, self._lanes)
+        accepted, refused = self._admit(chunk, sizes)
         now_us = self._clock()
         read_us = now_us if chunk.at_end else None
         if chunk.at_end and record.read_lines + len(chunk.lines) == 0:
@@ -111,7 +146,7 @@ class Intake:
             names = [line.custom_id for line in accepted]
             taken = jobs.known_custom_ids(connection, record.batch_id, names) if ask else set()
             fresh, doubled = _without_doubles(accepted, taken)
-            self._insert(connection, record, fresh, now_us)
+            self._insert(connection, record, fresh, sizes, now_us)
             batches.refuse_lines(connection, record.batch_id, refused + doubled)
             batches.advance_reading(
                 connection,
@@ -136,7 +171,7 @@ class Intake:
         _log.info("lines_taken_in", accepted=moved.accepted_jobs, refused=moved.refused_lines)
         return moved
 
-    def _admit(self, chunk: _Chunk) -> tuple[list[AcceptedLine], list[RefusedLine]]:
+    def _admit(self, chunk: _Chunk, sizes: _Sizes) -> tuple[list[AcceptedLine], list[RefusedLine]]:
         accepted: list[AcceptedLine] = []
         refused: list[RefusedLine] = []
         for number, line in chunk.lines:
@@ -146,23 +181,21 @@ class Intake:
             elif not line.strip():
                 refused.append(RefusedLine(number, None, ErrorCode.INVALID_LINE, "the line is empty"))
             else:
-                found = self._check_size(admit_line(number, line, self._models))
+                found = sizes.check(admit_line(number, line, self._models))
                 (accepted if isinstance(found, AcceptedLine) else refused).append(found)  # type: ignore[arg-type] # (the two lists' types differ as the values do)
         return accepted, refused
 
-    def _check_size(self, line: AcceptedLine | RefusedLine) -> AcceptedLine | RefusedLine:
-        if isinstance(line, RefusedLine) or len(line.body) <= self._body_bytes_max:
-            return line
-        message = f"the body has {len(line.body):,} bytes; the lanes' messages carry {self._body_bytes_max:,} at most"
-        return RefusedLine(line.line_number, line.custom_id, ErrorCode.LINE_TOO_LARGE, message)
-
-    def _insert(self, connection: Connection, record: BatchRecord, lines: list[AcceptedLine], now_us: int) -> None:
-        by_group: dict[tuple[str, str], list[AcceptedLine]] = defaultdict(list)
+    def _insert(
+        self, connection: Connection, record: BatchRecord, lines: list[AcceptedLine], sizes: _Sizes, now_us: int
+    ) -> None:
+        """A span for each group and size class, those of its jobs that begin alike together."""
+        by_span: dict[tuple[str, str, int], list[AcceptedLine]] = defaultdict(list)
         for line in lines:
-            by_group[line.endpoint, line.model].append(line)
+            by_span[line.endpoint, line.model, sizes.class_of(line)].append(line)
         bucket_us = bucket_deadline_us(record.deadline_us, record.created_us)
+        beginning_key = self._beginning_keys.of(connection, record.tenant_id)
         spans = []
-        for (endpoint, model), members in by_group.items():
+        for (endpoint, model, _), members in by_span.items():
             key = GroupKey(record.tenant_id, endpoint, model, record.constraints, bucket_us)
             spans.append(
                 jobs.insert_span(
@@ -170,9 +203,11 @@ class Intake:
                     tenant_id=record.tenant_id,
                     group_id=jobs.ensure_group(connection, key, now_us),
                     batch_id=record.batch_id,
-                    lines=members,
+                    lines=by_beginning(members),
                     submitted_us=now_us,
                     deadline_us=record.deadline_us,
+                    beginning_key=beginning_key,
+                    now_us=now_us,
                 )
             )
         jobs.wait(connection, spans)

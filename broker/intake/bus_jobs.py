@@ -30,7 +30,7 @@ from broker.domain.lane import Lane
 from broker.intake.single_jobs import Answer, DoorFull, KeyTaken, Submitted, Submitting
 from broker.rules.admission import Refusal
 from broker.rules.placement.feasible import Prospect
-from broker.rules.submission import Admitted, JobRequest, admit_job, fingerprint
+from broker.rules.submission import Admitted, JobRequest, admit_job, fingerprint, is_key
 from broker.signing import KeyRing
 from broker.wakeups import Topic, Wakeups
 
@@ -208,11 +208,11 @@ class Receiving:
             request = msgspec.structs.replace(request, idempotency_key=key)
         own_key = request.idempotency_key or key
         lanes, prospects = self._outlook.lanes(), self._outlook.prospects()
+        # What is no key is none to ask or to be answered by, whatever the job was refused for.
+        answer_key = own_key if is_key(own_key) else key
         match admit_job(request, lanes, tenant_id, self._clock(), prospects):
-            case Refusal(field="idempotency_key") as refusal:  # what was refused is no key to be told by
-                return _Refused(index, key, refusal, fingerprint(request))
             case Refusal() as refusal:
-                return _Refused(index, own_key, refusal, fingerprint(request))
+                return _Refused(index, answer_key, refusal, fingerprint(request))
             case Admitted() as job:
                 return _Accepted(index, own_key, job)
 

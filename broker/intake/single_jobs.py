@@ -15,6 +15,7 @@ import structlog
 
 from broker.clock import Clock
 from broker.database import submissions
+from broker.database.beginning_keys import BeginningKeys
 from broker.database.connection import Connection, Database
 from broker.database.submissions import Known
 from broker.domain.errors import BrokerError
@@ -65,6 +66,7 @@ class Submitting:
         self._database = database
         self._clock = clock
         self._wakeups = wakeups
+        self._beginning_keys = BeginningKeys()
         self._tenants: frozenset[str] = frozenset()  # those that the database has
         self._condition = threading.Condition()
         self._offers: list[_Offer] = []
@@ -149,35 +151,39 @@ class Submitting:
         for tenant_id in sorted(by_tenant.keys() - self._tenants):
             submissions.ensure_tenant(connection, tenant_id, now_us)
         answers = {
-            tenant_id: iter(_store_of(connection, tenant_id, by_tenant[tenant_id], now_us))
+            tenant_id: iter(self._store_of(connection, tenant_id, by_tenant[tenant_id], now_us))
             for tenant_id in sorted(by_tenant)
         }
         return [next(answers[offer.tenant_id]) for offer in offers]
 
-
-def _store_of(connection: Connection, tenant_id: str, offers: list[_Offer], now_us: int) -> list[Answer]:
-    keys = [one.idempotency_key for offer in offers for one in offer.jobs if one.idempotency_key is not None]
-    known = submissions.known_keys(connection, tenant_id, keys) if keys else {}
-    new_keys: dict[str, Admitted] = {}
-    fresh: list[Admitted] = []
-    taken: list[int | None] = []
-    for offer in offers:
-        place = _place_of_conflict(offer.jobs, known, new_keys)
-        taken.append(place)
-        if place is None:
-            fresh += _fresh(offer.jobs, known, new_keys)
-    ids = submissions.insert(connection, tenant_id, [one.job for one in fresh], now_us) if fresh else []
-    id_of = dict(zip(map(id, fresh), ids, strict=True))
-    made = {key: Known(id_of[id(one)], one.fingerprint) for key, one in new_keys.items()}
-    submissions.remember_keys(connection, tenant_id, made, now_us)
-    known |= made
-    answers: list[Answer] = []
-    for offer, place in zip(offers, taken, strict=True):
-        submitted = [] if place is not None else [_submitted(one, id_of, known) for one in offer.jobs]
-        if place is None and offer.also:
-            offer.also(connection, submitted)
-        answers.append(submitted if place is None else KeyTaken(place))
-    return answers
+    def _store_of(self, connection: Connection, tenant_id: str, offers: list[_Offer], now_us: int) -> list[Answer]:
+        keys = [one.idempotency_key for offer in offers for one in offer.jobs if one.idempotency_key is not None]
+        known = submissions.known_keys(connection, tenant_id, keys) if keys else {}
+        new_keys: dict[str, Admitted] = {}
+        fresh: list[Admitted] = []
+        taken: list[int | None] = []
+        for offer in offers:
+            place = _place_of_conflict(offer.jobs, known, new_keys)
+            taken.append(place)
+            if place is None:
+                fresh += _fresh(offer.jobs, known, new_keys)
+        beginning_key = self._beginning_keys.of(connection, tenant_id)
+        ids = (
+            submissions.insert(connection, tenant_id, [one.job for one in fresh], now_us, beginning_key)
+            if fresh
+            else []
+        )
+        id_of = dict(zip(map(id, fresh), ids, strict=True))
+        made = {key: Known(id_of[id(one)], one.fingerprint) for key, one in new_keys.items()}
+        submissions.remember_keys(connection, tenant_id, made, now_us)
+        known |= made
+        answers: list[Answer] = []
+        for offer, place in zip(offers, taken, strict=True):
+            submitted = [] if place is not None else [_submitted(one, id_of, known) for one in offer.jobs]
+            if place is None and offer.also:
+                offer.also(connection, submitted)
+            answers.append(submitted if place is None else KeyTaken(place))
+        return answers
 
 
 def _place_of_conflict(jobs: Sequence[Admitted], known: dict[str, Known], new_keys: dict[str, Admitted]) -> int | None:

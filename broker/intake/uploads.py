@@ -16,6 +16,7 @@ from broker.clock import utc_now_us
 from broker.database import batches
 from broker.database.batches import BatchRecord
 from broker.database.connection import Connection, Database
+from broker.database.failures import is_passing
 from broker.domain.errors import ErrorCode, UsageError
 from broker.domain.ids import new_id
 from broker.domain.job import RefusedLine
@@ -96,6 +97,12 @@ class UploadReader:
                     self._read(record, self._folder / record.source_name.removeprefix(UPLOAD_PREFIX))
                 except OSError as error:
                     self._give_up(record, error)
+                except Exception as error:
+                    if is_passing(error):
+                        raise
+                    # It is tried again at each step, and named each time; those after it don't wait for that.
+                    _log.exception("upload_not_read", batch=record.batch_id.hex())
+                    continue
                 return True
         return False
 

@@ -31,7 +31,7 @@ from broker.ledger.digests import Decisions, price_digest, submission_digest
 from broker.ledger.submitted import TAGS, submitted
 from broker.ledger.writing import AttemptRow, Flush, OutcomeRow, ShardFacts, append, attempts_ended_as, ended_jobs
 from broker.rules.pricing import charged_nano_usd, cost_nano_usd
-from broker.rules.regrouping import regroup
+from broker.rules.regrouping import another_try, regroup, waiting_job
 from broker.rules.settling import Ended, Retry, Settlement, settle
 
 __all__ = ["AttemptEnds"]
@@ -113,7 +113,8 @@ class AttemptEnds:
             case Ended() as ended:
                 self._end_job(shared, row, ran, ended)
             case Retry() as retry if shard.state is ShardState.RUNNING:
-                self._wait_again(shard, span, job_id, retry)
+                waited = waiting_job(span, ran.index, shard.group_id, shard.batch_id)
+                self._waiting.append(another_try(waited, shard.lane, retry, self._now_us))
             case Retry() | None:
                 pass
         if shared.counts is not None:
@@ -129,7 +130,7 @@ class AttemptEnds:
             span = shard.span_at(index)
             job_id = id_at(span.first_job_id, index - span.first_index)
             if job_id not in self._ended:
-                waiting = _waiting_span(shard, span, job_id)
+                waiting = waiting_job(span, index, shard.group_id, shard.batch_id)
                 if shard.claimed_us is not None:
                     waiting = msgspec.structs.replace(waiting, attempt_number=span.attempt_number + 1)
                 self._waiting.append(waiting)
@@ -200,33 +201,6 @@ class AttemptEnds:
         )
         if shared.counts is not None:
             _count_end(shared.counts, ended.outcome)
-
-    def _wait_again(self, shard: ShardRecord, span: ShardSpan, job_id: bytes, retry: Retry) -> None:
-        self._waiting.append(
-            msgspec.structs.replace(
-                _waiting_span(shard, span, job_id),
-                attempt_number=span.attempt_number + 1,
-                failures=retry.failures,
-                crashes=retry.crashes,
-                alone=retry.alone,
-                not_before_us=self._now_us + int(retry.delay_seconds * 1_000_000) if retry.delay_seconds else 0,
-            )
-        )
-
-
-def _waiting_span(shard: ShardRecord, span: ShardSpan, job_id: bytes) -> WaitingSpan:
-    return WaitingSpan(
-        job_id,
-        1,
-        shard.group_id,
-        shard.batch_id,
-        span.deadline_us,
-        span.body_bytes_max,
-        span.attempt_number,
-        span.failures,
-        span.crashes,
-        span.alone,
-    )
 
 
 def _basis(lane: Lane) -> CostBasis:
@@ -314,7 +288,7 @@ def _attempt_row(
     cost_upper_nano_usd: int | None,
 ) -> AttemptRow:
     attempt_id, job_id = ids
-    submitted_us = time_us_of(job_id)
+    submitted_us = time_us_of(job_id) if span.submitted_us is None else span.submitted_us
     usage, usage_basis = ran.usage, _usage_basis(ran)
     is_known = usage_basis is not UsageBasis.NONE
     cost = cost_nano_usd(shared.price, usage)

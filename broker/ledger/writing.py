@@ -9,6 +9,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from broker.database.connection import bulk_insert
+from broker.database.types import without_nul
 from broker.domain.ids import new_id
 from broker.ledger.canonical import (
     FIRST_PREVIOUS_HASH,
@@ -282,8 +283,8 @@ def append(connection: Connection, stream_id: bytes, flush: Flush, now_us: int) 
 
 
 def _storable(row: AttemptRow) -> AttemptRow:
-    """PostgreSQL's text has no NUL; what is hashed must be what is kept."""
-    return row._replace(provider_request_id=row.provider_request_id.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+    """What is hashed must be what is kept."""
+    return row._replace(provider_request_id=without_nul(row.provider_request_id))
 
 
 def _insert_rows(connection: Connection, flush: Flush, proof: _Proof, now_us: int) -> None:

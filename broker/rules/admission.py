@@ -9,8 +9,9 @@ import msgspec
 
 from broker.domain.errors import ErrorCode
 from broker.domain.job import ENDPOINTS, AcceptedLine, RefusedLine
+from broker.rules.beginnings import digest_of
 
-__all__ = ["BODY_BYTES_MAX", "CUSTOM_ID_CHARS_MAX", "Refusal", "admit_line", "check_request"]
+__all__ = ["BODY_BYTES_MAX", "CUSTOM_ID_CHARS_MAX", "Checked", "Refusal", "admit_line", "check_request"]
 
 CUSTOM_ID_CHARS_MAX = 512
 
@@ -24,6 +25,17 @@ class Refusal(msgspec.Struct, frozen=True):
     code: ErrorCode
     field: str
     message: str
+
+
+_PROMPT_BEGINNING = 1_024
+_NOTHING = msgspec.Raw()
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """A request that may run: its model, and the digest of its prompt's beginning (`rules.beginnings`)."""
+
+    model: str
+    beginning: bytes
 
 
 class _Line(msgspec.Struct):
@@ -41,6 +53,15 @@ class _Chat(msgspec.Struct):
     model: str
     messages: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
     stream: bool | None = None
+    tools: msgspec.Raw = _NOTHING
+    response_format: msgspec.Raw = _NOTHING
+
+    @property
+    def beginning(self) -> bytes:
+        parts: list[bytes | msgspec.Raw] = [*self.messages[:-1]]
+        if self.tools or self.response_format:
+            parts += [b"tools", self.tools, self.response_format]
+        return digest_of(parts)
 
 
 class _Completion(msgspec.Struct):
@@ -48,10 +69,21 @@ class _Completion(msgspec.Struct):
     prompt: str | list[msgspec.Raw]
     stream: bool | None = None
 
+    @property
+    def beginning(self) -> bytes:
+        if len(self.prompt) <= _PROMPT_BEGINNING:
+            return b""  # it is all the job's own; a list is of other prompts, or of so few tokens
+        begun = self.prompt[:_PROMPT_BEGINNING]
+        return digest_of([begun.encode()] if isinstance(begun, str) else begun)
+
 
 class _Embedding(msgspec.Struct):
     model: str
     input: str | list[msgspec.Raw]
+
+    @property
+    def beginning(self) -> bytes:
+        return b""
 
 
 _line_decoder = msgspec.json.Decoder(_Line)
@@ -79,21 +111,26 @@ def admit_line(line_number: int, line: bytes, models: Collection[str]) -> Accept
 
 
 def _custom_id_of(line: bytes) -> str | None:
+    """The name of a line that is refused, where it has one that an accepted line could have."""
     try:
-        return _name_decoder.decode(line).custom_id
+        custom_id = _name_decoder.decode(line).custom_id
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    return None if custom_id is None or _what_is_wrong(custom_id) else custom_id
 
 
 def _check_id(line_number: int, line: _Line) -> RefusedLine | None:
-    if not 0 < len(line.custom_id) <= CUSTOM_ID_CHARS_MAX:
-        found = f"has {len(line.custom_id)} characters"
-    elif "\0" in line.custom_id:
-        found = "holds a NUL character"
-    else:
+    wrong = _what_is_wrong(line.custom_id)
+    if wrong is None:
         return None
-    message = f"custom_id {found}; it must have 1 to {CUSTOM_ID_CHARS_MAX} and none of them NUL"
+    message = f"custom_id {wrong}; it must have 1 to {CUSTOM_ID_CHARS_MAX} and none of them NUL"
     return RefusedLine(line_number, None, ErrorCode.INVALID_CUSTOM_ID, message)
+
+
+def _what_is_wrong(custom_id: str) -> str | None:
+    if not 0 < len(custom_id) <= CUSTOM_ID_CHARS_MAX:
+        return f"has {len(custom_id)} characters"
+    return "holds a NUL character" if "\0" in custom_id else None
 
 
 def _check_request(line_number: int, line: _Line, models: Collection[str]) -> AcceptedLine | RefusedLine:
@@ -105,13 +142,13 @@ def _check_request(line_number: int, line: _Line, models: Collection[str]) -> Ac
     found = check_request(line.url, line.body, models, endpoint_field="url", kind="batch")
     if isinstance(found, Refusal):
         return refuse(found.code, found.message)
-    return AcceptedLine(line_number, line.custom_id, line.url, found, bytes(line.body))
+    return AcceptedLine(line_number, line.custom_id, line.url, found.model, bytes(line.body), found.beginning)
 
 
 def check_request(
     endpoint: str, body: bytes | msgspec.Raw, models: Collection[str], *, endpoint_field: str, kind: str
-) -> str | Refusal:
-    """The model that a request names, if the request may run. `kind` of work, as a message calls it."""
+) -> Checked | Refusal:
+    """What a request is, if it may run. `kind` of work, as a message calls it."""
     decoder = _body_decoders.get(endpoint)
     if decoder is None:
         served = ", ".join(ENDPOINTS)
@@ -128,4 +165,4 @@ def check_request(
         known = ", ".join(sorted(models))
         message = f"body.model is {request.model[:80]!r}; the lanes run {known}"
         return Refusal(ErrorCode.UNKNOWN_MODEL, "body.model", message)
-    return request.model
+    return Checked(request.model, request.beginning)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-__all__ = ["EMPTY_ROOT", "inclusion_path", "leaf_hash", "merkle_root", "root_from_path"]
+__all__ = ["EMPTY_ROOT", "inclusion_path", "leaf_hash", "merkle_root"]
 
 EMPTY_ROOT = sha256(b"").digest()
 
@@ -46,23 +46,3 @@ def inclusion_path(leaves: list[bytes], index: int) -> list[bytes]:
         level = [_node(level[i], level[i + 1]) if i + 1 < len(level) else level[i] for i in range(0, len(level), 2)]
         index //= 2
     return path
-
-
-def root_from_path(leaf: bytes, index: int, leaves_count: int, path: list[bytes]) -> bytes | None:
-    """The root that `path` proves for `leaf` at `index` of `leaves_count`; None where the path has the wrong length.
-
-    Consumes the whole path: a proof with nodes to spare proves nothing (RFC 9162 section 2.1.3.2).
-    """
-    found, last = leaf, leaves_count - 1
-    if not 0 <= index <= last:
-        return None
-    remaining = list(path)
-    while last > 0:
-        if index % 2 or index < last:
-            if not remaining:
-                return None
-            sibling = remaining.pop(0)
-            found = _node(sibling, found) if index % 2 else _node(found, sibling)
-        index //= 2
-        last //= 2
-    return None if remaining else found

@@ -26,12 +26,18 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 class Retry(msgspec.Struct, frozen=True):
-    """The job goes back to waiting."""
+    """The job goes back to waiting.
+
+    `lane_failed`: its lane's engine failed it, or was not there. `was_preempted`: its machine was taken away, with
+    notice or without; where it is the job itself that is suspected, that is no such sign.
+    """
 
     delay_seconds: float
     failures: int
     crashes: int
     alone: bool
+    lane_failed: bool = False
+    was_preempted: bool = False
 
 
 class Settlement(msgspec.Struct, frozen=True):
@@ -69,7 +75,9 @@ def settle(
     if code is ErrorCode.ENGINE_MISCONFIGURED:
         if misconfigured + 1 >= MISCONFIGURED_MAX:
             return Settlement(outcome, Ended(Outcome.FAILED, code))
-        return Settlement(outcome, Retry(backoff_seconds(misconfigured + 1), failures, crashes, alone))
+        return Settlement(
+            outcome, Retry(backoff_seconds(misconfigured + 1), failures, crashes, alone, lane_failed=True)
+        )
     return Settlement(
         outcome, _follow(code or ErrorCode.ENGINE_FAILED, failures=failures, crashes=crashes, alone=alone)
     )
@@ -81,15 +89,22 @@ def _follow(code: ErrorCode, *, failures: int, crashes: int, alone: bool) -> End
         case Verdict.FINAL:
             return Ended(Outcome.FAILED, code)
         case Verdict.RETRY:
-            return Retry(backoff_seconds(failures + 1), failures + 1, crashes, alone)
+            return Retry(backoff_seconds(failures + 1), failures + 1, crashes, alone, lane_failed=True)
         case Verdict.LANE_FAULT:
-            return Retry(LANE_FAULT_PAUSE_SECONDS, failures, crashes, alone)
+            return Retry(LANE_FAULT_PAUSE_SECONDS, failures, crashes, alone, lane_failed=True)
         case Verdict.FREE_RETRY:
-            return Retry(0.0, failures, crashes, alone)
+            return Retry(0.0, failures, crashes, alone, was_preempted=code is ErrorCode.PREEMPTED)
         case Verdict.SUSPECT:
             # A crash in company is no evidence against any one job; a crash alone is.
             counted = crashes + 1 if alone else crashes
             if counted >= CRASHES_MAX:
                 return Ended(Outcome.FAILED, ErrorCode.POISONED)
-            return Retry(0.0, failures, counted, alone=True)
+            return Retry(
+                0.0,
+                failures,
+                counted,
+                alone=True,
+                lane_failed=code is ErrorCode.ENGINE_DIED,
+                was_preempted=code is ErrorCode.LEASE_LOST and not alone,
+            )
     assert_never(found)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane
 
-__all__ = ["JOB_OVERHEAD_BYTES", "body_bytes_max", "fits_message", "jobs_per_shard"]
+__all__ = [
+    "JOB_OVERHEAD_BYTES",
+    "body_bytes_max",
+    "fits_message",
+    "full_shard_body_bytes",
+    "jobs_per_shard",
+    "own_message_body_bytes",
+]
 
 JOB_OVERHEAD_BYTES = 64
 """What a job adds to a message beyond its body: id, salt and lengths (44 bytes), rounded up."""
@@ -24,6 +31,16 @@ def jobs_per_shard(lane: Lane, span: WaitingSpan) -> int:
     by_bytes = (lane.message_bytes_max - _ENVELOPE_BYTES) // (span.body_bytes_max + JOB_OVERHEAD_BYTES)
     by_work = round(lane.jobs_per_second * lane.shard_seconds)
     return max(1, min(lane.shard_jobs_max, by_bytes, by_work))
+
+
+def full_shard_body_bytes(lane: Lane) -> int:
+    """The largest body of which a message to `lane` carries as many as a shard may have; it may be none."""
+    return max(0, (lane.message_bytes_max - _ENVELOPE_BYTES) // lane.shard_jobs_max - JOB_OVERHEAD_BYTES)
+
+
+def own_message_body_bytes(lane: Lane) -> int:
+    """The largest body that a message to `lane` can carry itself."""
+    return lane.message_bytes_max - _ENVELOPE_BYTES - JOB_OVERHEAD_BYTES
 
 
 def body_bytes_max(lane: Lane) -> int:

@@ -24,7 +24,7 @@ from broker.rules.planning import Candidate, plan_group
 from broker.rules.sharding import body_bytes_max, fits_message
 from broker.rules.windows import deadline_us_of, window_seconds_of
 
-__all__ = ["KEY_CHARS_MAX", "Admitted", "JobRequest", "admit_job", "check_batch"]
+__all__ = ["KEY_CHARS_MAX", "Admitted", "JobRequest", "admit_job", "check_batch", "is_key"]
 
 KEY_CHARS_MAX = 255
 _WINDOW_SECONDS_DEFAULT = 86_400
@@ -68,9 +68,10 @@ def admit_job(
     if len(request.body) > BODY_BYTES_MAX:
         message = f"body has {len(request.body):,} bytes; the limit is {BODY_BYTES_MAX:,}"
         return Refusal(ErrorCode.BODY_TOO_LARGE, "body", message)
-    model = check_request(request.endpoint, request.body, models, endpoint_field="endpoint", kind="job")
-    if isinstance(model, Refusal):
-        return model
+    checked = check_request(request.endpoint, request.body, models, endpoint_field="endpoint", kind="job")
+    if isinstance(checked, Refusal):
+        return checked
+    model = checked.model
     try:
         deadline_us = _deadline_us(request, now_us)
         budget = None if request.budget_usd is None else nano_from_usd(str(request.budget_usd))
@@ -100,6 +101,7 @@ def admit_job(
         deadline_us=deadline_us,
         budget_nano_usd=budget,
         tags=msgspec.json.encode(request.tags, order="sorted").decode() if request.tags else None,
+        beginning=checked.beginning,
     )
     key = request.idempotency_key
     return Admitted(job, key, fingerprint(request) if key is not None else b"")
@@ -173,10 +175,15 @@ def _check_labels(request: JobRequest) -> Refusal | None:
             message = f"tag {name[:40]!r}: a name has 1 to {_TAG_CHARS_MAX} characters, a value at most as many, no NUL"
             return Refusal(ErrorCode.INVALID_FIELD, "tags", message)
     key = request.idempotency_key
-    if key is not None and (not 0 < len(key) <= KEY_CHARS_MAX or "\0" in key):
+    if key is not None and not is_key(key):
         message = f"idempotency_key has {len(key)} characters; it must have 1 to {KEY_CHARS_MAX} and none of them NUL"
         return Refusal(ErrorCode.INVALID_FIELD, "idempotency_key", message)
     return None
+
+
+def is_key(key: str) -> bool:
+    """Whether this may be an idempotency key."""
+    return 0 < len(key) <= KEY_CHARS_MAX and "\0" not in key
 
 
 def _allowed(

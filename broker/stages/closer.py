@@ -6,7 +6,6 @@ lane are not touched: their end is the worker's to report.
 
 from __future__ import annotations
 
-import msgspec
 import structlog
 
 from broker.clock import Clock
@@ -155,18 +154,14 @@ class Closer:
 
 
 def _only(span: WaitingSpan, job_id: bytes) -> WaitingSpan:
-    return msgspec.structs.replace(span, first_job_id=job_id, jobs_count=1)
+    return span.part(id_offset(span.first_job_id, job_id), 1)
 
 
 def _around(span: WaitingSpan, job_id: bytes) -> list[WaitingSpan]:
     """What is left of the span without this job."""
     before = id_offset(span.first_job_id, job_id)
     after = span.jobs_count - before - 1
-    parts = [
-        msgspec.structs.replace(span, jobs_count=before),
-        msgspec.structs.replace(span, first_job_id=id_at(job_id, 1), jobs_count=after),
-    ]
-    return [part for part in parts if part.jobs_count]
+    return [span.part(offset, count) for offset, count in ((0, before), (before + 1, after)) if count]
 
 
 def _outcomes(connection: Connection, span: WaitingSpan, code: ErrorCode) -> list[OutcomeRow]:

@@ -22,7 +22,7 @@ from broker.rules.placement.policy import Policy
 from broker.rules.placement.rooms import Entry, LaneRoom, shares_of
 from broker.rules.placement.turns import Hand, Turns, Waiting
 from broker.rules.planning import BeyondShare, Candidate, GroupPlan, pick_lane
-from broker.rules.sharding import fits_message
+from broker.rules.sharding import body_bytes_max, fits_message
 
 __all__ = ["Capacity", "Choice", "Dealing", "Room"]
 
@@ -135,16 +135,26 @@ class Dealing:
         passed = self._beyond if self._can_wait(waiting, plan, room) else {}
         return any(room.entry(one.lane, waiting.tenant_id) for one in plan.candidates if one.lane not in passed)
 
+    def bytes_max(self, waiting: Waiting, room: Room) -> int:
+        """The largest body that any lane of the group's with room carries; 0 when none has room."""
+        candidates = self._assignments[waiting.group_id].plan.candidates
+        with_room = (one.lane for one in candidates if room.entry(one.lane, waiting.tenant_id))
+        return max((body_bytes_max(self._lanes[lane]) for lane in with_room), default=0)
+
     def choose(self, waiting: Waiting, first: WaitingSpan, room: Room) -> Choice | None:
         """The lane for the group's next shard, which begins with `first`: one with room whose messages can carry it."""
         assignment = self._assignments[waiting.group_id]
-        plan = self._without_spot(assignment.plan) if self._was_preempted_often(first) else assignment.plan
+        plan = assignment.plan
+        if first.preemptions >= self._policy.preemptions_max:
+            plan = self._without_spot(plan)
+        kept_off_spot = len(plan.candidates) < len(assignment.plan.candidates)
+        allowed = len(plan.candidates)
+        plan = self._that_carry(plan, first.body_bytes_max)
         entries = {
             one.lane: entry
             for one in plan.candidates
             # A suspect wants the engine to itself, so it waits for its turn.
             if (entry := room.entry(one.lane, waiting.tenant_id, needs_slot=first.alone))
-            and fits_message(self._lanes[one.lane], first.body_bytes_max)
         }
         picked = pick_lane(plan, entries, self._beyond, can_wait=self._can_wait(waiting, plan, room))
         if picked is None:
@@ -153,6 +163,10 @@ class Dealing:
         entry = entries[candidate.lane]
         if entry.beside:
             reason = f"{reason}, beside other tenants' work"
+        if len(plan.candidates) < allowed:
+            reason = f"{reason}, of those whose messages carry {first.body_bytes_max:,} bytes"
+        if kept_off_spot:
+            reason = f"{reason}, kept off spot after {first.preemptions} preemptions"
         return Choice(waiting, assignment, room.lanes[candidate.lane], candidate, entry, reason)
 
     def _empty_room(self, lane: Lane, slots: int) -> LaneRoom:
@@ -219,9 +233,10 @@ class Dealing:
             return lane
         return msgspec.structs.replace(lane, jobs_per_second=slot_speed)
 
-    def _was_preempted_often(self, span: WaitingSpan) -> bool:
-        """Attempts that neither failed nor crashed were taken away."""
-        return span.attempt_number - 1 - span.failures - span.crashes >= self._policy.preemptions_max
+    def _that_carry(self, plan: GroupPlan, body_bytes: int) -> GroupPlan:
+        """Lanes whose messages can carry, or refer to, such a job."""
+        fitting = tuple(one for one in plan.candidates if fits_message(self._lanes[one.lane], body_bytes))
+        return plan if len(fitting) == len(plan.candidates) else msgspec.structs.replace(plan, candidates=fitting)
 
     def _without_spot(self, plan: GroupPlan) -> GroupPlan:
         """Lanes that are not taken away, where there are any."""

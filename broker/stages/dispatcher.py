@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 import structlog
 
 from broker.clock import Clock
 from broker.database import jobs, ready, shards
 from broker.database.connection import Connection, Database
 from broker.database.fencing import alone
-from broker.domain.ids import id_at, id_offset, ids_of_span, new_id
+from broker.domain.ids import id_at, ids_of_span, new_id
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane
 from broker.domain.shard import ShardSpan
 from broker.health import Health
 from broker.ledger.writing import ended_jobs
-from broker.rules.placement.turns import Hand
+from broker.rules.cutting import Cursor
+from broker.rules.placement.turns import Hand, Waiting
 from broker.rules.pricing import affordable_jobs
-from broker.rules.sharding import jobs_per_shard
 from broker.stages.dealing import Capacity, Choice, Dealing, Room
 from broker.wakeups import Topic, Wakeups
 
@@ -41,26 +40,28 @@ _log = structlog.get_logger(__name__)
 
 
 class _Line:
-    """A group's waiting spans during one step: loaded as needed, consumed in memory, written back once."""
+    """A group's line during one step: loaded in pages as needed, each cut in memory and written back once."""
 
     def __init__(self, connection: Connection, group_id: bytes, now_us: int, held_batches: set[bytes]) -> None:
         self._connection = connection
         self._group_id = group_id
         self._now_us = now_us
         self._held_batches = held_batches
-        self._waiting: list[WaitingSpan] = []
-        self._taken: list[WaitingSpan] = []
-        self._rest: WaitingSpan | None = None
+        self._cursor = Cursor([])
 
-    def first(self) -> WaitingSpan | None:
-        """The span that is next, earliest deadline first; None when nothing of the group may go."""
-        while True:
-            if not self._waiting and not self._load():
+    def first(self, bytes_max: int) -> WaitingSpan | None:
+        """The span that is next, earliest deadline first, of those with bodies up to `bytes_max`.
+
+        None when nothing of the group may go, or what may was passed over.
+        """
+        while (span := self._cursor.first(self._held_batches, bytes_max)) is None:
+            if self._cursor.has_passed_over or not self._load(bytes_max):
                 return None
-            if self._waiting[0].batch_id not in self._held_batches:
-                return self._waiting[0]
-            if self._waiting.pop(0) is self._rest:
-                self._put_rest_back()
+        return span
+
+    def pass_over(self) -> None:
+        """No lane takes now what is next."""
+        self._cursor.pass_over()
 
     def take(self, lane: Lane, jobs_max: int) -> list[ShardSpan]:
         """Jobs of the first span's batch, up to `jobs_max` and to what the lane's shards carry, out of the line.
@@ -69,48 +70,26 @@ class _Line:
         """
         taken: list[ShardSpan] = []
         index = 0
-        batch_id = self._waiting[0].batch_id
-        while self._waiting and index < jobs_max:
-            span = self._waiting[0]
-            jobs_max = min(jobs_max, jobs_per_shard(lane, span))
-            if span.batch_id != batch_id or (span.alone and index) or index >= jobs_max:
-                break
-            count = min(span.jobs_count, jobs_max - index)
-            self._consume(span, count)
-            for job_id, length in _not_ended(self._connection, span, count):
-                taken.append(_shard_span(span, index, job_id, length))
-                index += length
+        for span in self._cursor.take(lane, jobs_max):
+            for part in _not_ended(self._connection, span):
+                taken.append(_shard_span(part, index))
+                index += part.jobs_count
         return taken
 
     def write_back(self) -> None:
-        """Delete the rows that were used up, and put back what remains of the last one."""
-        ready.withdraw(self._connection, self._taken)
-        self._put_rest_back()
-        self._taken, self._waiting = [], []
+        """Delete the rows that were used up, and put back what remains of them."""
+        changes = self._cursor.changes()
+        ready.withdraw(self._connection, changes.used)
+        jobs.wait(self._connection, changes.put_back)
+        self._cursor = Cursor([])
 
-    def _put_rest_back(self) -> None:
-        if self._rest is not None:
-            jobs.wait(self._connection, [self._rest])
-            self._rest = None
-
-    def _consume(self, span: WaitingSpan, count: int) -> None:
-        if span is not self._rest:
-            self._taken.append(span)
-        self._rest = None
-        if count == span.jobs_count:
-            self._waiting.pop(0)
-            return
-        self._rest = msgspec.structs.replace(
-            span, first_job_id=id_at(span.first_job_id, count), jobs_count=span.jobs_count - count
-        )
-        self._waiting[0] = self._rest
-
-    def _load(self) -> bool:
+    def _load(self, bytes_max: int) -> bool:
         self.write_back()
-        self._waiting = ready.next_spans(
-            self._connection, self._group_id, self._now_us, self._held_batches, _SPANS_PER_LOAD
+        spans = ready.next_spans(
+            self._connection, self._group_id, self._now_us, self._held_batches, bytes_max, _SPANS_PER_LOAD
         )
-        return bool(self._waiting)
+        self._cursor = Cursor(spans)
+        return bool(spans)
 
 
 class Dispatcher:
@@ -175,9 +154,7 @@ class Dispatcher:
                 line = lines.get(waiting.group_id)
                 if line is None:
                     line = lines[waiting.group_id] = _Line(connection, waiting.group_id, now_us, room.held_batches)
-                first = line.first()
-                choice = self._dealing.choose(waiting, first, room) if first else None
-                record = self._cut(line, choice, room, now_us) if choice else None
+                record = self._cut(line, waiting, room, now_us)
             if record is None:
                 hand.pass_over(waiting)
             else:
@@ -187,10 +164,17 @@ class Dispatcher:
             line.write_back()
         return records
 
-    def _cut(self, line: _Line, choice: Choice, room: Room, now_us: int) -> shards.ShardRecord | None:
-        """One shard of the group for the chosen lane; None when nothing of the group is left to give."""
-        lane, cost = choice.lane, choice.candidate.expected_job_cost_nano_usd
-        while (first := line.first()) is not None:
+    def _cut(self, line: _Line, waiting: Waiting, room: Room, now_us: int) -> shards.ShardRecord | None:
+        """One shard of the group for a lane with room; None when nothing of the group is left to give.
+
+        A span that no lane with room carries holds up none behind it.
+        """
+        while (first := line.first(self._dealing.bytes_max(waiting, room))) is not None:
+            choice = self._dealing.choose(waiting, first, room)
+            if choice is None:
+                line.pass_over()
+                continue
+            lane, cost = choice.lane, choice.candidate.expected_job_cost_nano_usd
             jobs_max = min(lane.shard_jobs_max, choice.entry.jobs_max)
             if first.batch_id in room.budgets:
                 jobs_max = min(jobs_max, affordable_jobs(room.budgets[first.batch_id], cost))
@@ -228,32 +212,38 @@ def _record(choice: Choice, first: WaitingSpan, spans: list[ShardSpan], now_us: 
     )
 
 
-def _shard_span(span: WaitingSpan, index: int, job_id: bytes, length: int) -> ShardSpan:
+def _shard_span(span: WaitingSpan, index: int) -> ShardSpan:
     return ShardSpan(
         index,
-        job_id,
-        length,
+        span.first_job_id,
+        span.jobs_count,
         span.attempt_number,
         span.failures,
         span.crashes,
         span.alone,
         span.body_bytes_max,
         span.deadline_us,
+        span.failed_lanes,
+        span.preemptions,
+        span.beginning,
+        span.beginnings,
+        span.submitted_us,
     )
 
 
-def _not_ended(connection: Connection, span: WaitingSpan, count: int) -> list[tuple[bytes, int]]:
-    """The parts of the span's first `count` jobs that still need to run; all of it on a first attempt."""
-    first = span.first_job_id
+def _not_ended(connection: Connection, span: WaitingSpan) -> list[WaitingSpan]:
+    """The parts of the span that still need to run; all of it on a first attempt."""
     if span.attempt_number == 1:
-        return [(first, count)]
+        return [span]
+    first, count = span.first_job_id, span.jobs_count
     ended = ended_jobs(connection, first, id_at(first, count - 1))
-    parts: list[tuple[bytes, int]] = []
-    for job_id in ids_of_span(first, count):
-        if job_id in ended:
-            continue
-        if parts and id_offset(parts[-1][0], job_id) == parts[-1][1]:
-            parts[-1] = (parts[-1][0], parts[-1][1] + 1)
-        else:
-            parts.append((job_id, 1))
+    parts: list[WaitingSpan] = []
+    start: int | None = None
+    for offset, job_id in enumerate([*ids_of_span(first, count), None]):
+        if job_id is None or job_id in ended:
+            if start is not None:
+                parts.append(span.part(start, offset - start))
+            start = None
+        elif start is None:
+            start = offset
     return parts

@@ -22,7 +22,6 @@ from broker.database.shards import ShardRecord
 from broker.database.stranded import stranded_shards
 from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan
-from broker.domain.ids import id_at
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane
 from broker.domain.outcome import Outcome
@@ -34,7 +33,7 @@ from broker.ledger.prices import PricedLanes
 from broker.ledger.streams import FixedSlot, OwnStream, StreamSlot
 from broker.ledger.writing import ended_jobs
 from broker.rules.pricing import accelerator_cost_nano_usd
-from broker.rules.regrouping import regroup
+from broker.rules.regrouping import another_try, regroup, waiting_job
 from broker.rules.settling import Ended, Retry, settle
 from broker.wakeups import Topic, Wakeups
 
@@ -202,7 +201,8 @@ class Rescuer:
                 record.recorded.add(index)
                 ends.add(record, lane, _lost(record, index, ErrorCode.LEASE_LOST, now_us), shares[index])
             elif then is not None:
-                retries.append(_retry_span(record, index, then))
+                waited = waiting_job(record.span_at(index), index, record.group_id, record.batch_id)
+                retries.append(another_try(waited, record.lane, then, now_us))
         ends.write()
         jobs.wait(connection, regroup(retries))
         record.state = ShardState.TAKEN_BACK
@@ -284,20 +284,4 @@ def _lost(record: ShardRecord, index: int, code: ErrorCode, now_us: int) -> JobR
         body=b"",
         error_code=code,
         message=_LOST_MESSAGES[code],
-    )
-
-
-def _retry_span(record: ShardRecord, index: int, retry: Retry) -> WaitingSpan:
-    span = record.span_at(index)
-    return WaitingSpan(
-        id_at(span.first_job_id, index - span.first_index),
-        1,
-        record.group_id,
-        record.batch_id,
-        span.deadline_us,
-        span.body_bytes_max,
-        span.attempt_number + 1,
-        retry.failures,
-        retry.crashes,
-        retry.alone,
     )

@@ -118,7 +118,9 @@ class Producers:
             )
             for words in islice(self._words, jobs)
         ]
-        ids = self._database.write(lambda connection: submissions.insert(connection, tenant, singles, now_us))
+        ids = self._database.write(
+            lambda connection: submissions.insert(connection, tenant, singles, now_us, b"k" * 32)
+        )
         self._wakeups.notify(Topic.DISPATCHER)
         return ids
 

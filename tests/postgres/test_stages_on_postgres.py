@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.unit.test_instances import *  # noqa: F403 (the tests themselves)
 from tests.unit.test_late_words import *  # noqa: F403 (as above)
+from tests.unit.test_nul import *  # noqa: F403 (as above)
+from tests.unit.test_sizes import *  # noqa: F403 (as above)
 from tests.unit.test_stage_dispatching import *  # noqa: F403 (as above)
 from tests.unit.test_stage_finishing import *  # noqa: F403 (as above)
 from tests.unit.test_stage_intake import *  # noqa: F403 (as above)
@@ -11,3 +13,4 @@ from tests.unit.test_stage_recorder import *  # noqa: F403 (as above)
 from tests.unit.test_stage_rescuer import *  # noqa: F403 (as above)
 from tests.unit.test_stage_tenants import *  # noqa: F403 (as above)
 from tests.unit.test_submitting import *  # noqa: F403 (as above)
+from tests.unit.test_what_spans_carry import *  # noqa: F403 (as above)

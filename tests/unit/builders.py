@@ -211,7 +211,7 @@ class World:
         )
         parts: dict[str, Any] = {"database": database, "lanes": self.lanes, "clock": self.clock}
         parts["wakeups"] = self.wakeups
-        self.intake = Intake(database, {MODEL, "m2"}, self.clock, self.wakeups)
+        self.intake = Intake(database, {MODEL, "m2"}, self.clock, self.wakeups, self.lanes)
         self.health = LaneHealth()
         slots = {str(lane.name): lane.slots for lane in parts["lanes"]}
         self.planner = Planner(health=self.health, capacity=lambda _connection: slots, **parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -41,7 +43,9 @@ def found(world, *, ended=True):
 
 
 def counts(world):
-    return world.read(instances.instances_by_lane, world.clock())
+    """Live instances by lane and state."""
+    live = found(world, ended=False)
+    return Counter((instance.lane, instance.state.value) for instance in live)
 
 
 def noticed(world):
@@ -71,7 +75,7 @@ def test_one_that_starts_is_no_capacity_and_one_that_left_stays_away(world):
 
     world.door.report(STARTING)
     assert slots() == {}
-    assert counts(world) == {"lane-a": instances.InstanceCounts(starting=1)}
+    assert counts(world) == {("lane-a", "starting"): 1}
     world.door.report(RUNNING)
     world.door.report(WorkerPresence("w2", "lane-a", 1))
     world.door.report(WorkerPresence("w3", "lane-b", 1))
@@ -79,8 +83,7 @@ def test_one_that_starts_is_no_capacity_and_one_that_left_stays_away(world):
     world.door.report(DRAINING)
     world.door.report(RUNNING)  # under way since before
     assert slots() == {"lane-a": 1, "lane-b": 1}
-    assert counts(world)["lane-a"] == instances.InstanceCounts(running=1, draining=1)
-    assert counts(world)["lane-b"] == instances.InstanceCounts(running=1)
+    assert counts(world) == {("lane-a", "running"): 1, ("lane-a", "draining"): 1, ("lane-b", "running"): 1}
 
 
 def test_silence_is_loss_whether_or_not_it_was_noted_and_a_word_ends_it(world):

@@ -14,9 +14,11 @@ from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
 from broker.database import jobs, plans, shards
 from broker.database.tables import assignment, outbox, payload, plan, ready, shard
+from broker.domain.errors import ErrorCode
 from broker.domain.ids import id_at, ids_of_span
 from broker.domain.job import Constraints
 from broker.domain.lane import EngineSettings, Market, Supply
+from broker.domain.outcome import Outcome
 from broker.domain.shard import ShardSpan, ShardState
 from broker.signing import KeyRing, KeyRole, PublicKey
 from broker.stages.dispatcher import CLAIM_SECONDS
@@ -51,14 +53,14 @@ def test_a_plan_is_made_once_and_kept_with_its_reasons(make_world):
     world.take_in(some_lines(3), constraints=Constraints(lanes=("dear",)))
     world.planner.step()
     world.planner.step()
-    (kept,) = world.read(plans.load_generation, 1).values()
+    (kept,) = world.read(plans.load_later, 0).values()
     assert [one.lane for one in kept.plan.candidates] == ["dear"]
     assert [(one.lane, one.filter) for one in kept.plan.removed] == [("cheap", "lanes: not among dear")]
     assert (world.count(plan), world.count(assignment)) == (1, 1)
     world.take_in(some_lines(1))
     world.planner.step()
     assert world.read(plans.current_plan)[0] == 2
-    assert len(world.read(plans.load_generation, 2)) == 1  # what holds on is not written again
+    assert len(world.read(plans.load_later, 1)) == 1  # what holds on is not written again
     assert len(world.read(plans.load_waiting)) == len(world.read(plans.load_later, 0)) == 2
 
 
@@ -363,9 +365,10 @@ def test_preempted_three_times_a_job_stays_on_machines_that_are_not_taken_away(m
     for _ in range(3):
         (one,) = world.claimed()
         assert one.lane == "cheap"
-        world.record(world.returned(one))
+        preempted = a_failure(0, ErrorCode.PREEMPTED, outcome=Outcome.PREEMPTED)
+        world.record(world.ran(one, preempted), world.returned(one))
     (one,) = world.dispatch()
-    assert one.lane == "steady"
+    assert (one.lane, one.reason) == ("steady", "the only lane allowed, kept off spot after 3 preemptions")
 
 
 def test_an_elastic_lane_is_used_as_far_as_the_plan_wants_it(make_world):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.database import cancelling, lane_states, submissions
+from broker.database import batches, cancelling, lane_states, submissions
 from broker.database.tables import cancel_request, job, payload
 from broker.domain.errors import ErrorCode
 from broker.domain.ids import id_at
@@ -22,7 +22,7 @@ from broker.ledger.tables import job_outcome
 from broker.rules.admission import Refusal
 from broker.rules.submission import Admitted, JobRequest, admit_job
 from broker.rules.windows import WINDOW_SECONDS_MAX, deadline_us_of, window_seconds_of
-from tests.unit.builders import DAY_SECONDS, ENDPOINT, MODEL, NOW_US, SECOND_US, a_lane, a_price
+from tests.unit.builders import DAY_SECONDS, ENDPOINT, MODEL, NOW_US, SECOND_US, a_lane, a_price, some_lines
 
 BODY = msgspec.Raw(msgspec.json.encode({"model": MODEL, "messages": [{}]}))
 CHEAP, DEAR = a_lane("cheap"), a_lane("dear", price=a_price(36_000_000_000))
@@ -43,7 +43,7 @@ def admit(**changes):
 
 def put_in(world, *singles):
     world.database.write(lambda connection: submissions.ensure_tenant(connection, "t", NOW_US))
-    return world.database.write(lambda connection: submissions.insert(connection, "t", singles, NOW_US))
+    return world.database.write(lambda connection: submissions.insert(connection, "t", singles, NOW_US, b"k" * 32))
 
 
 @given(st.integers(1, 30), st.sampled_from("smhd"))
@@ -119,6 +119,17 @@ def test_the_lease_door_names_the_jobs_that_are_to_be_cancelled(world):
     assert world.count(cancel_request) == 2
     assert Bitmap(world.claim(shard).cancelled_jobs).missing(6) == [0, 2, 3, 5]
     assert Bitmap(world.renew(shard, range(6)).cancelled_jobs).missing(6) == [0, 2, 3, 5]
+
+
+@pytest.mark.parametrize("cancelled", [0, 1])
+def test_of_two_batches_only_the_cancelled_ones_shards_hear_of_it(make_world, cancelled):
+    world = make_world(a_lane(slots=2))
+    records = [world.take_in(some_lines(2, prefix)) for prefix in "ab"]
+    sent = {shard.batch_id: shard for shard in world.dispatch()}
+    ours, other = records[cancelled].batch_id, records[1 - cancelled].batch_id
+    world.database.write(lambda connection: batches.request_cancel(connection, ours, NOW_US))
+    assert (world.claim(sent[ours]).cancelled, world.claim(sent[other]).cancelled) == (True, False)
+    assert (world.renew(sent[ours], [0]).cancelled, world.renew(sent[other], [0]).cancelled) == (True, False)
 
 
 def test_an_overdue_job_expires(world):

@@ -19,7 +19,6 @@ _BOOL, _BYTEA, _INT8, _INT4, _TEXT, _FLOAT8 = 16, 17, 20, 23, 25, 701
 """PostgreSQL's own numbers of its types."""
 
 _INT4_MAX = 2**31 - 1
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class _Shape(NamedTuple):
@@ -27,7 +26,6 @@ class _Shape(NamedTuple):
 
     statement: str
     types: list[int]
-    texts: list[int]  # the places of free text
     small: list[int]  # the places of four-byte integers, none of which may be null
 
 
@@ -46,11 +44,8 @@ class CopiedRows:
 
 
 def _copy_rows(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Insert rows, each with a value for every column in the table's order.
-
-    PostgreSQL's text can't hold the character NUL; a row that does is kept with U+FFFD in its place.
-    """
-    statement, types, texts, small = _shape(table)
+    """Insert rows, each with a value for every column in the table's order."""
+    statement, types, small = _shape(table)
     with _driver_errors(connection, statement) as driver, driver.cursor().copy(statement) as copying:
         for place in small:  # the driver would cut off what doesn't fit, without a word
             numbers = [row[place] for row in rows]
@@ -59,12 +54,7 @@ def _copy_rows(connection: Connection, table: Table, rows: Sequence[tuple[Any, .
         copying.set_types(types)
         write = copying.write_row
         for row in rows:
-            for place in texts:
-                if (value := row[place]) is not None and "\0" in value:
-                    write([one.replace("\0", _REPLACEMENT) if isinstance(one, str) else one for one in row])
-                    break
-            else:
-                write(row)
+            write(row)
 
 
 @lru_cache(maxsize=64)
@@ -74,7 +64,6 @@ def _shape(table: Table) -> _Shape:
     return _Shape(
         f"COPY {table.name} ({names}) FROM STDIN WITH (FORMAT BINARY)",
         [_number_of(column) for column in columns],
-        [place for place, column in enumerate(columns) if _number_of(column) == _TEXT and column.type.length is None],  # type: ignore[attr-defined] # (text types have one)
         [place for place, column in enumerate(columns) if _number_of(column) == _INT4 and not column.nullable],
     )
 

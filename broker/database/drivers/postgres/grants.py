@@ -27,8 +27,8 @@ APPEND_ONLY = (
 )
 """The ledger: read and added to, never changed."""
 
-PRIVATE = ("payload", "result", "batch_refusal", "idempotency", "reply")
-"""What holds prompts, replies, or texts that may quote them: for the broker alone."""
+PRIVATE = ("payload", "result", "batch_refusal", "idempotency", "reply", "tenant")
+"""What holds prompts, replies, texts that may quote them, or a tenant's secret: for the broker alone."""
 
 OPERATIONAL = (
     "arrival_count",
@@ -54,7 +54,6 @@ OPERATIONAL = (
     "shard_span",
     "share_limit",
     "signing_key",
-    "tenant",
     "work_count",
     "work_group",
     "worker",
