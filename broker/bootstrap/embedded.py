@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -26,6 +26,7 @@ from broker.health import LaneHealth
 from broker.keys import load_or_create_signer, public_bytes
 from broker.leasing import LeaseDoor
 from broker.ledger.prices import import_prices
+from broker.rules.placement.policy import Policy
 from broker.stages.keeper import KEEPER_SECONDS, Keeper
 from broker.wakeups import Topic, Wakeups
 
@@ -54,16 +55,16 @@ class Embedded:
 
     Use it as a context manager: inside, it works; on leaving, what runs is handed back and everything ends,
     within about five seconds where the engines let go in time. `failure` holds what a stage could not get
-    past, for the person to see. `shares` limits suppliers, see `broker.catalog.shares`.
+    past, for the person to see. `policy`: see `broker.catalog.policy`.
     """
 
     def __init__(
-        self, data: Path, lanes: Sequence[Lane], clock: Clock = utc_now_us, *, shares: Mapping[str, float] | None = None
+        self, data: Path, lanes: Sequence[Lane], clock: Clock = utc_now_us, *, policy: Policy | None = None
     ) -> None:
         self._lock = lock_folder(data)
         self._data = data
         self._lanes = lanes
-        self._shares = shares or {}
+        self._policy = policy or Policy()
         self.database = open_database(data)
         self.health = LaneHealth()
         self.front = Front(
@@ -173,7 +174,7 @@ class Embedded:
                 leads=lambda _role: lambda: True,
                 take_slot=lambda role: f"{role}-0",
                 keep=self._keep,
-                shares=self._shares,
+                policy=self._policy,
             )
         )
         roles.new_rescuer().recover()

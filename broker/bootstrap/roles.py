@@ -14,18 +14,20 @@ from broker.bootstrap.stages import POLL_SECONDS, Stages
 from broker.bus.envelope import KeyRing, Signer
 from broker.bus.inbox import Inbox
 from broker.database.connection import Connection
+from broker.database.lane_work import Capacity
 from broker.domain.lane import Lane
 from broker.front import Front
 from broker.intake.bus_jobs import Receiving
 from broker.intake.uploads import UploadReader
 from broker.leasing import LEASE_SECONDS
 from broker.ledger.checkpoints import CheckpointPlace
+from broker.rules.placement.policy import Policy
 from broker.stages.announcer import Announcer
 from broker.stages.assembler import Assembler
 from broker.stages.closer import Closer
-from broker.stages.dispatcher import SHARDS_PER_STEP, Capacity, Dispatcher
+from broker.stages.dispatcher import SHARDS_PER_STEP, Dispatcher
 from broker.stages.notifier import Notifier
-from broker.stages.planner import Planner, live_policy
+from broker.stages.planner import Planner
 from broker.stages.recorder import Recorder
 from broker.stages.relay import ROWS_PER_STEP, Relay, ShardPublisher
 from broker.stages.rescuer import Rescuer
@@ -62,7 +64,7 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     many messages to prefetch; `door_heard_us` says when the lease door last answered, where it is elsewhere;
     `upload_kept_seconds` is how old an upload without a batch must be to be thrown away;
     without a `jobs_bus` no jobs come over a bus, and the notifier has nobody to tell; `checkpoint_places` are where
-    the sealer publishes, and without any it seals nothing; `shares` limits suppliers, by name or `*` for all others;
+    the sealer publishes, and without any it seals nothing; `policy` is the planner's and the dispatcher's;
     `take_slot` gives a role the name of a stream that no other process writes.
     """
 
@@ -77,7 +79,7 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     leads: Callable[[Role], Callable[[], bool]]
     take_slot: Callable[[Role], str]
     keep: Callable[[], object]
-    shares: Mapping[str, float] = {}
+    policy: Policy = Policy()
     upload_kept_seconds: float = 0.0
     door_heard_us: Callable[[Connection], int | None] | None = None
     jobs_bus: JobsBus | None = None
@@ -109,7 +111,7 @@ class Roles:
                     front.wakeups,
                     front.health,
                     self._wiring.capacity,
-                    live_policy(self._wiring.shares),
+                    self._wiring.policy,
                 )
                 wakeups = front.wakeups
                 self._wiring.stages.loop(
@@ -231,7 +233,9 @@ class Roles:
             relay = Relay(front.database, front.lanes, wiring.publishers, wiring.signer, front.clock)
             self._loop(role, lambda: relay.step() >= ROWS_PER_STEP, Topic.RELAY)
             return
-        dispatcher = Dispatcher(front.database, front.lanes, front.clock, front.wakeups, front.health, wiring.capacity)
+        dispatcher = Dispatcher(
+            front.database, front.lanes, front.clock, front.wakeups, front.health, wiring.capacity, wiring.policy
+        )
 
         def wait() -> None:  # first without a look at the ledger: it would be in the way of what was just dispatched
             if not front.wakeups.wait(Topic.DISPATCHER, _DISPATCHER_REST_SECONDS):

@@ -34,6 +34,7 @@ from broker.leasing import LeaseDoor
 from broker.ledger.checkpoints import CHECKPOINTS, CheckpointFile
 from broker.ledger.partitions import ensure_partitions
 from broker.ledger.prices import import_prices
+from broker.rules.placement.policy import Policy
 from broker.stages.keeper import KEEPER_SECONDS, Keeper
 from broker.wakeups import Topic, Wakeups
 
@@ -53,7 +54,7 @@ class ServedTerms(msgspec.Struct, frozen=True, kw_only=True):
 
     `drain_seconds`: how long the stages may take to end what they are at. `jobs_bus_url`: of the bus that producers
     publish their jobs on, where there is one; `payloads_url`: of the store for what a lane's bus can't carry, likewise.
-    `shares` limits suppliers, see `broker.catalog.shares`.
+    `policy`: see `broker.catalog.policy`.
     """
 
     database_url: str
@@ -63,7 +64,7 @@ class ServedTerms(msgspec.Struct, frozen=True, kw_only=True):
     drain_seconds: float = 10.0
     jobs_bus_url: str | None = None
     payloads_url: str | None = None
-    shares: Mapping[str, float] = {}
+    policy: Policy = Policy()
 
 
 class Served:
@@ -138,7 +139,7 @@ class Served:
                 leads=self._leads,
                 take_slot=self._take_slot,
                 keep=self._keep,
-                shares=self._terms.shares,
+                policy=self._terms.policy,
                 upload_kept_seconds=_UPLOAD_KEPT_SECONDS,
                 door_heard_us=lambda connection: workers.beat_us(connection, Role.API),
                 jobs_bus=self._jobs_bus,

@@ -10,7 +10,7 @@ import typer
 
 from broker.bootstrap.embedded import Embedded
 from broker.catalog.lanes import load_lanes
-from broker.catalog.shares import load_shares
+from broker.catalog.policy import load_policy
 from broker.cli.options import CatalogOption, DataOption, read_settings
 from broker.cli.printing import say
 from broker.cli.signals import stopping_on_signals
@@ -42,9 +42,9 @@ def up(
 
     settings = read_settings(data, catalog, log_level)
     lanes = load_lanes(settings.catalog)
-    shares = load_shares(settings.catalog, lanes)
+    policy = load_policy(settings.catalog, lanes)
     stop = threading.Event()
-    with stopping_on_signals(stop), Embedded(settings.data, lanes, shares=shares) as embedded:
+    with stopping_on_signals(stop), Embedded(settings.data, lanes, policy=policy) as embedded:
         log_to_file(settings.data / "broker.log", settings.log_level)
         taken = listen(host, port)
         embedded.start()

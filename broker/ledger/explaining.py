@@ -11,7 +11,7 @@ from broker.database import plans
 from broker.database.tables import job, shard, shard_span, work_group
 from broker.domain.ids import format_id, id_offset
 from broker.ledger.tables import attempt, job_outcome, price
-from broker.rules.planning import Candidate, Removed
+from broker.rules.decisions import Candidate, Removed
 
 __all__ = ["AttemptStory", "JobStory", "explain", "find_job", "where_is"]
 

@@ -37,7 +37,7 @@ class Cover(msgspec.Struct):
 
 
 class _Line(msgspec.Struct):
-    """One pool's view: its lanes in merit order; by place, speed on its mix, cost per unit of work, billed start."""
+    """One pool's view: its lanes in merit order; by index, speed on its mix, cost per unit of work, billed start."""
 
     order: list[int]
     speeds: list[float]
@@ -100,10 +100,10 @@ def _shares(
 def _line(table: LaneTable, pool: Pool, shares: ShareRoom) -> _Line:
     speeds = table.mean_speeds(pool.mix)
     prices = [0.0] * len(speeds)
-    order = [place for place in bits(pool.mask) if speeds[place] > 0]
-    for place in order:
-        prices[place] = table.hour_cost(place, pool.mix) / speeds[place]
-    order.sort(key=lambda place: (prices[place], table.lanes[place].name))
+    order = [index for index in bits(pool.mask) if speeds[index] > 0]
+    for index in order:
+        prices[index] = table.hour_cost(index, pool.mix) / speeds[index]
+    order.sort(key=lambda index: (prices[index], table.lanes[index].name))
     return _Line(shares.ordered(order), speeds, prices, [lane.start_billed_s for lane in table.lanes])
 
 
@@ -120,14 +120,14 @@ def _soft_limits(
     left = max(rivals, _NOTHING) * policy.cap_headroom
     allowed = [0] * len(fleet.limits)
     dearest = 0.0
-    for place in line.order:
+    for index in line.order:
         if left <= _NOTHING:
             break
-        allowed[place] = shares.allowed(place, fleet.limits[place])
+        allowed[index] = shares.allowed(index, fleet.limits[index])
         # A lane that is away counts, as waiting for its return is cheaper than the next one.
-        if counted := shares.allowed(place, fleet.quotas[place]):
-            left -= counted * line.speeds[place]
-            dearest = max(dearest, line.prices[place])
+        if counted := shares.allowed(index, fleet.quotas[index]):
+            left -= counted * line.speeds[index]
+            dearest = max(dearest, line.prices[index])
     return allowed, dearest
 
 
@@ -135,15 +135,15 @@ def _steady(line: _Line, pool: Pool, allowed: Sequence[int], policy: Policy) -> 
     """The soft speed; more where lanes clearly cheaper than the one that the day's demand ends at would stand idle."""
     filled = marginal = 0.0
     day = policy.steady_part * pool.day
-    for place in line.order:
+    for index in line.order:
         if filled >= day:
             break
-        filled += allowed[place] * line.speeds[place]
-        marginal = max(marginal, line.prices[place])
+        filled += allowed[index] * line.speeds[index]
+        marginal = max(marginal, line.prices[index])
     cheap = sum(
-        allowed[place] * line.speeds[place]
-        for place in line.order
-        if line.prices[place] <= policy.steady_below * marginal
+        allowed[index] * line.speeds[index]
+        for index in line.order
+        if line.prices[index] <= policy.steady_below * marginal
     )
     return max(pool.soft, min(cheap, day, pool.urgent + pool.backlog / policy.standby_s))
 
@@ -152,35 +152,35 @@ def _cover_soft(
     fleet: Cover, line: _Line, need: float, states: Sequence[LaneNow], allowed: Sequence[int], policy: Policy
 ) -> float:
     """Whole instances in merit order; what is left over waits and is returned."""
-    for place in line.order:
-        need -= _use_room(fleet, place, line.speeds[place], need)
-    for place in line.order:
-        addable = min(allowed[place], fleet.limits[place]) - fleet.desired[place]
+    for index in line.order:
+        need -= _use_room(fleet, index, line.speeds[index], need)
+    for index in line.order:
+        addable = min(allowed[index], fleet.limits[index]) - fleet.desired[index]
         if need <= _NOTHING:
             return 0.0
         if addable <= 0:
             continue
-        wanted = need / line.speeds[place]
+        wanted = need / line.speeds[index]
         whole = min(int(wanted), addable)
-        fleet.desired[place] += whole
-        need -= whole * line.speeds[place]
+        fleet.desired[index] += whole
+        need -= whole * line.speeds[index]
         if whole < addable:
             rest = wanted - whole
-            kept = states[place].live > fleet.desired[place]
+            kept = states[index].live > fleet.desired[index]
             if rest <= (policy.keep_above if kept else policy.add_above):
                 return need
-            fleet.desired[place] += 1
-            fleet.room[place] += 1.0 - rest
+            fleet.desired[index] += 1
+            fleet.room[index] += 1.0 - rest
             return 0.0
     return need
 
 
-def _use_room(fleet: Cover, place: int, speed: float, need: float) -> float:
+def _use_room(fleet: Cover, index: int, speed: float, need: float) -> float:
     """Use what is already wanted and idle; the units per second gained."""
-    if fleet.room[place] <= 0 or need <= 0:
+    if fleet.room[index] <= 0 or need <= 0:
         return 0.0
-    gained = min(fleet.room[place] * speed, need)
-    fleet.room[place] -= gained / speed
+    gained = min(fleet.room[index] * speed, need)
+    fleet.room[index] -= gained / speed
     return gained
 
 
@@ -196,22 +196,22 @@ def _cover_hard(
     """Add the cheapest instances until the hard speed is there; what soft work still misses then."""
     while short > _NOTHING:
         best: tuple[float, int, int] | None = None
-        for place in line.order:
-            addable = fleet.limits[place] - fleet.desired[place]
+        for index in line.order:
+            addable = fleet.limits[index] - fleet.desired[index]
             if addable <= 0:
                 continue
-            for count in {int(short / line.speeds[place]), min(addable, ceil(short / line.speeds[place]))}:
+            for count in {int(short / line.speeds[index]), min(addable, ceil(short / line.speeds[index]))}:
                 if 0 < count <= addable:
-                    score = _score(fleet, line, pool, place, count, short, states, dearest)
-                    if best is None or (score, place) < best[:2]:
-                        best = (score, place, count)
+                    score = _score(fleet, line, pool, index, count, short, states, dearest)
+                    if best is None or (score, index) < best[:2]:
+                        best = (score, index, count)
         if best is None:
             return missing
-        _, place, count = best
-        gained = count * line.speeds[place]
-        fleet.desired[place] += count
+        _, index, count = best
+        gained = count * line.speeds[index]
+        fleet.desired[index] += count
         used = min(gained, max(short, missing))
-        fleet.room[place] += (gained - used) / line.speeds[place]
+        fleet.room[index] += (gained - used) / line.speeds[index]
         missing = max(0.0, missing - used)
         short -= gained
     return missing
@@ -221,17 +221,17 @@ def _score(
     fleet: Cover,
     line: _Line,
     pool: Pool,
-    place: int,
+    index: int,
     count: int,
     short: float,
     states: Sequence[LaneNow],
     dearest: float,
 ) -> float:
     """Cost per unit covered of `count` more instances here, starts included, useful surplus credited."""
-    hourly = line.prices[place] * line.speeds[place]
-    gained = count * line.speeds[place]
-    new = max(0, fleet.desired[place] + count - max(states[place].live, fleet.desired[place]))
-    cost = hourly * (count + new * line.loads_s[place] / _START_SPREAD_S)
+    hourly = line.prices[index] * line.speeds[index]
+    gained = count * line.speeds[index]
+    new = max(0, fleet.desired[index] + count - max(states[index].live, fleet.desired[index]))
+    cost = hourly * (count + new * line.loads_s[index] / _START_SPREAD_S)
     surplus = max(0.0, gained - short)
     useful = min(surplus, pool.backlog / _SURPLUS_USE_S)
-    return (cost - useful * min(dearest, line.prices[place])) / min(gained, short)
+    return (cost - useful * min(dearest, line.prices[index])) / min(gained, short)
