@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from broker.database import plans
+from broker.database.arrivals import ArrivalTerms, keep_arrivals
 from broker.domain.job import Constraints
 from broker.domain.lane import EngineSettings, Market, Supply
 from broker.rules.placement.policy import Policy
@@ -144,3 +145,19 @@ def test_each_batch_spends_its_own_budget_and_one_without_is_not_held_up(make_wo
     for shard in world.dispatch():
         sent[shard.batch_id] += shard.jobs_count
     assert [sent[one.batch_id] for one in (small, large, free)] == [5, 12, 20]
+
+
+@pytest.mark.parametrize(("standby", "desired"), [(0.0, 2), (2.0, 4)])
+def test_capacity_stands_by_for_urgent_work_that_is_expected(make_world, standby, desired):
+    """A job a second, to be done within a minute, and an instance does one a second."""
+    lane = a_lane(
+        supply=Supply.ELASTIC, market=Market.ON_DEMAND, quota=9, jobs_per_second=1.0, start_billed_seconds=120.0
+    )
+    world = make_world(lane)
+    world.place_by(Policy(standby=standby))
+    now = world.clock() // 60_000_000
+    urgent, calm = ArrivalTerms(MODEL, "{}", 60), ArrivalTerms(MODEL, "{}", 86_400)
+    for minute in range(now - 120, now):
+        world.database.write(lambda one, at=minute: keep_arrivals(one, at, {urgent: 60, calm: 60}))
+    world.planner.step()
+    assert world.read(plans.lane_plans)["lane-a"].desired == desired
