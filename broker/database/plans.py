@@ -61,13 +61,17 @@ class LanePlan(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str | None = None
 
     def is_news(self, before: LanePlan | None) -> bool:
-        """Whether it says something else than before; speeds count when they moved by more than a tenth."""
+        """Whether it says something else than before.
+
+        Speeds count when they moved by more than a tenth, and when the first was seen where one was believed.
+        """
         if before is None:
             return True
         if msgspec.structs.replace(self, speeds={}) != msgspec.structs.replace(before, speeds={}):
             return True
         return any(
             abs(speed.job_s - before.speeds[model].job_s) > _SPEED_TOLERANCE * before.speeds[model].job_s
+            or (speed.jobs > 0) != (before.speeds[model].jobs > 0)
             for model, speed in self.speeds.items()
         )
 

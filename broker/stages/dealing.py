@@ -191,7 +191,7 @@ class Dealing:
 
     def _waiting(self, assignment: Assignment, deadline_s: float) -> Waiting:
         fastest = self._fastest.get(assignment.model)
-        start_by_s = deadline_s - fastest.run_s if fastest else deadline_s
+        start_by_s = deadline_s - fastest.run_s if fastest and fastest.is_seen else deadline_s
         return Waiting(assignment.group_id, assignment.tenant_id, deadline_s, start_by_s)
 
     def _empty_room(self, lane: Lane, slots: int) -> LaneRoom:
@@ -264,10 +264,15 @@ class Dealing:
 
 
 class _Fastest(msgspec.Struct, frozen=True):
-    """Of a model: the fewest seconds of a busy instance for a job, and the fewest that one job takes, of all lanes."""
+    """Of a model: the fewest seconds of a busy instance for a job, and the fewest that one job takes, of all lanes.
+
+    `is_seen`: jobs of it ended somewhere. Until then nothing counts as late, as the catalog says how much a lane gets
+    done, and not how long one job takes.
+    """
 
     job_s: float
     run_s: float
+    is_seen: bool
 
 
 def _fastest(lanes: Mapping[str, Lane], lane_plans: Mapping[str, LanePlan]) -> dict[str, _Fastest]:
@@ -279,10 +284,10 @@ def _fastest(lanes: Mapping[str, Lane], lane_plans: Mapping[str, LanePlan]) -> d
             continue
         for model, speed in lane_plan.speeds.items():
             best = fastest.get(model)
-            job_s, run_s = speed.job_s, speed.job_s * lane.engine.concurrency
+            here = _Fastest(speed.job_s, speed.job_s * lane.engine.concurrency, speed.jobs > 0)
             if best is not None:
-                job_s, run_s = min(job_s, best.job_s), min(run_s, best.run_s)
-            fastest[model] = _Fastest(job_s, run_s)
+                here = _Fastest(min(here.job_s, best.job_s), min(here.run_s, best.run_s), here.is_seen or best.is_seen)
+            fastest[model] = here
     return fastest
 
 

@@ -32,6 +32,16 @@ def run_rounds(world, rounds: int) -> Counter[str]:
     return done
 
 
+def learn(world, **seconds) -> None:
+    """A job ends on each of these lanes, after so many seconds."""
+    for lane, run_s in seconds.items():
+        world.take_in(some_lines(1, lane), constraints=Constraints(lanes=(lane,)))
+        (shard,) = world.claimed()
+        world.record(world.ran(shard, a_job_ran(run_us=round(run_s * 1e6))))
+        world.clock.advance(1)
+        world.planner.step()
+
+
 @pytest.mark.parametrize(("weights", "times"), [({}, 1.0), ({"a": 3.0}, 3.0), ({"a": 3.0, "b": 1.5}, 2.0)])
 def test_tenants_get_work_done_by_their_weights(make_world, weights, times):
     world = make_world(a_lane(slots=4, engine=ENGINE, shard_jobs_max=10))
@@ -55,8 +65,8 @@ def test_a_turn_is_measured_in_work_so_that_a_slow_lane_costs_a_tenant_no_turns(
 
 
 def test_what_is_late_goes_after_what_must_start_soon_and_can_and_before_what_has_time(make_world):
-    # A job takes eight seconds here.
     world = make_world(a_lane(slots=8, engine=ENGINE, jobs_per_second=1 / 8, shard_jobs_max=1))
+    learn(world, **{"lane-a": 8.0})
     late = world.take_in(some_lines(2, "late"), window_seconds=20)
     calm = world.take_in(some_lines(2, "calm"), window_seconds=7_200)
     world.clock.advance(15)
@@ -69,11 +79,20 @@ def test_nothing_is_late_that_the_fastest_lane_could_still_do(make_world):
     fast = a_lane("fast", engine=ENGINE, shard_jobs_max=1, slots=4, price=a_price(9_000_000_000))
     slow = a_lane("slow", engine=ENGINE, jobs_per_second=1 / 8, shard_jobs_max=1, slots=4)
     world = make_world(fast, slow)
+    learn(world, fast=0.02, slow=16.0)
     hurried = world.take_in(some_lines(2, "hurried"), window_seconds=20)
     world.clock.advance(15)
     soon = world.take_in(some_lines(2, "soon"), window_seconds=60)
     order = [shard.batch_id for shard in world.dispatch()]
     assert order == [one.batch_id for one in (hurried, hurried, soon, soon)]
+
+
+def test_nothing_is_late_by_the_catalogs_word_alone(make_world):
+    world = make_world(a_lane(slots=4, engine=ENGINE, jobs_per_second=1 / 8, shard_jobs_max=1))  # no job ended yet
+    hurried = world.take_in(some_lines(2, "hurried"), window_seconds=10)
+    world.clock.advance(8)
+    soon = world.take_in(some_lines(2, "soon"), window_seconds=60)
+    assert [shard.batch_id for shard in world.dispatch()] == [one.batch_id for one in (hurried, hurried, soon, soon)]
 
 
 def test_preempted_as_often_as_the_policy_allows_a_job_is_kept_off_spot_and_another_of_its_group_is_not(make_world):
