@@ -77,8 +77,10 @@ def measure_planner(rounds: int = 7) -> dict[str, float]:
             raise SystemExit(f"{len(groups)} groups gave {len(plan.decided)} decisions")
         fresh = Group(group_id="fresh", tenant="t0", terms=groups[0].terms, start_by_s=40.0, jobs=1)
         free_s = [float(lane.quota) for lane in lanes]
+        policy = Policy()
+        turns = Turns(policy)
         started = time.process_time()
-        dealt = deal_step(table, 0.0, Turns(), {"t0": [fresh]}, free_s, plan.orders, Policy())
+        dealt = deal_step(table, 0.0, turns, {"t0": [fresh]}, free_s, plan.orders, policy)
         deals.append(time.process_time() - started)
         if len(dealt) != 1:
             raise SystemExit(f"one fresh job was dealt {len(dealt)} times")

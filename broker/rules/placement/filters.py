@@ -44,14 +44,23 @@ def job_cost_nano_usd(lane: LaneFacts, kind: str) -> int:
     return round(lane.hour_nano_usd / (lane.jobs_per_second[kind] * _SECONDS_PER_HOUR))
 
 
-def eligible(terms: Terms, lanes: Sequence[LaneFacts]) -> Eligibility:
-    """Which of the lanes may serve these terms."""
+def eligible(
+    terms: Terms,
+    lanes: Sequence[LaneFacts],
+    known: dict[tuple[str, int], tuple[Removed, ...]] | None = None,
+) -> Eligibility:
+    """Which of the lanes may serve these terms. `known` saves saying the same of the same lanes for other terms."""
     mask = (1 << len(lanes)) - 1
     removed: list[Removed] = []
     for reason, passes in _filters(terms):
         failing = sum(1 << index for index in bits(mask) if not passes(lanes[index]))
         if failing:
-            removed += [Removed(lanes[index].name, reason) for index in bits(failing)]
+            gone = known.get((reason, failing)) if known is not None else None
+            if gone is None:
+                gone = tuple(Removed(lanes[index].name, reason) for index in bits(failing))
+                if known is not None:
+                    known[reason, failing] = gone
+            removed += gone
             mask &= ~failing
     return Eligibility(mask, tuple(removed))
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from broker.domain.lane import Market
+from broker.rules.decisions import Removed
 from broker.rules.placement.filters import Eligibility, bits, eligible, job_cost_nano_usd
 from broker.rules.placement.lanes import LaneFacts, Supply
 from broker.rules.placement.work import Group, Terms
@@ -35,6 +36,7 @@ class LaneTable:
                 self.fastest[kind] = max(speed, self.fastest.get(kind, 0.0))
         self.price_versions = tuple(lane.price_version for lane in lanes)
         self._eligible: dict[Terms, Eligibility] = {}
+        self._removed: dict[tuple[str, int], tuple[Removed, ...]] = {}
         self._without_spot: dict[Terms, Terms] = {}
         self._job_costs: dict[tuple[int, str], int] = {}
         self._speeds: dict[str, tuple[float, ...]] = {}
@@ -42,7 +44,7 @@ class LaneTable:
     def eligible(self, terms: Terms) -> Eligibility:
         found = self._eligible.get(terms)
         if found is None:
-            found = self._eligible[terms] = eligible(terms, self.lanes)
+            found = self._eligible[terms] = eligible(terms, self.lanes, self._removed)
         return found
 
     def job_cost_nano_usd(self, index: int, kind: str) -> int:
