@@ -130,18 +130,18 @@ class Dealing:
         """What waits and is planned, to be dealt; and whether something waits that is not. Sets the room's shares."""
         groups = ready.waiting_groups(connection, now_us)
         planned = [
-            self._waiting(assignment, one.deadline_us / _US)
-            for one in groups
-            if (assignment := self._assignments.get(one.group_id))
+            self._waiting(assignment, group.deadline_us / _US)
+            for group in groups
+            if (assignment := self._assignments.get(group.group_id))
         ]
-        planned.sort(key=lambda one: one.start_by_s)
+        planned.sort(key=lambda waiting: waiting.start_by_s)
         if len(self._assignments) > len(planned) + _ASSIGNMENTS_MAX:
             self._assignments = {one.group_id: self._assignments[one.group_id] for one in planned}
         now_s = now_us / _US
         lines: dict[str, list[Waiting]] = {}
-        for one in planned:
-            lines.setdefault(one.tenant, []).append(one)
-        here = lines.keys() | set().union(*(one.jobs for one in room.rooms.values()))
+        for waiting in planned:
+            lines.setdefault(waiting.tenant, []).append(waiting)
+        here = lines.keys() | set().union(*(lane_room.jobs for lane_room in room.rooms.values()))
         room.shares = shares_of(here, self._policy.tenant_weights)
         self._seen_s |= dict.fromkeys(here, now_s)
         self._seen_s = {tenant: seen_s for tenant, seen_s in self._seen_s.items() if now_s - seen_s <= _LATELY_S}

@@ -160,15 +160,15 @@ class Planner:
 
     def _groups(self, seen: Seen, service_s: Mapping[str, float]) -> Iterator[Group]:
         """Each group that waits, and those that may have more jobs by now; what stays off spot by itself."""
-        waiting = {one.group_id for one in seen.waiting}
+        waiting = {group.group_id for group in seen.waiting}
         for group_id, planned in self._planned.items():
             if group_id not in waiting:
                 yield _group(group_id.hex(), planned.key, planned.key.deadline_us, 0, service_s)
-        for one in seen.waiting:
-            name, rest = one.group_id.hex(), one.jobs_count - one.often_preempted
-            yield _group(name, one.key, one.deadline_us, rest, service_s)
-            if one.often_preempted:
-                steady = _group(name + _OFF_SPOT, one.key, one.deadline_us, one.often_preempted, service_s)
+        for group in seen.waiting:
+            name, rest = group.group_id.hex(), group.jobs_count - group.often_preempted
+            yield _group(name, group.key, group.deadline_us, rest, service_s)
+            if group.often_preempted:
+                steady = _group(name + _OFF_SPOT, group.key, group.deadline_us, group.often_preempted, service_s)
                 yield msgspec.structs.replace(steady, preemptions=self._policy.preemptions_max)
 
     # Publishing.
@@ -195,7 +195,7 @@ class Planner:
             self._write(seen.now_us, fresh, changed, late_us, beyond)
             self._beyond = beyond
             self._wakeups.notify(Topic.DISPATCHER)
-        keys = {one.group_id: one.key for one in seen.waiting}
+        keys = {group.group_id: group.key for group in seen.waiting}
         for group_id, decision in fresh.items():
             before = self._planned.get(group_id)
             self._planned[group_id] = _Planned(before.key if before else keys[group_id], decision)

@@ -138,15 +138,15 @@ class Watching:
         self._learn(read)
         waiting = [
             GroupSeen(
-                one.group_id,
-                self._keys[one.group_id],
-                one.deadline_us,
-                one.jobs_count,
-                read.often_preempted.get(one.group_id, 0),
+                group.group_id,
+                self._keys[group.group_id],
+                group.deadline_us,
+                group.jobs_count,
+                read.often_preempted.get(group.group_id, 0),
             )
-            for one in read.waiting
+            for group in read.waiting
         ]
-        self._forget_keys(read.now_us, {one.group_id for one in waiting})
+        self._forget_keys(read.now_us, {group.group_id for group in waiting})
         lanes = [self._lane_seen(lane, read) for lane in self._lanes.all_at(read.now_us)]
         return Seen(
             now_us=read.now_us,
@@ -211,7 +211,7 @@ class Watching:
 
     def _forget_keys(self, now_us: int, waiting: Collection[bytes]) -> None:
         """Of groups that are past their deadline, and of the oldest where there are too many; none that waits."""
-        others = [one for one in self._keys if one not in waiting]
+        others = [group_id for group_id in self._keys if group_id not in waiting]
         too_many = len(others) - _KEYS_MAX
         for number, group_id in enumerate(others):
             if number < too_many or self._keys[group_id].deadline_us < now_us:
