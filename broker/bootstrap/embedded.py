@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -28,6 +28,7 @@ from broker.health import LaneHealth
 from broker.keys import load_or_create_signer, public_bytes
 from broker.leasing import LeaseDoor
 from broker.ledger.prices import import_prices
+from broker.rules.placement.policy import Policy
 from broker.signing import KeyRing, KeyRole, PublicKey, Signer
 from broker.stages.keeper import Keeper
 from broker.wakeups import Wakeups
@@ -59,8 +60,8 @@ class Embedded:
 
     Use it as a context manager: inside, it works; on leaving, what runs is handed back and everything ends,
     within about five seconds where the engines let go in time. `failure` holds what a stage could not get
-    past, for the person to see. `shares` limits providers, see `broker.catalog.shares`. With a `door` it listens
-    there. `on_death` is called when a thread has ended that should not: leave then, and `check` says why.
+    past, for the person to see. `policy`: see `broker.catalog.policy`. With a `door` it listens there. `on_death` is
+    called when a thread has ended that should not: leave then, and `check` says why.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Embedded:
         lanes: Sequence[Lane],
         clock: Clock = utc_now_us,
         *,
-        shares: Mapping[str, float] | None = None,
+        policy: Policy | None = None,
         door: DoorTerms | None = None,
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
@@ -81,7 +82,7 @@ class Embedded:
             raise
         self._data = data
         self._lanes = lanes
-        self._shares = shares or {}
+        self._policy = policy or Policy()
         self.database = open_database(data)
         self.health = LaneHealth()
         self.front = Front(
@@ -212,6 +213,6 @@ class Embedded:
                 known_lanes=self.database.write(lambda connection: remember_lanes(connection, self._lanes))
             ),
             keep=Keeper(self.database, self._clock, self._threads.stopping.is_set).step,
-            shares=self._shares,
+            policy=self._policy,
             door=self._door,
         )

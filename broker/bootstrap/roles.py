@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import assert_never
 
@@ -17,6 +17,7 @@ from broker.intake.bus_jobs import Receiving
 from broker.intake.uploads import UploadReader
 from broker.leasing import LEASE_SECONDS, LeaseDoor
 from broker.ledger.checkpoints import CheckpointPlace
+from broker.rules.placement.policy import Policy
 from broker.signing import KeyRing, Signer
 from broker.stages.announcer import Announcer
 from broker.stages.assembler import Assembler
@@ -24,7 +25,7 @@ from broker.stages.closer import Closer
 from broker.stages.dispatcher import SHARDS_PER_STEP, Dispatcher
 from broker.stages.keeper import KEEPER_SECONDS
 from broker.stages.notifier import Notifier
-from broker.stages.planner import Planner, live_policy
+from broker.stages.planner import Planner
 from broker.stages.recorder import Recorder
 from broker.stages.relay import ROWS_PER_STEP, Relay, lanes_of_each_bus
 from broker.stages.rescuer import Rescuer
@@ -56,9 +57,9 @@ def _start(role: Role, wiring: Wiring) -> None:  # noqa: C901, PLR0912 (a case f
             if transport.jobs_bus is not None:
                 _start_receiving(threads, front, transport.jobs_bus, keys.ring)
         case Role.PLANNER:
-            _start_planner(threads, front, leads(role), wiring.shares)
+            _start_planner(threads, front, leads(role), wiring.policy)
         case Role.DISPATCHER:
-            _start_dispatcher(threads, front, leads(role))
+            _start_dispatcher(threads, front, leads(role), wiring.policy)
         case Role.RELAY:
             _start_relays(threads, front, leads(role), transport, keys.signer)
         case Role.RECORDER:
@@ -121,7 +122,7 @@ def _start_receiving(threads: Threads, front: Front, jobs_bus: JobsBus, ring: Ke
     threads.start(Loop(name="receiving", step=receiving.step))
 
 
-def _start_planner(threads: Threads, front: Front, leads: Leads, shares: Mapping[str, float]) -> None:
+def _start_planner(threads: Threads, front: Front, leads: Leads, policy: Policy) -> None:
     planner = Planner(
         front.database,
         front.lanes,
@@ -129,14 +130,16 @@ def _start_planner(threads: Threads, front: Front, leads: Leads, shares: Mapping
         front.wakeups,
         front.health,
         front.live_slots,
-        live_policy(shares),
+        policy,
     )
     rest = Woken(topic=Topic.PLANNER, poll_seconds=lambda: planner.rest_seconds)
     threads.start(Loop(name=Role.PLANNER, step=planner.step, rest=rest, leads=leads))
 
 
-def _start_dispatcher(threads: Threads, front: Front, leads: Leads) -> None:
-    dispatcher = Dispatcher(front.database, front.lanes, front.clock, front.wakeups, front.health, front.live_slots)
+def _start_dispatcher(threads: Threads, front: Front, leads: Leads, policy: Policy) -> None:
+    dispatcher = Dispatcher(
+        front.database, front.lanes, front.clock, front.wakeups, front.health, front.live_slots, policy
+    )
 
     def step() -> bool:  # after less than a full step there is nothing more until someone says so
         return dispatcher.step() >= SHARDS_PER_STEP

@@ -37,6 +37,7 @@ from broker.leasing import LeaseDoor
 from broker.ledger.checkpoints import CHECKPOINTS, CheckpointFile
 from broker.ledger.partitions import ensure_partitions
 from broker.ledger.prices import import_prices
+from broker.rules.placement.policy import Policy
 from broker.signing import KeyRole, Signer
 from broker.stages.keeper import Keeper
 from broker.wakeups import Wakeups
@@ -60,7 +61,7 @@ class ServedTerms(msgspec.Struct, frozen=True, kw_only=True):
 
     `drain_seconds`: how long the stages may take to end what they are at. `jobs_bus_url`: of the bus that producers
     publish their jobs on, where there is one; `payloads_url`: of the store for what a lane's bus can't carry, likewise.
-    `shares` limits providers, see `broker.catalog.shares`. `door`: where the role `api` listens.
+    `policy`: see `broker.catalog.policy`. `door`: where the role `api` listens.
     """
 
     database_url: str
@@ -70,7 +71,7 @@ class ServedTerms(msgspec.Struct, frozen=True, kw_only=True):
     drain_seconds: float = 10.0
     jobs_bus_url: str | None = None
     payloads_url: str | None = None
-    shares: Mapping[str, float] = {}
+    policy: Policy = Policy()
     door: DoorTerms | None = None
 
 
@@ -183,7 +184,7 @@ class Served:
                 door_heard_us=lambda connection: workers.beat_us(connection, Role.API),
                 upload_kept_seconds=_UPLOAD_KEPT_SECONDS,
             ),
-            shares=self._terms.shares,
+            policy=self._terms.policy,
             door=self._door,
             lease_door=self._lease_door,
         )

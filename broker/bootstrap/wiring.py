@@ -18,6 +18,7 @@ from broker.front import Front
 from broker.leasing import LeaseDoor
 from broker.ledger.checkpoints import CheckpointPlace
 from broker.ledger.streams import FixedSlot, StreamSlot
+from broker.rules.placement.policy import Policy
 from broker.signing import KeyRing, Signer
 from broker.stages.relay import ShardPublisher
 
@@ -82,7 +83,7 @@ class LedgerSide(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wiring(msgspec.Struct, frozen=True, kw_only=True):
-    """`shares` limits providers, by name or `*` for all others. `keep` is the keeper's hourly round.
+    """`policy` is the planner's and the dispatcher's. `keep` is the keeper's hourly round.
 
     Without a `door` nothing comes over HTTP. `lease_door` is what it serves to workers that are other processes.
     """
@@ -94,6 +95,6 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     ledger: LedgerSide
     keep: Callable[[], None]
     peers: Peers = Peers()
-    shares: Mapping[str, float] = {}
+    policy: Policy = Policy()
     door: HttpDoor | None = None
     lease_door: LeaseDoor | None = None

@@ -67,7 +67,9 @@ class _LaneEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     lane: list[_LaneEntry]
     throughputs: str | None = None
-    shares: dict[str, float] = {}  # see `catalog.shares`
+    shares: dict[str, float] = {}  # see `catalog.shares`, and of the next two `catalog.policy`
+    tenant_weights: dict[str, object] = {}
+    placement: dict[str, object] = {}
 
 
 def load_lanes(catalog: str | Path) -> list[Lane]:

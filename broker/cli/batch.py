@@ -15,7 +15,7 @@ from broker.bootstrap.batch_run import BatchRun, RunOptions, allowed_lanes, read
 from broker.bootstrap.batch_run import Progress as BatchProgress
 from broker.bootstrap.embedded import Embedded
 from broker.catalog.lanes import DEMO_CATALOG, load_lanes
-from broker.catalog.shares import load_shares
+from broker.catalog.policy import load_policy
 from broker.cli import uploads
 from broker.cli.options import CatalogOption, DataOption, parse_window, read_settings
 from broker.cli.printing import OutputFormat, complain, console, dollars, print_rows, say
@@ -57,7 +57,7 @@ def run(
     settings = read_settings(data, catalog)
     names = tuple(sorted(name.strip() for name in lanes.split(",") if name.strip())) if lanes else ()
     every = load_lanes(settings.catalog)
-    shares, chosen = load_shares(settings.catalog, every), allowed_lanes(every, names)
+    policy, chosen = load_policy(settings.catalog, every), allowed_lanes(every, names)
     options = RunOptions(
         source=file,
         output=output,
@@ -69,7 +69,7 @@ def run(
     source = read_source(file, settings.batch_lines_max)
     log = settings.data / "broker.log"
     log_to_file(log, settings.log_level)
-    with Embedded(settings.data, chosen, shares=shares) as embedded:
+    with Embedded(settings.data, chosen, policy=policy) as embedded:
         batch = BatchRun(embedded, options, source)
         _introduce(batch, chosen, settings.catalog)
         if not batch.is_finished:

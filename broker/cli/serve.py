@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from broker.catalog.lanes import load_lanes
-from broker.catalog.shares import load_shares
+from broker.catalog.policy import load_policy
 from broker.cli.memory import keep_heaps
 from broker.cli.options import (
     CatalogOption,
@@ -63,7 +63,7 @@ def serve(
         drain_seconds=drain_seconds,
         jobs_bus_url=settings.jobs_bus_url,
         payloads_url=settings.payloads_url,
-        shares=load_shares(settings.catalog, lanes),
+        policy=load_policy(settings.catalog, lanes),
         door=DoorTerms(host=host, port=port, names=tuple(name or ()), batch_lines_max=settings.batch_lines_max),
     )
     log_to_stderr(settings.log_level)

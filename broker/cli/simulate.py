@@ -46,6 +46,16 @@ ShareOption = Annotated[
     list[str] | None,
     typer.Option("--share", help="Most of the work that a provider may do, as PROVIDER=PERCENT, or PERCENT for all."),
 ]
+StandbyOption = Annotated[
+    float | None,
+    typer.Option(
+        "--standby", min=0.0, help="Capacity that stands by for urgent work, times its daily mean [what is worth it]."
+    ),
+]
+MissedOption = Annotated[
+    str | None,
+    typer.Option("--missed-job-usd", help="What a missed urgent job costs [a hundred times what doing it costs]."),
+]
 PeersOption = Annotated[bool, typer.Option("--peers/--no-peers", help="Also run the peers.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Start-up times and preemptions follow from it.")]
 
@@ -58,6 +68,8 @@ def simulate(
     outage: OutageOption = None,
     spot_gone: SpotGoneOption = False,
     share: ShareOption = None,
+    standby: StandbyOption = None,
+    missed_job_usd: MissedOption = None,
     peers: PeersOption = True,
     seed: SeedOption = 0,
     data: DataOption = None,
@@ -65,6 +77,7 @@ def simulate(
     shape: FormatOption = OutputFormat.TABLE,
 ) -> None:
     """Replay a trace, or one's own history, on a virtual clock: cost, missed deadlines, waits, waste, shares."""
+    from broker.rules.placement.policy import Policy
     from broker.simulation.comparing import compare_ours, compare_peers
     from broker.simulation.faults import drain_of, named_faults, parse_outage
     from broker.simulation.lane_files import DEFAULT_LANES, read_lanes
@@ -82,7 +95,9 @@ def simulate(
     for fault in faults:
         if fault.provider is not None and fault.provider not in {lane.provider for lane in lanes}:
             raise UsageError(f"no lane of the catalog is {fault.provider}'s")
-    ours = compare_ours(lanes, workload, faults, _shares(share or (), lanes), seed)
+    shares = _shares(share or (), lanes)
+    policy = Policy(shares=shares, standby=standby, missed_job_nano_usd=_missed_job(missed_job_usd))
+    ours = compare_ours(lanes, workload, faults, policy, seed)
     row = _row_for_people if shape is OutputFormat.TABLE else _row
     rows = [{**dict.fromkeys(row(ours)), "policy": "bound", "cost_usd": round(ours.bound_usd, 2), "x_bound": 1.0}]
     rows.append(row(ours))
@@ -114,6 +129,18 @@ def _own_history(settings: Settings, database_url: str | None) -> tuple[tuple[La
     came, speeds = read_ledger(settings.data, database_url or settings.database_url, read)
     workload = workload_of(came)
     return lanes_of(priced.all_at(utc_now_us()), speeds, workload), workload
+
+
+def _missed_job(text: str | None) -> int | None:
+    from broker.domain.money import nano_from_usd
+
+    try:
+        nano_usd = int(nano_from_usd(text)) if text is not None else None
+    except ValueError:
+        nano_usd = 0
+    if nano_usd == 0:
+        raise UsageError(f"--missed-job-usd {text!r} is not an amount above 0, such as 0.01")
+    return nano_usd
 
 
 def _shares(texts: list[str] | tuple[()], lanes: tuple[LaneFacts, ...]) -> dict[str, float]:

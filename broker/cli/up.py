@@ -11,7 +11,7 @@ import typer
 from broker.bootstrap.door import DoorTerms
 from broker.bootstrap.embedded import Embedded
 from broker.catalog.lanes import load_lanes
-from broker.catalog.shares import load_shares
+from broker.catalog.policy import load_policy
 from broker.cli.options import CatalogOption, DataOption, read_settings
 from broker.cli.printing import say
 from broker.cli.signals import stopping_on_signals
@@ -35,12 +35,12 @@ def up(
     """Run the broker here until Ctrl-C; other terminals submit, wait, cancel and steer it by HTTP."""
     settings = read_settings(data, catalog, log_level)
     lanes = load_lanes(settings.catalog)
-    shares = load_shares(settings.catalog, lanes)
+    policy = load_policy(settings.catalog, lanes)
     door = DoorTerms(host=host, port=port, batch_lines_max=settings.batch_lines_max)
     stop = threading.Event()
     with (
         stopping_on_signals(stop),
-        Embedded(settings.data, lanes, shares=shares, door=door, on_death=stop.set) as embedded,
+        Embedded(settings.data, lanes, policy=policy, door=door, on_death=stop.set) as embedded,
     ):
         log_to_file(settings.data / "broker.log", settings.log_level)
         embedded.start()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import msgspec
 from sqlalchemy import Connection, func, select
 
 from broker.database.shards import OPEN_STATES
 from broker.database.tables import shard
 
-__all__ = ["OpenWork", "open_work"]
+__all__ = ["Capacity", "OpenWork", "open_work"]
+
+Capacity = Callable[[Connection], Mapping[str, int]]
+"""How many shards may run at once on each lane, by its live workers; a lane that isn't named has none."""
 
 
 class OpenWork(msgspec.Struct, frozen=True):

@@ -14,8 +14,8 @@ from broker.database.planning_tables import assignment, lane_plan, late_group, p
 from broker.database.tables import job, ready, work_group
 from broker.domain.desired import LaneDesired
 from broker.domain.ids import new_id
+from broker.rules.decisions import Candidate, GroupPlan, Removed
 from broker.rules.placement.learning import Speed
-from broker.rules.planning import Candidate, GroupPlan, Removed
 
 __all__ = [
     "Assignment",
@@ -41,6 +41,7 @@ class Assignment(msgspec.Struct, frozen=True):
     generation: int
     group_id: bytes
     tenant_id: str
+    model: str
     plan: GroupPlan
 
 
@@ -59,13 +60,17 @@ class LanePlan(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str | None = None
 
     def is_news(self, before: LanePlan | None) -> bool:
-        """Whether it says something else than before; speeds count when they moved by more than a tenth."""
+        """Whether it says something else than before.
+
+        Speeds count when they moved by more than a tenth, and when the first was seen where one was believed.
+        """
         if before is None:
             return True
         if msgspec.structs.replace(self, speeds={}) != msgspec.structs.replace(before, speeds={}):
             return True
         return any(
             abs(speed.job_s - before.speeds[model].job_s) > _SPEED_TOLERANCE * before.speeds[model].job_s
+            or (speed.jobs > 0) != (before.speeds[model].jobs > 0)
             for model, speed in self.speeds.items()
         )
 
@@ -105,18 +110,14 @@ def write_plan(
 
 def load_later(connection: Connection, generation: int) -> dict[bytes, Assignment]:
     """What was decided since that generation, by group; the newest for each."""
-    rows = connection.execute(
-        _with_tenant().where(assignment.c.generation > generation).order_by(assignment.c.generation)
-    )
+    rows = connection.execute(_with_key().where(assignment.c.generation > generation).order_by(assignment.c.generation))
     return {row.group_id: _assignment(row) for row in rows}
 
 
 def load_waiting(connection: Connection) -> dict[bytes, Assignment]:
     """What holds for each group that waits."""
     waiting = select(ready.c.group_id).distinct()
-    rows = connection.execute(
-        _with_tenant().where(assignment.c.group_id.in_(waiting)).order_by(assignment.c.generation)
-    )
+    rows = connection.execute(_with_key().where(assignment.c.group_id.in_(waiting)).order_by(assignment.c.generation))
     newest = {row.group_id: row for row in rows}
     return {group_id: _assignment(row) for group_id, row in newest.items()}
 
@@ -124,7 +125,7 @@ def load_waiting(connection: Connection) -> dict[bytes, Assignment]:
 def newest(connection: Connection, group_ids: Collection[bytes]) -> dict[bytes, Assignment]:
     """What holds for each of these groups, where anything does."""
     rows = connection.execute(
-        _with_tenant().where(assignment.c.group_id.in_(list(group_ids))).order_by(assignment.c.generation)
+        _with_key().where(assignment.c.group_id.in_(list(group_ids))).order_by(assignment.c.generation)
     )
     found = {row.group_id: row for row in rows}
     return {group_id: _assignment(row) for group_id, row in found.items()}
@@ -132,7 +133,7 @@ def newest(connection: Connection, group_ids: Collection[bytes]) -> dict[bytes, 
 
 def find(connection: Connection, assignment_id: bytes) -> Assignment | None:
     """The assignment of this id."""
-    row = connection.execute(_with_tenant().where(assignment.c.assignment_id == assignment_id)).one_or_none()
+    row = connection.execute(_with_key().where(assignment.c.assignment_id == assignment_id)).one_or_none()
     return _assignment(row) if row else None
 
 
@@ -198,11 +199,13 @@ def late_batch_us(connection: Connection, batch_id: bytes) -> int | None:
     return finish_us
 
 
-def _with_tenant() -> Select[Any]:
-    return select(assignment, work_group.c.tenant_id).join(work_group, work_group.c.group_id == assignment.c.group_id)
+def _with_key() -> Select[Any]:
+    columns = (assignment, work_group.c.tenant_id, work_group.c.model)
+    return select(*columns).join(work_group, work_group.c.group_id == assignment.c.group_id)
 
 
 def _assignment(row: Row[Any]) -> Assignment:
     candidates = msgspec.json.decode(row.candidates, type=tuple[Candidate, ...])
     removed = msgspec.json.decode(row.removed, type=tuple[Removed, ...])
-    return Assignment(row.assignment_id, row.generation, row.group_id, row.tenant_id, GroupPlan(candidates, removed))
+    plan = GroupPlan(candidates, removed)
+    return Assignment(row.assignment_id, row.generation, row.group_id, row.tenant_id, row.model, plan)

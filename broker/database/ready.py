@@ -16,6 +16,7 @@ __all__ = [
     "is_empty",
     "next_due_us",
     "next_spans",
+    "often_preempted",
     "overdue_spans",
     "waiting_groups",
     "waiting_spans_of_batch",
@@ -52,6 +53,15 @@ _GROUPS = (
     .group_by(ready.c.group_id)
     .order_by("due_us", ready.c.group_id)
 )
+_KEPT_OFF_SPOT = (
+    select(ready.c.group_id, func.sum(ready.c.jobs_count))
+    .where(
+        ready.c.attempt_number > 1,  # nearly all rows are a first attempt
+        ready.c.attempt_number - 1 - ready.c.failures - ready.c.crashes >= bindparam("preemptions_max"),
+        *_MAY_GO,
+    )
+    .group_by(ready.c.group_id)
+)
 _NEXT_DUE = select(func.min(ready.c.not_before_us)).where(ready.c.not_before_us > _NOW)
 _NEXT = (
     select(ready)
@@ -72,6 +82,12 @@ def waiting_groups(connection: Connection, now_us: int) -> list[GroupWaiting]:
     """The groups with jobs that may go now, earliest deadline first."""
     rows = connection.execute(_GROUPS, _at(now_us)).all()
     return [GroupWaiting(group_id, int(due), int(count)) for group_id, due, count in rows]
+
+
+def often_preempted(connection: Connection, now_us: int, preemptions_max: int) -> dict[bytes, int]:
+    """How many of a group's jobs that may go now were preempted at least so often; groups with none are left out."""
+    rows = connection.execute(_KEPT_OFF_SPOT, _at(now_us) | {"preemptions_max": preemptions_max}).all()
+    return {group_id: int(count) for group_id, count in rows}
 
 
 def next_due_us(connection: Connection, now_us: int) -> int | None:

@@ -12,7 +12,7 @@ from broker.database.tables import job, shard, shard_span, work_group
 from broker.domain.ids import format_id, id_offset
 from broker.ledger.digests import Decisions
 from broker.ledger.tables import attempt, job_outcome, price
-from broker.rules.planning import Candidate, Removed
+from broker.rules.decisions import Candidate, Removed
 
 __all__ = ["AttemptStory", "JobStory", "explain", "find_job", "where_is"]
 

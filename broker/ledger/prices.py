@@ -84,6 +84,10 @@ def standing_prices(connection: Connection) -> list[PriceStanding]:
     return [PriceStanding(lane=row.lane, price=_price(row), from_us=row.from_us, book=row.book) for row in rows]
 
 
+PriceHistory = dict[str, list[tuple[int, Lane]]]
+"""By lane: from when on it had which price, in microseconds since 1970."""
+
+
 class PricedLanes:
     """Lanes with the price that holds for each; a lane of which the book says nothing has its catalog's.
 
@@ -92,20 +96,29 @@ class PricedLanes:
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self._lanes = {str(lane.name): lane for lane in lanes}
-        self._history: dict[str, list[tuple[int, Lane]]] = {}
+        self._history: PriceHistory = {}
         self._looked_at = float("-inf")
 
     def look(self, connection: Connection) -> None:
         """Read the book, unless it was read just now."""
+        self.note(self.read(connection))
+
+    def read(self, connection: Connection) -> PriceHistory | None:
+        """What the book says of these lanes; None when it was read just now. Changes nothing here: see `note`."""
         if time.monotonic() - self._looked_at < _FRESH_SECONDS:
-            return
-        history: dict[str, list[tuple[int, Lane]]] = defaultdict(list)
+            return None
+        history: PriceHistory = defaultdict(list)
         for standing in standing_prices(connection):
             lane = self._lanes.get(standing.lane)
             if lane is not None:
                 history[standing.lane].append((standing.from_us, msgspec.structs.replace(lane, price=standing.price)))
-        self._history = history
-        self._looked_at = time.monotonic()
+        return history
+
+    def note(self, history: PriceHistory | None) -> None:
+        """From now on prices are those that `read` found."""
+        if history is not None:
+            self._history = history
+            self._looked_at = time.monotonic()
 
     def at(self, name: str, moment_us: int) -> Lane:
         """The lane with the price that held then. KeyError for a lane that never was."""

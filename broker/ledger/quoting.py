@@ -8,7 +8,7 @@ from sqlalchemy import Connection, func, select
 from broker.database.batches import get, progress
 from broker.database.planning_tables import assignment
 from broker.database.tables import job
-from broker.rules.planning import Candidate
+from broker.rules.decisions import Candidate
 
 __all__ = ["Quoted", "quoted"]
 

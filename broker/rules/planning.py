@@ -5,63 +5,29 @@ Late binding: nothing here binds a job. The order is used at the moment when a l
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import msgspec
 
 from broker.domain.job import GroupKey
 from broker.domain.lane import Lane
-from broker.rules.placement import planning as placement
+from broker.rules.decisions import Candidate, GroupPlan
 from broker.rules.placement.facts import expected_cost_nano_usd, facts_of, terms_of
-from broker.rules.placement.filters import RemovedLanes, bits, eligible, job_cost_nano_usd
+from broker.rules.placement.filters import bits, eligible, job_cost_nano_usd
 from broker.rules.placement.learning import Speed
 
 __all__ = [
     "BeyondShare",
-    "Candidate",
-    "GroupPlan",
-    "Removed",
     "Speeds",
     "differs",
     "pick_lane",
     "plan_group",
-    "recorded_plan",
 ]
 
 Speeds = Mapping[str, Mapping[str, Speed]]
 """What was learned, by lane and model."""
 
 _COST_TOLERANCE = 0.1
-
-
-class Candidate(msgspec.Struct, frozen=True):
-    """A lane that may serve a group. Candidates stand in the order in which their free slots are used.
-
-    `expected_job_cost_nano_usd` is at the load that the lane had lately, and what is set aside for a job;
-    `busy_job_cost_nano_usd` at full load, by which lanes are compared. `ready_in_s` is 0 where an instance is up;
-    `jobs_per_second` is that of all instances wanted there.
-    """
-
-    lane: str
-    expected_job_cost_nano_usd: int
-    price_version: str
-    busy_job_cost_nano_usd: int = 0
-    ready_in_s: float = 0.0
-    jobs_per_second: float = 0.0
-
-
-class Removed(msgspec.Struct, frozen=True):
-    """A lane that may not, and the filter that says so."""
-
-    lane: str
-    filter: str
-
-
-class GroupPlan(msgspec.Struct, frozen=True):
-    """The decision for one group; the same inputs always give the same one."""
-
-    candidates: tuple[Candidate, ...]
-    removed: tuple[Removed, ...]
 
 
 class BeyondShare(msgspec.Struct, frozen=True):
@@ -91,32 +57,16 @@ def plan_group(key: GroupKey, lanes: Sequence[Lane]) -> GroupPlan:
     found = eligible(terms, facts)
     candidates = [
         Candidate(
-            str(lanes[place].name),
-            expected_cost_nano_usd(lanes[place], None),
-            lanes[place].price.version,
-            job_cost_nano_usd(facts[place], terms.kind),
-            jobs_per_second=facts[place].jobs_per_second[terms.kind],
+            str(lanes[index].name),
+            expected_cost_nano_usd(lanes[index], None),
+            lanes[index].price.version,
+            job_cost_nano_usd(facts[index], terms.kind),
+            jobs_per_second=facts[index].jobs_per_second[terms.kind],
         )
-        for place in bits(found.mask)
+        for index in bits(found.mask)
     ]
     candidates.sort(key=lambda one: (one.busy_job_cost_nano_usd, one.expected_job_cost_nano_usd, one.lane))
-    return GroupPlan(tuple(candidates), _removed(found.removed))
-
-
-def recorded_plan(assignment: placement.Assignment, model: str, lanes: Mapping[str, Lane], speeds: Speeds) -> GroupPlan:
-    """The planner's decision, with what a job is expected to cost on each lane."""
-    candidates = tuple(
-        Candidate(
-            one.lane,
-            expected_cost_nano_usd(lanes[one.lane], speeds.get(one.lane, {}).get(model)),
-            one.price_version,
-            one.job_cost_nano_usd,
-            one.ready_in_s,
-            one.jobs_per_second,
-        )
-        for one in assignment.candidates
-    )
-    return GroupPlan(candidates, _removed(assignment.removed))
+    return GroupPlan(tuple(candidates), found.removed)
 
 
 def differs(before: GroupPlan, now: GroupPlan) -> bool:
@@ -178,7 +128,3 @@ def _reason_by_share(
 
 def _names(candidates: Sequence[Candidate]) -> str:
     return ", ".join(candidate.lane for candidate in candidates)
-
-
-def _removed(removed: Iterable[RemovedLanes]) -> tuple[Removed, ...]:
-    return tuple(Removed(lane, one.filter) for one in removed for lane in one.lanes)

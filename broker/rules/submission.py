@@ -14,13 +14,14 @@ from broker.domain.job import Constraints, GroupKey, SingleJob
 from broker.domain.lane import Lane
 from broker.domain.money import format_usd, nano_from_usd
 from broker.rules.admission import BODY_BYTES_MAX, Refusal, check_request
+from broker.rules.decisions import Candidate
 from broker.rules.demands import check_constraints
 from broker.rules.grouping import canonical_constraints
 from broker.rules.placement.facts import demands_of, facts_of
 from broker.rules.placement.feasible import Prospect, soonest, window_text
 from broker.rules.placement.filters import bits, eligible
 from broker.rules.placement.work import Terms
-from broker.rules.planning import Candidate, plan_group
+from broker.rules.planning import plan_group
 from broker.rules.sharding import body_bytes_max, fits_message
 from broker.rules.windows import deadline_us_of, window_seconds_of
 
@@ -116,7 +117,7 @@ def check_batch(
     needs, reasons = [], []
     for model in sorted({model for lane in lanes for model in lane.engine.models}):
         found = eligible(Terms(model, model, demands), facts)
-        reasons += [f"{lane}: {one.filter}" for one in found.removed for lane in one.lanes]
+        reasons += [f"{one.lane}: {one.filter}" for one in found.removed]
         if not found.mask:
             continue
         need = soonest([lanes[place] for place in bits(found.mask)], prospects, model)

@@ -68,18 +68,18 @@ def bound_usd(
     came = [_by_bucket(source, workload, buckets) for source in workload.sources]
     upper = np.full(programme.columns, highspy.kHighsInf)
     cost = np.zeros(programme.columns)
-    for place, lane in enumerate(lanes):
+    for index, lane in enumerate(lanes):
         usd_per_s = lane.hour_nano_usd / 1e9 / _SECONDS_PER_HOUR
-        first = programme.instances(place, 0)
+        first = programme.instances(index, 0)
         cost[first : first + buckets] = usd_per_s * _BUCKET_S
         upper[first : first + buckets] = [_quota(lane, outages, bucket) for bucket in range(buckets)]
-        first = programme.started(place, 0)
+        first = programme.started(index, 0)
         cost[first : first + buckets] = usd_per_s * lane.start_billed_s
     rows = list(_capacity_rows(programme))
-    for place, source in enumerate(workload.sources):
-        rows += _flow_rows(programme, place, came[place])
-        first = programme.waiting(place, 0)
-        upper[first : first + buckets] = _may_wait(came[place], source.start_within_s)
+    for index, source in enumerate(workload.sources):
+        rows += _flow_rows(programme, index, came[index])
+        first = programme.waiting(index, 0)
+        upper[first : first + buckets] = _may_wait(came[index], source.start_within_s)
     if shares:
         rows += _share_rows(programme, came, shares)
     return _solve(cost, upper, rows)
@@ -102,22 +102,22 @@ def _quota(lane: LaneFacts, outages: tuple[Outage, ...], bucket: int) -> float:
 
 def _capacity_rows(programme: _Programme) -> Iterable[_Row]:
     """Starts make up for what is new or was taken away; nobody works more than instances are there."""
-    for place, lane in enumerate(programme.table.lanes):
+    for index, lane in enumerate(programme.table.lanes):
         stays = 1.0 - lane.preemptions_per_hour * _BUCKET_S / _SECONDS_PER_HOUR
         useful = 1.0 - lane.preemptions_per_hour * _LOST_WORK_S / _SECONDS_PER_HOUR
         for bucket in range(programme.buckets):
-            columns = [programme.started(place, bucket), programme.instances(place, bucket)]
+            columns = [programme.started(index, bucket), programme.instances(index, bucket)]
             values = [1.0, -1.0]
             if bucket:
-                columns.append(programme.instances(place, bucket - 1))
+                columns.append(programme.instances(index, bucket - 1))
                 values.append(stays)
             yield columns, values, 0.0, highspy.kHighsInf
             busy = [
-                programme.busy(place, source, bucket)
+                programme.busy(index, source, bucket)
                 for source, one in enumerate(programme.workload.sources)
-                if programme.table.eligible(one.terms).mask >> place & 1
+                if programme.table.eligible(one.terms).mask >> index & 1
             ]
-            columns = [programme.instances(place, bucket), *busy]
+            columns = [programme.instances(index, bucket), *busy]
             yield columns, [useful, *[-1.0] * len(busy)], 0.0, highspy.kHighsInf
 
 
@@ -125,10 +125,10 @@ def _flow_rows(programme: _Programme, source: int, came: NDArray[np.float64]) ->
     """What waits is what waited, and came, less what was done."""
     terms = programme.workload.sources[source].terms
     mask = programme.table.eligible(terms).mask
-    places = [place for place in range(len(programme.table.lanes)) if mask >> place & 1]
-    speeds = [programme.table.lanes[place].jobs_per_second[terms.kind] * _BUCKET_S for place in places]
+    places = [index for index in range(len(programme.table.lanes)) if mask >> index & 1]
+    speeds = [programme.table.lanes[index].jobs_per_second[terms.kind] * _BUCKET_S for index in places]
     for bucket in range(programme.buckets):
-        columns = [programme.waiting(source, bucket), *(programme.busy(place, source, bucket) for place in places)]
+        columns = [programme.waiting(source, bucket), *(programme.busy(index, source, bucket) for index in places)]
         values = [1.0, *speeds]
         if bucket:
             columns.append(programme.waiting(source, bucket - 1))
@@ -150,11 +150,11 @@ def _share_rows(programme: _Programme, came: list[NDArray[np.float64]], shares: 
     total = sum(table.work(kind, float(jobs.sum())) for kind, jobs in zip(kinds, came, strict=True))
     for provider in table.providers:
         columns, values = [], []
-        for place, lane in enumerate(table.lanes):
+        for index, lane in enumerate(table.lanes):
             if lane.provider == provider:
                 for source, kind in enumerate(kinds):
-                    columns += [programme.busy(place, source, bucket) for bucket in range(programme.buckets)]
-                    values += [table.speeds(kind)[place] * _BUCKET_S] * programme.buckets
+                    columns += [programme.busy(index, source, bucket) for bucket in range(programme.buckets)]
+                    values += [table.speeds(kind)[index] * _BUCKET_S] * programme.buckets
         yield columns, values, -highspy.kHighsInf, shares.get(provider, 1.0) * total
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import msgspec
 
@@ -50,13 +50,14 @@ def compare_ours(
     lanes: tuple[LaneFacts, ...],
     workload: Workload,
     outages: tuple[Outage, ...],
-    shares: Mapping[str, float] | None = None,
+    policy: Policy | None = None,
     seed: int = 0,
 ) -> Compared:
-    """Our planner and the bound, both under the same limits on shares."""
-    limits = dict(shares or {})
+    """Our planner by this policy and the bound, both under the policy's limits on shares."""
+    chosen = policy or Policy()
+    limits = {name: chosen.share_of(name) for name in _providers(lanes)} if chosen.limits_shares else {}
     least = bound_usd(lanes, workload, outages, limits)
-    result = replay(lanes, workload, outages, Policy(shares=limits), seed)
+    result = replay(lanes, workload, outages, chosen, seed)
     return Compared(name=OURS, result=result, bound_usd=least, providers=_providers(lanes))
 
 

@@ -115,11 +115,11 @@ class Fleet:
     def advance(self, now_s: float) -> list[tuple[int, float]]:
         """Bring all lanes up to now; those that lost instances, with the part that they lost."""
         lost = []
-        for place, lane in enumerate(self.lanes):
+        for index, lane in enumerate(self.lanes):
             lane.away = any(one.hits(lane.facts) and one.from_s <= now_s < one.to_s for one in self._outages)
             part = lane.advance(now_s)
             if part:
-                lost.append((place, part))
+                lost.append((index, part))
         return lost
 
     def states(self, now_s: float) -> tuple[LaneNow, ...]:

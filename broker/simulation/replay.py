@@ -5,16 +5,17 @@ from __future__ import annotations
 import msgspec
 
 from broker.rules.placement.arrivals import ArrivalLog
-from broker.rules.placement.dealing import deal
+from broker.rules.placement.expecting import stream_of
 from broker.rules.placement.lanes import LaneFacts
 from broker.rules.placement.planning import Memory, Plan, Situation, make_plan
 from broker.rules.placement.policy import Policy
 from broker.rules.placement.table import LaneTable
-from broker.rules.placement.work import Stream
+from broker.rules.placement.turns import Turns
 from broker.simulation.backlog import Backlog, Served
 from broker.simulation.faults import DRAIN_S, Outage
 from broker.simulation.fleet import Fleet
 from broker.simulation.result import Result, result_of
+from broker.simulation.room import deal_step
 from broker.simulation.workload import STEP_S, Workload
 
 __all__ = ["Replay", "replay"]
@@ -54,6 +55,7 @@ class Replay:
         self.idle_s = [0.0] * len(lanes)
         self.lost_s = [0.0] * len(lanes)
         self._lately: list[list[list[Served]]] = [[] for _ in lanes]
+        self._turns = Turns(policy)
         self._memory = Memory()
         self._plan: Plan | None = None
         longest_s = max(lane.start_s for lane in lanes)
@@ -77,30 +79,23 @@ class Replay:
     def _step(self, now_s: int) -> None:
         step = (now_s - self.workload.start_s) // STEP_S
         if now_s >= self._planning_from_s:
-            for place, part in self.fleet.advance(now_s):
-                self._give_back(place, part)
+            for index, part in self.fleet.advance(now_s):
+                self._give_back(index, part)
             if now_s % self.policy.control_s == 0:
                 self._decide(now_s)
         if now_s < self.workload.arrivals_end_s:
-            for place, source in enumerate(self.workload.sources):
+            for index, source in enumerate(self.workload.sources):
                 jobs = source.jobs[step]
-                self.logs[place].add(now_s, jobs)
+                self.logs[index].add(now_s, jobs)
                 if now_s >= 0 and jobs > 0:
-                    self.backlog.add(place, now_s, jobs)
+                    self.backlog.add(index, now_s, jobs)
         if now_s >= 0 and self._plan is not None:
             self._deal(now_s, self._plan)
 
     def _decide(self, now_s: int) -> None:
         ahead_s = -self._planning_from_s
         streams = [
-            Stream(
-                terms=source.terms,
-                start_within_s=source.start_within_s,
-                recent_rate=log.recent_rate(now_s),
-                expected_rate=log.expected_rate(now_s, ahead_s),
-                sudden_rate=log.sudden_rate(now_s, ahead_s),
-                day_rate=log.day_rate(now_s),
-            )
+            stream_of(self.table, source.terms, source.start_within_s, log, now_s, ahead_s, self.policy)
             for source, log in zip(self.workload.sources, self.logs, strict=True)
         ]
         situation = Situation(
@@ -122,25 +117,25 @@ class Replay:
         left_s = list(free_s)
         served: list[list[Served]] = [[] for _ in free_s]
         waiting = self.backlog.by_tenant()
-        for dealt in deal(self.table, now_s, waiting, free_s, plan.orders, self.policy):
-            served[dealt.place] += self.backlog.serve(dealt.group.group_id, now_s, dealt.jobs)
+        for dealt in deal_step(self.table, now_s, self._turns, waiting, free_s, plan.orders, self.policy):
+            served[dealt.index] += self.backlog.serve(dealt.group.group_id, now_s, dealt.jobs)
             kind = dealt.group.terms.kind
-            lane = self.table.lanes[dealt.place]
-            left_s[dealt.place] -= dealt.jobs / lane.jobs_per_second[kind]
+            lane = self.table.lanes[dealt.index]
+            left_s[dealt.index] -= dealt.jobs / lane.jobs_per_second[kind]
             self.done[lane.provider] += self.table.work(kind, dealt.jobs)
-        for place, lately in enumerate(self._lately):
-            self.idle_s[place] += left_s[place]
-            lately.append(served[place])
+        for index, lately in enumerate(self._lately):
+            self.idle_s[index] += left_s[index]
+            lately.append(served[index])
             if len(lately) > _LOST_WORK_STEPS:
                 lately.pop(0)
 
-    def _give_back(self, place: int, part: float) -> None:
+    def _give_back(self, index: int, part: float) -> None:
         """A preempted instance loses its last 20 s of work."""
-        lane = self.table.lanes[place]
-        for one in (one for step in self._lately[place] for one in step):
+        lane = self.table.lanes[index]
+        for one in (one for step in self._lately[index] for one in step):
             jobs = one.jobs * part
             one.jobs -= jobs
             kind = self.workload.sources[one.source].terms.kind
             self.done[lane.provider] -= self.table.work(kind, jobs)
-            self.lost_s[place] += jobs / lane.jobs_per_second[kind]
+            self.lost_s[index] += jobs / lane.jobs_per_second[kind]
             self.backlog.give_back(msgspec.structs.replace(one, jobs=jobs))

@@ -70,12 +70,12 @@ def result_of(
             ClassResult(
                 tenant=source.tenant,
                 kind=source.terms.kind,
-                jobs=backlog.arrived[place],
-                missed=backlog.missed[place],
-                wait_p50_s=_quantile(backlog.waits[place], 0.5),
-                wait_p95_s=_quantile(backlog.waits[place], 0.95),
+                jobs=backlog.arrived[index],
+                missed=backlog.missed[index],
+                wait_p50_s=_quantile(backlog.waits[index], 0.5),
+                wait_p95_s=_quantile(backlog.waits[index], 0.95),
             )
-            for place, source in enumerate(backlog.sources)
+            for index, source in enumerate(backlog.sources)
         ),
     )
 

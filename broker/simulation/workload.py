@@ -67,12 +67,12 @@ def read_arrivals(path: Path, tenant: str = "default") -> Workload:
     # A trace that begins later begins now.
     start_s = min(start_s, 0)
     sources = []
-    for place, column in enumerate(rows[0][1:], 1):
+    for index, column in enumerate(rows[0][1:], 1):
         name = _COLUMN.fullmatch(column)
         deadline = _CLASS.fullmatch(name[1]) if name else None
         if name is None or deadline is None:
             raise UsageError(f"{path}: column {column!r} names no deadline; expected such as requests_1h")
         within_s = start_within_s(int(deadline[1]) * _SECONDS[deadline[2]])
-        jobs = array("d", (row[place] for row in figures))
+        jobs = array("d", (row[index] for row in figures))
         sources.append(Source(tenant=tenant, terms=Terms(MODEL, name[1]), start_within_s=within_s, jobs=jobs))
     return Workload(start_s=start_s, arrivals_end_s=start_s + STEP_S * (len(rows) - 1), sources=tuple(sources))

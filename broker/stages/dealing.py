@@ -1,33 +1,34 @@
 """Dealing: at the moment when lanes have room, whose jobs go next, and to which lane; as the newest plan orders.
 
-One decision for each shard. What must start soon goes first, then tenants in turn, earliest deadline first. A group's
-jobs take the first lane of their assignment with room; the lanes that its constraints forbid are not in it. Lanes of a
-provider that had more than its share come last, and wait for work that can't.
+One decision for each shard, by the rule that the simulation deals by too (`rules.placement.dealing`): what must start
+soon goes first, then what is late, then tenants in turn, earliest first. A group's jobs take the first lane of their
+assignment with room; the lanes that its constraints forbid are not in it. Lanes of a provider that had more than its
+share come last, and wait for work that can't.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from broker.database import batches, lane_states, plans, ready, shards, work_counts
 from broker.database.batches import OpenTerms
 from broker.database.connection import Connection
+from broker.database.lane_work import Capacity
 from broker.database.plans import Assignment, LanePlan
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane, Market, Supply
 from broker.health import Health, trusted_slots
+from broker.rules.decisions import Candidate, GroupPlan
+from broker.rules.placement.dealing import steadied
 from broker.rules.placement.policy import Policy
 from broker.rules.placement.rooms import Entry, LaneRoom, shares_of
-from broker.rules.placement.turns import Hand, Turns, Waiting
-from broker.rules.planning import BeyondShare, Candidate, GroupPlan, pick_lane
+from broker.rules.placement.turns import Hand, Turns
+from broker.rules.planning import BeyondShare, pick_lane
 from broker.rules.sharding import body_bytes_max, fits_message
 
-__all__ = ["Capacity", "Choice", "Dealing", "Room"]
-
-Capacity = Callable[[Connection], Mapping[str, int]]
-"""How many shards may run at once on each lane, by its live workers; a lane that isn't named has none."""
+__all__ = ["Choice", "Dealing", "Room", "Waiting"]
 
 _US = 1_000_000
 _ASSIGNMENTS_MAX = 2_000
@@ -37,11 +38,21 @@ _LATELY_S = 86_400.0
 """How long a tenant that had work is expected back."""
 
 
+class Waiting(msgspec.Struct, frozen=True):
+    """A group that waits: whose it is, when it is due, and when it must start for that on the fastest lane."""
+
+    group_id: bytes
+    tenant: str
+    deadline_s: float
+    start_by_s: float
+
+
 class Room(msgspec.Struct):
     """What one step may still do. `budgets`: what batches that have one may still spend, in nano-USD.
 
     `lanes` are those of the catalog, each at the speed that a slot of it really has, where that is less; `rooms` are
-    those of the lanes that take shards. `shares`: of the tenants that have work, each one's part.
+    those of the lanes that take shards. `now_s`: when the step began. `shares`: of the tenants that have work, each
+    one's part.
     """
 
     lanes: dict[str, Lane]
@@ -49,6 +60,7 @@ class Room(msgspec.Struct):
     budgets: dict[bytes, int]
     held_batches: set[bytes]
     shards_left: int
+    now_s: float
     shares: dict[str, float] = {}
 
     @property
@@ -81,15 +93,16 @@ class Dealing:
         self._health = health
         self._capacity = capacity
         self._policy = policy or Policy()
-        self._turns = Turns(self._policy.tenant_weights)
+        self._turns = Turns(self._policy)
         self._seen_s: dict[str, float] = {}
         self._plan_id = b""
         self._generation: int | None = None
         self._assignments: dict[bytes, Assignment] = {}
         self._lane_plans: dict[str, LanePlan] = {}
+        self._fastest: dict[str, _Fastest] = {}
         self._beyond: dict[str, BeyondShare] = {}
 
-    def room(self, connection: Connection, shards_max: int) -> Room:
+    def room(self, connection: Connection, now_us: int, shards_max: int) -> Room:
         """What the lanes have room for, and what the batches may spend."""
         self._follow_plan(connection)
         closed = lane_states.held_lanes(connection) | self._health.resting().keys()
@@ -110,51 +123,55 @@ class Dealing:
             # What is to be cancelled and waits is the closer's.
             held_batches={one.batch_id for one in terms if one.cancel_requested},
             shards_left=shards_max,
+            now_s=now_us / _US,
         )
 
-    def hand(self, connection: Connection, now_us: int, room: Room) -> tuple[Hand, bool]:
+    def hand(self, connection: Connection, now_us: int, room: Room) -> tuple[Hand[Waiting], bool]:
         """What waits and is planned, to be dealt; and whether something waits that is not. Sets the room's shares."""
         groups = ready.waiting_groups(connection, now_us)
         planned = [
-            Waiting(one.group_id, self._assignments[one.group_id].tenant_id, one.deadline_us / _US)
-            for one in groups
-            if one.group_id in self._assignments
+            self._waiting(assignment, group.deadline_us / _US)
+            for group in groups
+            if (assignment := self._assignments.get(group.group_id))
         ]
+        planned.sort(key=lambda waiting: waiting.start_by_s)
         if len(self._assignments) > len(planned) + _ASSIGNMENTS_MAX:
             self._assignments = {one.group_id: self._assignments[one.group_id] for one in planned}
         now_s = now_us / _US
-        here = {one.tenant_id for one in planned}.union(*(one.jobs for one in room.rooms.values()))
+        lines: dict[str, list[Waiting]] = {}
+        for waiting in planned:
+            lines.setdefault(waiting.tenant, []).append(waiting)
+        here = lines.keys() | set().union(*(lane_room.jobs for lane_room in room.rooms.values()))
         room.shares = shares_of(here, self._policy.tenant_weights)
         self._seen_s |= dict.fromkeys(here, now_s)
         self._seen_s = {tenant: seen_s for tenant, seen_s in self._seen_s.items() if now_s - seen_s <= _LATELY_S}
-        return self._turns.hand(now_s, planned), len(planned) < len(groups)
+        return self._turns.hand(now_s, lines), len(planned) < len(groups)
 
     def has_room(self, waiting: Waiting, room: Room) -> bool:
         """Whether any lane that may serve the group could take a shard."""
         plan = self._assignments[waiting.group_id].plan
         passed = self._beyond if self._can_wait(waiting, plan, room) else {}
-        return any(room.entry(one.lane, waiting.tenant_id) for one in plan.candidates if one.lane not in passed)
+        return any(room.entry(one.lane, waiting.tenant) for one in plan.candidates if one.lane not in passed)
 
     def bytes_max(self, waiting: Waiting, room: Room) -> int:
         """The largest body that any lane of the group's with room carries; 0 when none has room."""
         candidates = self._assignments[waiting.group_id].plan.candidates
-        with_room = (one.lane for one in candidates if room.entry(one.lane, waiting.tenant_id))
+        with_room = (one.lane for one in candidates if room.entry(one.lane, waiting.tenant))
         return max((body_bytes_max(self._lanes[lane]) for lane in with_room), default=0)
 
     def choose(self, waiting: Waiting, first: WaitingSpan, room: Room) -> Choice | None:
         """The lane for the group's next shard, which begins with `first`: one with room whose messages can carry it."""
         assignment = self._assignments[waiting.group_id]
-        plan = assignment.plan
-        if first.preemptions >= self._policy.preemptions_max:
-            plan = self._without_spot(plan)
-        kept_off_spot = len(plan.candidates) < len(assignment.plan.candidates)
-        allowed = len(plan.candidates)
+        left_s = waiting.start_by_s - room.now_s
+        lanes = tuple(steadied(assignment.plan.candidates, self._is_spot, first.preemptions, left_s, self._policy))
+        plan = msgspec.structs.replace(assignment.plan, candidates=lanes) if first.preemptions else assignment.plan
+        kept_off_spot = len(lanes) < len(assignment.plan.candidates)
         plan = self._that_carry(plan, first.body_bytes_max)
         entries = {
             one.lane: entry
             for one in plan.candidates
             # A suspect wants the engine to itself, so it waits for its turn.
-            if (entry := room.entry(one.lane, waiting.tenant_id, needs_slot=first.alone))
+            if (entry := room.entry(one.lane, waiting.tenant, needs_slot=first.alone))
         }
         picked = pick_lane(plan, entries, self._beyond, can_wait=self._can_wait(waiting, plan, room))
         if picked is None:
@@ -163,11 +180,27 @@ class Dealing:
         entry = entries[candidate.lane]
         if entry.beside:
             reason = f"{reason}, beside other tenants' work"
-        if len(plan.candidates) < allowed:
+        if len(plan.candidates) < len(lanes):
             reason = f"{reason}, of those whose messages carry {first.body_bytes_max:,} bytes"
         if kept_off_spot:
             reason = f"{reason}, kept off spot after {first.preemptions} preemptions"
         return Choice(waiting, assignment, room.lanes[candidate.lane], candidate, entry, reason)
+
+    def work(self, waiting: Waiting, lane: str, jobs_count: int) -> float:
+        """So many jobs of the group, in seconds of an instance of the lane that is fastest at them.
+
+        Where nothing is believed of their model, it is in those of this lane.
+        """
+        fastest = self._fastest.get(self._assignments[waiting.group_id].model)
+        if fastest is None:
+            here = self._lanes[lane]
+            return jobs_count / (here.jobs_per_second * here.slots)
+        return jobs_count * fastest.job_s
+
+    def _waiting(self, assignment: Assignment, deadline_s: float) -> Waiting:
+        fastest = self._fastest.get(assignment.model)
+        start_by_s = deadline_s - fastest.run_s if fastest and fastest.is_seen else deadline_s
+        return Waiting(assignment.group_id, assignment.tenant_id, deadline_s, start_by_s)
 
     def _empty_room(self, lane: Lane, slots: int) -> LaneRoom:
         return LaneRoom(
@@ -189,6 +222,7 @@ class Dealing:
             group_id: one for group_id, one in self._assignments.items() if one.plan.candidates or one.plan.removed
         }
         self._lane_plans = plans.lane_plans(connection)
+        self._fastest = _fastest(self._lanes, self._lane_plans)
         limits = work_counts.share_limits(connection)
         self._beyond = {
             name: limits[lane.provider]
@@ -238,10 +272,36 @@ class Dealing:
         fitting = tuple(one for one in plan.candidates if fits_message(self._lanes[one.lane], body_bytes))
         return plan if len(fitting) == len(plan.candidates) else msgspec.structs.replace(plan, candidates=fitting)
 
-    def _without_spot(self, plan: GroupPlan) -> GroupPlan:
-        """Lanes that are not taken away, where there are any."""
-        steady = tuple(one for one in plan.candidates if self._lanes[one.lane].market is not Market.SPOT)
-        return msgspec.structs.replace(plan, candidates=steady) if steady else plan
+    def _is_spot(self, candidate: Candidate) -> bool:
+        return self._lanes[candidate.lane].market is Market.SPOT
+
+
+class _Fastest(msgspec.Struct, frozen=True):
+    """Of a model: the fewest seconds of a busy instance for a job, and the fewest that one job takes, of all lanes.
+
+    `is_seen`: jobs of it ended somewhere. Until then nothing counts as late, as the catalog says how much a lane gets
+    done, and not how long one job takes.
+    """
+
+    job_s: float
+    run_s: float
+    is_seen: bool
+
+
+def _fastest(lanes: Mapping[str, Lane], lane_plans: Mapping[str, LanePlan]) -> dict[str, _Fastest]:
+    """By model, as far as the planner's newest word goes."""
+    fastest: dict[str, _Fastest] = {}
+    for name, lane_plan in lane_plans.items():
+        lane = lanes.get(name)
+        if lane is None:
+            continue
+        for model, speed in lane_plan.speeds.items():
+            best = fastest.get(model)
+            here = _Fastest(speed.job_s, speed.job_s * lane.engine.concurrency, speed.jobs > 0)
+            if best is not None:
+                here = _Fastest(min(here.job_s, best.job_s), min(here.run_s, best.run_s), here.is_seen or best.is_seen)
+            fastest[model] = here
+    return fastest
 
 
 def _budgets_left(connection: Connection, terms: list[OpenTerms]) -> dict[bytes, int]:

@@ -14,6 +14,7 @@ from broker.clock import Clock
 from broker.database import jobs, ready, shards
 from broker.database.connection import Connection, Database
 from broker.database.fencing import alone
+from broker.database.lane_work import Capacity
 from broker.domain.ids import id_at, ids_of_span, new_id
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane
@@ -21,12 +22,14 @@ from broker.domain.shard import ShardSpan
 from broker.health import Health
 from broker.ledger.writing import ended_jobs
 from broker.rules.cutting import Cursor
-from broker.rules.placement.turns import Hand, Waiting
+from broker.rules.placement.dealing import deal
+from broker.rules.placement.policy import Policy
+from broker.rules.placement.turns import Hand
 from broker.rules.pricing import affordable_jobs
-from broker.stages.dealing import Capacity, Choice, Dealing, Room
+from broker.stages.dealing import Choice, Dealing, Room, Waiting
 from broker.wakeups import Topic, Wakeups
 
-__all__ = ["CLAIM_SECONDS", "SHARDS_PER_STEP", "Capacity", "Dispatcher"]
+__all__ = ["CLAIM_SECONDS", "SHARDS_PER_STEP", "Dispatcher"]
 
 CLAIM_SECONDS = 15.0
 """How long a shard may lie unclaimed, beyond the work expected ahead of it. What a bus has lost waits that long; what
@@ -103,9 +106,10 @@ class Dispatcher:
         wakeups: Wakeups,
         health: Health,
         capacity: Capacity,
+        policy: Policy | None = None,
     ) -> None:
         self._database = database
-        self._dealing = Dealing(lanes, health, capacity)
+        self._dealing = Dealing(lanes, health, capacity, policy)
         self._clock = clock
         self._wakeups = wakeups
 
@@ -130,11 +134,11 @@ class Dispatcher:
         if ready.is_empty(connection):
             return 0, False
         alone(connection, ready.KEEPERS)
-        room = self._dealing.room(connection, SHARDS_PER_STEP)
+        now_us = self._clock()
+        room = self._dealing.room(connection, now_us, SHARDS_PER_STEP)
         records: list[shards.ShardRecord] = []
         unplanned = False
         if room.is_open:
-            now_us = self._clock()
             hand, unplanned = self._dealing.hand(connection, now_us, room)
             records = self._deal(connection, hand, room, now_us)
         shards.write_shards(connection, records)
@@ -144,22 +148,24 @@ class Dispatcher:
             _log.debug("shard_dispatched", shard=record.shard_id.hex(), lane=record.lane, jobs=record.jobs_count)
         return len(records), unplanned
 
-    def _deal(self, connection: Connection, hand: Hand, room: Room, now_us: int) -> list[shards.ShardRecord]:
+    def _deal(self, connection: Connection, hand: Hand[Waiting], room: Room, now_us: int) -> list[shards.ShardRecord]:
         """One shard after another, each of the group whose turn it is, while there is room."""
         lines: dict[bytes, _Line] = {}
-        records = []
-        while room.shards_left and (waiting := hand.first()) is not None:
-            record = None
-            if self._dealing.has_room(waiting, room):
-                line = lines.get(waiting.group_id)
-                if line is None:
-                    line = lines[waiting.group_id] = _Line(connection, waiting.group_id, now_us, room.held_batches)
-                record = self._cut(line, waiting, room, now_us)
+        records: list[shards.ShardRecord] = []
+
+        def give(waiting: Waiting) -> float | None:
+            if not self._dealing.has_room(waiting, room):
+                return None
+            line = lines.get(waiting.group_id)
+            if line is None:
+                line = lines[waiting.group_id] = _Line(connection, waiting.group_id, now_us, room.held_batches)
+            record = self._cut(line, waiting, room, now_us)
             if record is None:
-                hand.pass_over(waiting)
-            else:
-                records.append(record)
-                hand.served(waiting, record.jobs_count / room.lanes[record.lane].jobs_per_second)
+                return None
+            records.append(record)
+            return self._dealing.work(waiting, record.lane, record.jobs_count)
+
+        deal(hand, lambda: room.shards_left > 0, give)
         for line in lines.values():
             line.write_back()
         return records

@@ -9,7 +9,7 @@ planned on: their next jobs don't wait for a look.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from hashlib import sha256
 
@@ -20,9 +20,12 @@ from broker.clock import Clock
 from broker.database import plans, work_counts
 from broker.database.connection import Connection, Database
 from broker.database.fencing import alone
+from broker.database.lane_work import Capacity
 from broker.database.plans import LanePlan
+from broker.domain.job import GroupKey
 from broker.domain.lane import Lane, Supply
 from broker.health import Health
+from broker.rules.decisions import GroupPlan
 from broker.rules.placement.facts import facts_of, terms_of
 from broker.rules.placement.lanes import LaneNow
 from broker.rules.placement.planning import Memory, Plan, Situation, make_plan
@@ -30,11 +33,11 @@ from broker.rules.placement.policy import Policy
 from broker.rules.placement.shares import done_by_provider, over_share, share_limits
 from broker.rules.placement.table import LaneTable
 from broker.rules.placement.work import Group
-from broker.rules.planning import BeyondShare, GroupPlan, differs, recorded_plan
-from broker.stages.watching import Capacity, LaneSeen, Seen, Watching
+from broker.rules.planning import BeyondShare, differs
+from broker.stages.watching import LaneSeen, Seen, Watching
 from broker.wakeups import Topic, Wakeups
 
-__all__ = ["Planner", "live_policy"]
+__all__ = ["Planner"]
 
 _US = 1_000_000
 _LOOK_SECONDS = 1.0
@@ -43,16 +46,20 @@ _PLAN_SECONDS = 2.0
 _IDLE_SECONDS = 10.0
 _SPEED_TOLERANCE = 0.2
 _DUE_TOLERANCE_US = 30 * _US
+_OFF_SPOT = "/off-spot"
+"""What follows a group's name for its jobs that were preempted too often."""
+
 _PLANNED_MAX = 4_000
 """Groups beyond those that wait. The dispatcher forgets earlier, so that it acts on no decision that is not kept up."""
 
 _log = structlog.get_logger(__name__)
 
 
-def live_policy(shares: Mapping[str, float] | None = None) -> Policy:
-    """What the planner of a running broker is told. `shares`: each provider's part of the work; `*` for all others."""
-    named = dict(shares or {})
-    return Policy(control_s=_PLAN_SECONDS, share_all=named.pop("*", 1.0), shares=named)
+class _Planned(msgspec.Struct, frozen=True):
+    """A group and the decision on it that holds."""
+
+    key: GroupKey
+    plan: GroupPlan
 
 
 class Planner:
@@ -70,10 +77,10 @@ class Planner:
     ) -> None:
         self._database = database
         self._wakeups = wakeups
-        self._policy = policy or live_policy()
-        self._watching = Watching(database, lanes, clock, health, capacity, counts_work=self._policy.limits_shares)
+        self._policy = msgspec.structs.replace(policy or Policy(), control_s=_PLAN_SECONDS)
+        self._watching = Watching(database, lanes, clock, health, capacity, policy=self._policy)
         self._memory = Memory()
-        self._planned: dict[bytes, GroupPlan] = {}
+        self._planned: dict[bytes, _Planned] = {}
         self._said: dict[str, LanePlan] = {}
         self._late: frozenset[bytes] = frozenset()
         self._beyond: Mapping[str, BeyondShare] | None = None
@@ -124,26 +131,14 @@ class Planner:
         """The plan that follows from what was seen, and the providers that had more than their share."""
         table = _table(seen)
         service_s = _service_s(seen.lanes)
-        groups: list[Group] = []
-        for group_id, (deadline_us, jobs_count) in self._groups(seen).items():
-            key = self._watching.keys[group_id]
-            groups.append(
-                Group(
-                    group_id=group_id.hex(),
-                    tenant=key.tenant_id,
-                    terms=terms_of(key),
-                    start_by_s=deadline_us / _US - service_s.get(key.model, 0.0),
-                    jobs=float(jobs_count),
-                )
-            )
-        groups.sort(key=lambda group: group.start_by_s)
+        groups = sorted(self._groups(seen, service_s), key=lambda group: group.start_by_s)
         now_s = seen.now_us / _US
         ahead_s = self._policy.start_slack * max(lane.start_s for lane in table.lanes) + 2 * self._policy.control_s
         situation = Situation(
             now_s=now_s,
             states=tuple(self._lane_now(one) for one in seen.lanes),
             groups=groups,
-            streams=self._watching.streams(now_s, ahead_s, lambda terms: service_s.get(terms.kind, 0.0)),
+            streams=self._watching.streams(table, now_s, ahead_s, lambda terms: service_s.get(terms.kind, 0.0)),
             done=done_by_provider(table, seen.done),
         )
         plan, self._memory = make_plan(table, situation, self._memory, self._policy)
@@ -163,37 +158,47 @@ class Planner:
         starting = max(0, said.desired - one.ready) if said and one.lane.supply is Supply.ELASTIC else 0
         return LaneNow(one.ready, starting, one.trust)
 
-    def _groups(self, seen: Seen) -> dict[bytes, tuple[int, int]]:
-        """Deadline and jobs of each group that waits, and of those that may have more jobs by now."""
-        keys = self._watching.keys
-        found = {group_id: (keys[group_id].deadline_us, 0) for group_id in self._planned}
-        return found | {one.group_id: (one.deadline_us, one.jobs_count) for one in seen.waiting}
+    def _groups(self, seen: Seen, service_s: Mapping[str, float]) -> Iterator[Group]:
+        """Each group that waits, and those that may have more jobs by now; what stays off spot by itself."""
+        waiting = {group.group_id for group in seen.waiting}
+        for group_id, planned in self._planned.items():
+            if group_id not in waiting:
+                yield _group(group_id.hex(), planned.key, planned.key.deadline_us, 0, service_s)
+        for group in seen.waiting:
+            name, rest = group.group_id.hex(), group.jobs_count - group.often_preempted
+            yield _group(name, group.key, group.deadline_us, rest, service_s)
+            if group.often_preempted:
+                steady = _group(name + _OFF_SPOT, group.key, group.deadline_us, group.often_preempted, service_s)
+                yield msgspec.structs.replace(steady, preemptions=self._policy.preemptions_max)
 
     # Publishing.
 
     def _publish(self, seen: Seen, plan: Plan, beyond: Mapping[str, BeyondShare]) -> None:
         """Keep what is new of it, and tell the dispatcher. Nothing new makes no generation."""
         self._planned_us = seen.now_us
-        lanes = {one.name: one.lane for one in seen.lanes}
-        speeds = {one.name: one.speeds for one in seen.lanes}
         deadlines = {one.group_id: one.deadline_us for one in seen.waiting}
-        fresh, late_us = {}, {}
-        for assignment in plan.assignments:
-            group_id = bytes.fromhex(assignment.group_id)
-            decision = recorded_plan(assignment, self._watching.keys[group_id].model, lanes, speeds)
-            before = self._planned.get(group_id)
-            if before is None or differs(before, decision):
-                fresh[group_id] = decision
-            finish_us = round(assignment.finish_s * _US) if assignment.finish_s is not None else None
+        fresh: dict[bytes, GroupPlan] = {}
+        late_us: dict[bytes, int] = {}
+        for decided in plan.decided:
+            group_id = bytes.fromhex(decided.group_id.removesuffix(_OFF_SPOT))
+            finish_us = round(decided.finish_s * _US) if decided.finish_s is not None else None
             if finish_us is not None and group_id in deadlines and finish_us > deadlines[group_id]:
-                late_us[group_id] = finish_us
+                late_us[group_id] = max(finish_us, late_us.get(group_id, 0))
+            if decided.group_id.endswith(_OFF_SPOT):
+                continue  # dealing keeps it off spot, whatever the group's decision allows
+            before = self._planned.get(group_id)
+            if before is None or differs(before.plan, decided.plan):
+                fresh[group_id] = decided.plan
         words = [self._word(one, desired) for one, desired in zip(seen.lanes, plan.desired, strict=True)]
         changed = [one for one in words if one.is_news(self._said.get(one.lane))]
         if fresh or changed or late_us.keys() != self._late or self._is_news(beyond):
             self._write(seen.now_us, fresh, changed, late_us, beyond)
             self._beyond = beyond
             self._wakeups.notify(Topic.DISPATCHER)
-        self._planned |= fresh
+        keys = {group.group_id: group.key for group in seen.waiting}
+        for group_id, decision in fresh.items():
+            before = self._planned.get(group_id)
+            self._planned[group_id] = _Planned(before.key if before else keys[group_id], decision)
         self._said |= {one.lane: one for one in changed}
         self._late = frozenset(late_us)
         self._forget(seen.now_us, deadlines.keys())
@@ -244,14 +249,21 @@ class Planner:
 
     def _forget(self, now_us: int, waiting: Collection[bytes]) -> None:
         """Groups that are past their deadline, and the oldest where there are too many."""
-        keys = self._watching.keys
         others = [one for one in self._planned if one not in waiting]
-        gone = {one for one in others if keys[one].deadline_us < now_us}
+        gone = {one for one in others if self._planned[one].key.deadline_us < now_us}
         gone.update(others[: max(0, len(others) - _PLANNED_MAX)])
         for group_id in gone:
             del self._planned[group_id]
-        for group_id in [one for one in keys if one not in self._planned and one not in waiting]:
-            del keys[group_id]
+
+
+def _group(name: str, key: GroupKey, deadline_us: int, jobs_count: int, service_s: Mapping[str, float]) -> Group:
+    return Group(
+        group_id=name,
+        tenant=key.tenant_id,
+        terms=terms_of(key),
+        start_by_s=deadline_us / _US - service_s.get(key.model, 0.0),
+        jobs=float(jobs_count),
+    )
 
 
 def _table(seen: Seen) -> LaneTable:

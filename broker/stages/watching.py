@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
@@ -10,24 +10,23 @@ from broker.clock import Clock
 from broker.database import arrivals, jobs, lane_states, plans, ready
 from broker.database.arrivals import ArrivalTerms
 from broker.database.connection import Connection, Database
-from broker.database.lane_work import OpenWork, open_work
+from broker.database.lane_work import Capacity, OpenWork, open_work
 from broker.database.ready import GroupWaiting
 from broker.domain.job import GroupKey
 from broker.domain.lane import Lane, Supply
 from broker.health import Health
-from broker.ledger.prices import PricedLanes
+from broker.ledger.prices import PricedLanes, PriceHistory
 from broker.ledger.speeds import newest_samples
 from broker.ledger.work_done import Counted, WorkDone
 from broker.rules.placement.expecting import Expecting, window_class_s
 from broker.rules.placement.facts import demands_of, instances_of
 from broker.rules.placement.learning import Sample, Speed, SpeedBook
+from broker.rules.placement.policy import Policy
+from broker.rules.placement.table import LaneTable
 from broker.rules.placement.trouble import silence
 from broker.rules.placement.work import Stream, Terms
 
-__all__ = ["Capacity", "LaneSeen", "Seen", "Watching"]
-
-Capacity = Callable[[Connection], Mapping[str, int]]
-"""How many shards may run at once on each lane, by its live workers; a lane that isn't named has none."""
+__all__ = ["GroupSeen", "LaneSeen", "Seen", "Watching"]
 
 _US = 1_000_000
 _LEARN_SECONDS = 60.0
@@ -38,6 +37,8 @@ _SETTLED_US = 2_000_000
 
 _HISTORY_MINUTES = 24 * 60 + 31
 _KEPT_MINUTES = 14 * 24 * 60
+_KEYS_MAX = 8_000
+"""Keys of groups that are remembered beyond those of groups that wait."""
 
 
 class LaneSeen(msgspec.Struct, frozen=True):
@@ -57,6 +58,19 @@ class LaneSeen(msgspec.Struct, frozen=True):
         return str(self.lane.name)
 
 
+class GroupSeen(msgspec.Struct, frozen=True):
+    """A group that waits: what it is, when its first job is due, and how many jobs may go now.
+
+    Of those, `often_preempted` stay off lanes that may be taken away.
+    """
+
+    group_id: bytes
+    key: GroupKey
+    deadline_us: int
+    jobs_count: int
+    often_preempted: int = 0
+
+
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """One look. `generation` is that of the newest plan; `is_busy`: some lane has work.
 
@@ -65,7 +79,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
     now_us: int
     generation: int
-    waiting: list[GroupWaiting]
+    waiting: list[GroupSeen]
     lanes: list[LaneSeen]
     is_busy: bool
     done: Mapping[tuple[str, str], float] = {}
@@ -78,6 +92,8 @@ class _Read(msgspec.Struct, frozen=True, kw_only=True):
     now_us: int
     generation: int
     waiting: list[GroupWaiting]
+    often_preempted: dict[bytes, int]
+    prices: PriceHistory | None
     slots: Mapping[str, int]
     held: set[str]
     work: dict[str, OpenWork]
@@ -89,7 +105,7 @@ class _Read(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Watching:
-    """Remembers speeds, arrivals and the keys of groups; told of nothing, it looks for itself."""
+    """Remembers speeds, arrivals and the keys of groups, all for itself: the planner gets values."""
 
     def __init__(
         self,
@@ -99,9 +115,8 @@ class Watching:
         health: Health,
         capacity: Capacity,
         *,
-        counts_work: bool = False,
+        policy: Policy,
     ) -> None:
-        self.keys: dict[bytes, GroupKey] = {}
         self.is_elastic = any(lane.supply is Supply.ELASTIC for lane in lanes)
         self._database = database
         self._clock = clock
@@ -110,7 +125,9 @@ class Watching:
         self._lanes = PricedLanes(lanes)
         self._speeds = SpeedBook(lanes)
         self._expecting = Expecting()
-        self._work = WorkDone() if counts_work else None
+        self._policy = policy
+        self._work = WorkDone() if policy.limits_shares else None
+        self._keys: dict[bytes, GroupKey] = {}
         self._brought_us: dict[str, int] = {}
         self._learned_us = clock() - int(_LEARN_SECONDS * _US)
         self._counted_us: int | None = None
@@ -119,24 +136,38 @@ class Watching:
         """What is so now."""
         read = self._database.read(self._read)
         self._learn(read)
+        waiting = [
+            GroupSeen(
+                group.group_id,
+                self._keys[group.group_id],
+                group.deadline_us,
+                group.jobs_count,
+                read.often_preempted.get(group.group_id, 0),
+            )
+            for group in read.waiting
+        ]
+        self._forget_keys(read.now_us, {group.group_id for group in waiting})
         lanes = [self._lane_seen(lane, read) for lane in self._lanes.all_at(read.now_us)]
         return Seen(
             now_us=read.now_us,
             generation=read.generation,
-            waiting=read.waiting,
+            waiting=waiting,
             lanes=lanes,
             is_busy=bool(read.work),
             done=self._work.week(read.now_us) if self._work else {},
             done_lately=self._work.lately(read.now_us) if self._work else {},
         )
 
-    def streams(self, now_s: float, ahead_s: float, service_s: Callable[[Terms], float]) -> list[Stream]:
+    def streams(
+        self, table: LaneTable, now_s: float, ahead_s: float, service_s: Callable[[Terms], float]
+    ) -> list[Stream]:
         """What keeps coming; only where somebody starts instances for it."""
-        return self._expecting.streams(now_s, ahead_s, service_s) if self.is_elastic else []
+        if not self.is_elastic:
+            return []
+        return self._expecting.streams(table, now_s, ahead_s, service_s, self._policy)
 
     def _read(self, connection: Connection) -> _Read:
         now_us = self._clock()
-        self._lanes.look(connection)
         waiting = ready.waiting_groups(connection, now_us)
         samples, brought_us = newest_samples(connection, self._learned_us)
         came: list[arrivals.Arrivals] = []
@@ -144,12 +175,14 @@ class Watching:
         if from_us is not None and now_us - _SETTLED_US > from_us:
             came = arrivals.count_jobs(connection, from_us, now_us - _SETTLED_US)
         unknown = {one.group_id for one in waiting} | {one.group_id for one in came}
-        unknown -= self.keys.keys()
+        unknown -= self._keys.keys()
         groups = jobs.load_groups(connection, sorted(unknown)) if unknown else []
         return _Read(
             now_us=now_us,
             generation=plans.current_plan(connection)[0],
             waiting=waiting,
+            often_preempted=ready.often_preempted(connection, now_us, self._policy.preemptions_max),
+            prices=self._lanes.read(connection),
             slots=self._capacity(connection),
             held=set(lane_states.held_lanes(connection)),
             work=open_work(connection),
@@ -162,7 +195,8 @@ class Watching:
 
     def _learn(self, read: _Read) -> None:
         """Speeds from what ended, expectations from what came."""
-        self.keys |= read.keys
+        self._keys |= read.keys
+        self._lanes.note(read.prices)
         for sample in read.samples:
             self._speeds.observe(read.now_us / _US, sample)
         self._brought_us |= read.brought_us
@@ -175,6 +209,14 @@ class Watching:
         elif read.now_us - _SETTLED_US > self._counted_us:
             self._note_arrivals(read)
 
+    def _forget_keys(self, now_us: int, waiting: Collection[bytes]) -> None:
+        """Of groups that are past their deadline, and of the oldest where there are too many; none that waits."""
+        others = [group_id for group_id in self._keys if group_id not in waiting]
+        too_many = len(others) - _KEYS_MAX
+        for number, group_id in enumerate(others):
+            if number < too_many or self._keys[group_id].deadline_us < now_us:
+                del self._keys[group_id]
+
     def _recall(self, now_us: int) -> None:
         """The arrivals of the last day, which an earlier planner kept."""
         first = now_us // _US // 60 - _HISTORY_MINUTES
@@ -186,7 +228,7 @@ class Watching:
         """Count what came since the last look, and keep it by the minute."""
         came: dict[ArrivalTerms, int] = {}
         for one in read.came:
-            key = self.keys[one.group_id]
+            key = self._keys[one.group_id]
             terms = ArrivalTerms(key.model, key.constraints, window_class_s(one.window_us / _US))
             came[terms] = came.get(terms, 0) + one.jobs
         counted_us = self._counted_us = read.now_us - _SETTLED_US

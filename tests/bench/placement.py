@@ -7,15 +7,16 @@ from pathlib import Path
 from random import Random
 
 from broker.domain.lane import Market
-from broker.rules.placement.dealing import deal
 from broker.rules.placement.lanes import LaneFacts, LaneNow
 from broker.rules.placement.planning import Memory, Situation, make_plan
 from broker.rules.placement.policy import Policy
 from broker.rules.placement.table import LaneTable
+from broker.rules.placement.turns import Turns
 from broker.rules.placement.work import Demands, Group, Stream, Terms
 from broker.simulation.comparing import compare_ours, compare_peers
 from broker.simulation.faults import named_faults
 from broker.simulation.lane_files import DEFAULT_LANES, read_lanes
+from broker.simulation.room import deal_step
 from broker.simulation.workload import read_arrivals
 from tests.bench.table import print_table
 
@@ -72,12 +73,14 @@ def measure_planner(rounds: int = 7) -> dict[str, float]:
         started = time.process_time()
         plan, _ = make_plan(table, situation, Memory(), Policy())
         plans.append(time.process_time() - started)
-        if len(plan.assignments) != len(groups):
-            raise SystemExit(f"{len(groups)} groups gave {len(plan.assignments)} assignments")
+        if len(plan.decided) != len(groups):
+            raise SystemExit(f"{len(groups)} groups gave {len(plan.decided)} decisions")
         fresh = Group(group_id="fresh", tenant="t0", terms=groups[0].terms, start_by_s=40.0, jobs=1)
         free_s = [float(lane.quota) for lane in lanes]
+        policy = Policy()
+        turns = Turns(policy)
         started = time.process_time()
-        dealt = deal(table, 0.0, {"t0": iter([fresh])}, free_s, plan.orders, Policy())
+        dealt = deal_step(table, 0.0, turns, {"t0": [fresh]}, free_s, plan.orders, policy)
         deals.append(time.process_time() - started)
         if len(dealt) != 1:
             raise SystemExit(f"one fresh job was dealt {len(dealt)} times")

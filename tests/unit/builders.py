@@ -35,6 +35,7 @@ from broker.leasing import LeaseDoor
 from broker.ledger.prices import import_prices
 from broker.ledger.verifying import Verification, verify
 from broker.ledger.writing import AttemptRow, OutcomeRow, ShardFacts
+from broker.rules.placement.policy import Policy
 from broker.signing import KeyRing, KeyRole, PublicKey, Signer
 from broker.stages.closer import Closer
 from broker.stages.dispatcher import Dispatcher
@@ -213,13 +214,18 @@ class World:
         parts["wakeups"] = self.wakeups
         self.intake = Intake(database, {MODEL, "m2"}, self.clock, self.wakeups, self.lanes)
         self.health = LaneHealth()
-        slots = {str(lane.name): lane.slots for lane in parts["lanes"]}
-        self.planner = Planner(health=self.health, capacity=lambda _connection: slots, **parts)
-        self.dispatcher = Dispatcher(health=self.health, capacity=lambda _connection: slots, **parts)
+        self.place_by(Policy())
         self.door = LeaseDoor(database, self.clock, LEASE_SECONDS)
         self.recorder = Recorder(ring=self.ring, health=self.health, **parts)
         self.rescuer = Rescuer(lease_seconds=LEASE_SECONDS, **parts)
         self.closer = Closer(database=database, clock=self.clock, wakeups=self.wakeups)
+
+    def place_by(self, policy: Policy) -> None:
+        """Planner and dispatcher begin anew, with this policy and one worker for each lane."""
+        slots = {str(lane.name): lane.slots for lane in self.lanes}
+        parts: dict[str, Any] = {"database": self.database, "lanes": self.lanes, "clock": self.clock, "policy": policy}
+        parts |= {"wakeups": self.wakeups, "health": self.health, "capacity": lambda _connection: slots}
+        self.planner, self.dispatcher = Planner(**parts), Dispatcher(**parts)
 
     def create(self, content: bytes, **changes: Any) -> BatchRecord:
         fields = {

@@ -10,7 +10,7 @@ from broker.database.planning_tables import assignment, plan
 from broker.database.tables import ready, shard, work_group
 from broker.domain.ids import format_id
 from broker.ledger.explaining import explain
-from broker.rules.planning import Candidate, GroupPlan
+from broker.rules.decisions import Candidate, GroupPlan
 from broker.stages.keeper import Keeper
 from tests.unit.builders import DAY_SECONDS, GENERATE_ONLY, SECOND_US, a_lane, some_lines
 

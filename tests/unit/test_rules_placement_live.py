@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.domain.lane import EngineSettings, PriceMeter, Supply
+from broker.rules.placement.dealing import deal
 from broker.rules.placement.expecting import Expecting, window_class_s
 from broker.rules.placement.facts import expected_cost_nano_usd, facts_of, instances_of
 from broker.rules.placement.learning import Sample, SpeedBook
+from broker.rules.placement.policy import Policy
+from broker.rules.placement.table import LaneTable
 from broker.rules.placement.trouble import silence
-from broker.rules.placement.turns import Turns, Waiting
+from broker.rules.placement.turns import Turns
 from broker.rules.placement.work import Terms
 from tests.unit.builders import MODEL, a_lane, a_price
 
@@ -108,18 +112,32 @@ def test_samples_of_lanes_that_are_gone_are_left_out():
 # ------------------------------------------------------------------------------------------------------------- turns
 
 
-def dealt(turns: Turns, waiting: list[Waiting], shards: int, work_s: float = 1.0) -> list[str]:
-    hand = turns.hand(0.0, waiting)
-    order = []
-    for _ in range(shards):
-        one = hand.first()
-        order.append(one.tenant_id)
-        hand.served(one, work_s)
+class Line(msgspec.Struct, frozen=True):
+    """A group that waits, as much as turns need to know of it."""
+
+    tenant: str
+    start_by_s: float = 50_000.0
+
+
+a_group = Line
+
+
+def by_tenant(waiting: list[Line]) -> dict[str, list[Line]]:
+    lines: dict[str, list[Line]] = {}
+    for group in sorted(waiting, key=lambda one: one.start_by_s):
+        lines.setdefault(group.tenant, []).append(group)
+    return lines
+
+
+def dealt(turns: Turns, waiting: list[Line], shards: int, work_s: float = 1.0) -> list[str]:
+    order: list[str] = []
+
+    def give(group: Line) -> float:
+        order.append(group.tenant)
+        return work_s
+
+    deal(turns.hand(0.0, by_tenant(waiting)), lambda: len(order) < shards, give)
     return order
-
-
-def a_group(tenant: str, deadline_s: float = 50_000.0) -> Waiting:
-    return Waiting(f"{tenant}{deadline_s}".encode(), tenant, deadline_s)
 
 
 def test_tenants_take_turns_and_it_is_remembered_whose_it_is():
@@ -129,7 +147,7 @@ def test_tenants_take_turns_and_it_is_remembered_whose_it_is():
 
 
 def test_weights_give_more_turns_and_who_comes_anew_has_nothing_saved_up():
-    turns = Turns({"big": 3.0})
+    turns = Turns(Policy(tenant_weights={"big": 3.0}))
     waiting = [a_group("big"), a_group("small")]
     assert dealt(turns, waiting, 400).count("big") == 300
     order = dealt(turns, [*waiting, a_group("new")], 30)
@@ -146,7 +164,7 @@ def test_what_must_start_soon_goes_first_and_its_tenant_pays_for_it_later():
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=6), st.integers(20, 200))
 def test_no_tenant_gets_more_than_a_shard_ahead_of_another_that_waits(sizes, shards):
     waiting = [a_group(f"t{number}", 30_000.0 + group) for number, size in enumerate(sizes) for group in range(size)]
-    order = dealt(Turns(), sorted(waiting, key=lambda one: one.deadline_s), shards)
+    order = dealt(Turns(), waiting, shards)
     counts = [order.count(f"t{number}") for number in range(len(sizes))]
     assert max(counts) - min(counts) <= 1
 
@@ -158,14 +176,17 @@ def test_windows_fall_into_few_classes_none_longer_than_they_are():
     assert [window_class_s(one) for one in (5, 60, 299, 3_600, 86_399, 90_000)] == [60, 60, 60, 3_600, 43_200, 86_400]
 
 
+TABLE = LaneTable([facts_of(LANE)])
+
+
 def test_what_came_is_expected_and_forgotten_after_a_day():
     expecting, terms = Expecting(), Terms(MODEL, MODEL)
     for minute in range(30):
         expecting.add(minute * 60.0, terms, 3_600, 60.0)
-    (stream,) = expecting.streams(1_800.0, 300.0, lambda _terms: 10.0)
+    (stream,) = expecting.streams(TABLE, 1_800.0, 300.0, lambda _terms: 10.0, Policy())
     assert stream.recent_rate == pytest.approx(1.0)
     assert stream.start_within_s == 3_590.0
-    assert expecting.streams(1_800.0 + 2 * 86_400, 300.0, lambda _terms: 10.0) == []
+    assert expecting.streams(TABLE, 1_800.0 + 2 * 86_400, 300.0, lambda _terms: 10.0, Policy()) == []
 
 
 def test_a_lane_is_silent_after_three_seconds_and_three_times_what_a_job_takes():

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.catalog.lanes import load_lanes
+from broker.catalog.policy import policy_of
 from broker.catalog.shares import load_shares
 from broker.database import work_counts
 from broker.database.tables import shard
@@ -17,11 +18,12 @@ from broker.domain.job import Constraints
 from broker.domain.lane import Provider, Supply
 from broker.ledger.tables import attempt
 from broker.ledger.work_done import WorkDone
+from broker.rules.decisions import Candidate, GroupPlan
 from broker.rules.placement.lanes import LaneNow
 from broker.rules.placement.shares import WorkLog, done_by_provider, over_share, share_limits
 from broker.rules.placement.table import LaneTable
-from broker.rules.planning import BeyondShare, Candidate, GroupPlan, pick_lane
-from broker.stages.planner import Planner, live_policy
+from broker.rules.planning import BeyondShare, pick_lane
+from broker.stages.planner import Planner
 from tests.flow.program import lane as lane_text
 from tests.unit.builders import a_job_ran, a_lane, a_price, some_lines
 from tests.unit.test_rules_placement import a_group
@@ -50,7 +52,7 @@ def limited(make_world):
 def restart_planner(world, shares=SHARES):
     slots = {str(lane.name): lane.slots for lane in world.lanes}
     world.planner = Planner(
-        world.database, world.lanes, world.clock, world.wakeups, world.health, lambda _: slots, live_policy(shares)
+        world.database, world.lanes, world.clock, world.wakeups, world.health, lambda _: slots, policy_of(shares)
     )
 
 
@@ -186,7 +188,7 @@ STATES = (LaneNow(2), LaneNow(1), LaneNow(0))
 
 
 def limits_of(groups, done, shares=SHARES, states=STATES):
-    return share_limits(LaneTable(FACTS), 0.0, states, groups, done, live_policy(shares))
+    return share_limits(LaneTable(FACTS), 0.0, states, groups, done, policy_of(shares))
 
 
 def test_the_share_gives_way_once_the_others_would_take_too_long():
@@ -207,7 +209,7 @@ DONE = st.dictionaries(st.sampled_from(["google-tpu", "azure-gpu", "oracle-gpu"]
 @given(DONE, st.floats(0.34, 1.0))
 def test_never_are_all_providers_beyond_their_shares(done, share):
     every = {"google-tpu": 0.0, "azure-gpu": 0.0, "oracle-gpu": 0.0} | done
-    over = over_share(every, live_policy({"*": share}))
+    over = over_share(every, policy_of({"*": share}))
     assert len(over) < 3
     assert all(part > share for part in over.values())
 
@@ -256,7 +258,7 @@ def test_limits_that_cannot_be_are_refused_in_one_sentence(tmp_path, shares, sai
 
 def test_limits_are_read_beside_the_lanes(tmp_path):
     file = catalog(tmp_path, '"*" = 0.6\nazure-gpu = 0.5')
-    policy = live_policy(load_shares(file, load_lanes(file)))
+    policy = policy_of(load_shares(file, load_lanes(file)))
     assert [policy.share_of(name) for name in Provider] == [0.6, 0.5, 0.6]
     assert load_shares("demo", load_lanes("demo")) == {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import islice, pairwise
+from math import ceil
 
 __all__ = ["ArrivalLog"]
 
@@ -22,6 +23,7 @@ class ArrivalLog:
         self._minutes: deque[float] = deque(maxlen=_DAY_MINUTES + _TREND_MINUTES + 1)
         self._minute = 0
         self._day_total = 0.0
+        self._shortfalls: tuple[int, list[float]] = (-_RISE_MINUTES, [])
         self._rise: tuple[int, float, float] = (-_RISE_MINUTES, 0.0, 0.0)
 
     def add(self, now_s: float, jobs: float) -> None:
@@ -56,8 +58,8 @@ class ArrivalLog:
         ahead = round(ahead_s / _MINUTE_S) + _SMOOTH_MINUTES
         coming = list(islice(self._minutes, _TREND_MINUTES, _TREND_MINUTES + ahead))
         highest = window = sum(coming[:_SMOOTH_MINUTES])
-        for place in range(_SMOOTH_MINUTES, len(coming)):
-            window += coming[place] - coming[place - _SMOOTH_MINUTES]
+        for index in range(_SMOOTH_MINUTES, len(coming)):
+            window += coming[index] - coming[index - _SMOOTH_MINUTES]
             highest = max(highest, window)
         yesterday = sum(islice(self._minutes, 0, _TREND_MINUTES)) / (_TREND_MINUTES * _MINUTE_S)
         growth = min(_GROWTH_MAX, max(_GROWTH_MIN, today / yesterday)) if yesterday > 0 else 1.0
@@ -74,6 +76,28 @@ class ArrivalLog:
         _, rise, peak = self._rise
         return max(recent, min(recent + rise, peak))
 
+    def shortfall(self, now_s: float, ahead_s: float, margin: float, part: float) -> float:
+        """By how many jobs per second arrivals exceeded `margin` times the rate of `ahead_s` before.
+
+        In this part of the last day's minutes, 0 to 1, it was no more.
+        """
+        self._advance(now_s)
+        if self._minute - self._shortfalls[0] >= _RISE_MINUTES:
+            self._shortfalls = (self._minute, self._sorted_shortfalls(max(1, ceil(ahead_s / _MINUTE_S)), margin))
+        ranked = self._shortfalls[1]
+        if not ranked or part <= 0:
+            return 0.0
+        return ranked[min(len(ranked) - 1, int(part * len(ranked)))]
+
+    def _sorted_shortfalls(self, ahead: int, margin: float) -> list[float]:
+        newest = len(self._minutes) - 1
+        minutes = list(islice(self._minutes, max(0, newest - _DAY_MINUTES), newest))
+        # What was known `ahead` minutes before each: the mean of the two minutes that had just passed.
+        return sorted(
+            max(0.0, came - margin * (before + after) / 2) / _MINUTE_S
+            for came, (before, after) in zip(minutes[ahead + 2 :], pairwise(minutes), strict=False)
+        )
+
     def _steepest(self, ahead: int) -> tuple[float, float]:
         """The greatest rise within so many minutes, and the highest rate, over the last day and a bit."""
         newest = len(self._minutes) - 1
@@ -82,11 +106,11 @@ class ArrivalLog:
         rates = [(before + after) / (2 * _MINUTE_S) for before, after in pairwise(minutes)]
         lowest: deque[int] = deque()
         rise = 0.0
-        for place, rate in enumerate(rates):
+        for index, rate in enumerate(rates):
             while lowest and rates[lowest[-1]] >= rate:
                 lowest.pop()
-            lowest.append(place)
-            if lowest[0] < place - ahead:
+            lowest.append(index)
+            if lowest[0] < index - ahead:
                 lowest.popleft()
             rise = max(rise, rate - rates[lowest[0]])
         return rise, max(rates, default=0.0)

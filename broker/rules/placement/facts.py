@@ -26,9 +26,9 @@ def facts_of(lane: Lane, speeds: Mapping[str, Speed] | None = None) -> LaneFacts
     learned = speeds or {}
     believed = lane.jobs_per_second * lane.slots
     by_model = {model: 1.0 / learned[model].job_s if model in learned else believed for model in lane.engine.models}
-    job_costs = {}
-    if lane.price.meter is PriceMeter.TOKEN:
-        job_costs = {model: expected_cost_nano_usd(lane, learned.get(model)) for model in lane.engine.models}
+    expected = {}
+    if speeds is not None or lane.price.meter is PriceMeter.TOKEN:
+        expected = {model: expected_cost_nano_usd(lane, learned.get(model)) for model in lane.engine.models}
     return LaneFacts(
         name=str(lane.name),
         provider=lane.provider,
@@ -39,7 +39,8 @@ def facts_of(lane: Lane, speeds: Mapping[str, Speed] | None = None) -> LaneFacts
         models=lane.engine.models,
         price_version=lane.price.version,
         hour_nano_usd=lane.price.instance_hour_pico_usd // _PICO_PER_NANO,
-        job_nano_usd=job_costs,
+        job_nano_usd=expected if lane.price.meter is PriceMeter.TOKEN else {},
+        expected_nano_usd=expected,
         jobs_per_second=by_model,
         quota=lane.quota,
         start_unbilled_s=lane.start_unbilled_seconds,

@@ -10,30 +10,27 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from broker.domain.lane import Market
+from broker.rules.decisions import Removed
 from broker.rules.placement.lanes import LaneFacts, Supply
 from broker.rules.placement.work import Terms
 
-__all__ = ["Eligibility", "RemovedLanes", "bits", "eligible", "job_cost_nano_usd"]
+__all__ = ["Eligibility", "bits", "eligible", "job_cost_nano_usd"]
 
 _SECONDS_PER_HOUR = 3_600
 
 
-class RemovedLanes(msgspec.Struct, frozen=True):
-    """Lanes that may not serve, and the filter that says so: the first one that did."""
-
-    filter: str
-    lanes: tuple[str, ...]
-
-
 class Eligibility(msgspec.Struct, frozen=True):
-    """The answer for one set of terms. `mask` has the bit of each lane that may serve, in the lanes' order."""
+    """The answer for one set of terms. `mask` has the bit of each lane that may serve, in the lanes' order.
+
+    A lane is removed once, by the first filter that did.
+    """
 
     mask: int
-    removed: tuple[RemovedLanes, ...]
+    removed: tuple[Removed, ...]
 
 
 def bits(mask: int) -> Iterator[int]:
-    """The places of the bits that are set, lowest first."""
+    """The indices of the bits that are set, lowest first."""
     while mask:
         low = mask & -mask
         yield low.bit_length() - 1
@@ -47,14 +44,23 @@ def job_cost_nano_usd(lane: LaneFacts, kind: str) -> int:
     return round(lane.hour_nano_usd / (lane.jobs_per_second[kind] * _SECONDS_PER_HOUR))
 
 
-def eligible(terms: Terms, lanes: Sequence[LaneFacts]) -> Eligibility:
-    """Which of the lanes may serve these terms."""
+def eligible(
+    terms: Terms,
+    lanes: Sequence[LaneFacts],
+    known: dict[tuple[str, int], tuple[Removed, ...]] | None = None,
+) -> Eligibility:
+    """Which of the lanes may serve these terms. `known` saves saying the same of the same lanes for other terms."""
     mask = (1 << len(lanes)) - 1
-    removed = []
+    removed: list[Removed] = []
     for reason, passes in _filters(terms):
-        failing = sum(1 << place for place in bits(mask) if not passes(lanes[place]))
+        failing = sum(1 << index for index in bits(mask) if not passes(lanes[index]))
         if failing:
-            removed.append(RemovedLanes(reason, tuple(lanes[place].name for place in bits(failing))))
+            gone = known.get((reason, failing)) if known is not None else None
+            if gone is None:
+                gone = tuple(Removed(lanes[index].name, reason) for index in bits(failing))
+                if known is not None:
+                    known[reason, failing] = gone
+            removed += gone
             mask &= ~failing
     return Eligibility(mask, tuple(removed))
 

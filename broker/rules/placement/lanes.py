@@ -13,6 +13,7 @@ class LaneFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A lane as placement sees it. Speeds are jobs per second of one whole instance, by kind of work.
 
     A kind is jobs of one model and of about the same size; a kind that isn't in `jobs_per_second` can't run here.
+    `expected_nano_usd`: what a job is expected to cost at the load that the lane had lately, by kind, where known.
     """
 
     name: str
@@ -25,6 +26,7 @@ class LaneFacts(msgspec.Struct, frozen=True, kw_only=True):
     price_version: str
     hour_nano_usd: int = 0
     job_nano_usd: dict[str, int] = {}
+    expected_nano_usd: dict[str, int] = {}
     jobs_per_second: dict[str, float]
     quota: int
     start_unbilled_s: float = 0.0

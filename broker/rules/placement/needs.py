@@ -26,6 +26,7 @@ class Pool(msgspec.Struct):
     lead_s: float
     urgent: float = 0.0
     reserve: float = 0.0
+    standby: float = 0.0
     exposed: float = 0.0
     hard: float = 0.0
     soft: float = 0.0
@@ -61,11 +62,12 @@ def pools_of(
         due_soft[mask] = due_soft.get(mask, 0.0) + units
         pool.soft = max(pool.soft, pool.urgent + due_soft[mask] / (usable * policy.soft_pace))
     for pool in pools.values():
-        # Standing by for a sudden rise costs nothing while other work fills the time.
+        # Standing by costs nothing while other work fills the time; beyond that it is for what is worth its cost.
         # An instance that is taken away costs its speed, and as much again until its last work is redone.
         reserve = max(pool.reserve, pool.urgent + 2 * pool.exposed if pool.urgent else 0.0)
-        standby = min(reserve, pool.urgent + pool.backlog / policy.standby_s)
-        pool.hard, pool.soft = max(pool.hard, standby), max(pool.soft, standby)
+        filled = min(reserve, pool.urgent + pool.backlog / policy.standby_s)
+        floor = max(filled, pool.urgent + pool.standby)
+        pool.hard, pool.soft = max(pool.hard, floor), max(pool.soft, floor)
     return sorted((pool for pool in pools.values() if pool.mask), key=lambda pool: (pool.mask.bit_count(), pool.mask))
 
 
@@ -78,6 +80,7 @@ def _expect(pool: Pool, table: LaneTable, stream: Stream, policy: Policy) -> Non
     if stream.start_within_s <= 2 * pool.lead_s:
         rate = max(stream.recent_rate, stream.expected_rate)
         pool.urgent += policy.urgent_margin * table.work(kind, rate)
+        pool.standby += table.work(kind, stream.standby_rate)
         pool.reserve += table.work(kind, stream.sudden_rate)
         pool.exposed = max(pool.exposed, table.largest_interruptible(kind, pool.mask))
 

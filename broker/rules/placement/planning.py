@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from broker.rules.decisions import Candidate, GroupPlan
 from broker.rules.placement.covering import Cover, cover
-from broker.rules.placement.filters import RemovedLanes, bits, job_cost_nano_usd
+from broker.rules.placement.filters import bits
 from broker.rules.placement.lanes import LaneNow, Supply
 from broker.rules.placement.needs import Pool, pools_of
 from broker.rules.placement.policy import Policy
 from broker.rules.placement.table import LaneTable
 from broker.rules.placement.work import Group, Stream, Terms
 
-__all__ = ["Assignment", "Candidate", "Memory", "Plan", "Situation", "make_plan"]
+__all__ = ["Decided", "Memory", "Plan", "Situation", "make_plan"]
 
 
 class Situation(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,32 +38,17 @@ class Memory(msgspec.Struct, frozen=True):
     wanted: tuple[tuple[float, tuple[int, ...]], ...] = ()
 
 
-class Candidate(msgspec.Struct, frozen=True):
-    """A lane that may serve. They stand in the order in which their free slots are used.
-
-    `ready_in_s` is 0 where an instance is up; `jobs_per_second` is that of all instances wanted there.
-    """
-
-    lane: str
-    job_cost_nano_usd: int
-    price_version: str
-    ready_in_s: float
-    jobs_per_second: float
-
-
-class Assignment(msgspec.Struct, frozen=True):
-    """The decision for one group, with what it was made from."""
+class Decided(msgspec.Struct, frozen=True):
+    """The decision for one group; when it is expected to be done, where that is known, and for how much."""
 
     group_id: str
-    generation: int
-    candidates: tuple[Candidate, ...]
-    removed: tuple[RemovedLanes, ...]
+    plan: GroupPlan
     finish_s: float | None
     cost_nano_usd: int
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The decision. `orders`: for each terms, the lanes (by place) whose free slots they use, first to last."""
+    """The decision. `orders`: for each terms, the lanes (by index) whose free slots they use, first to last."""
 
     generation: int
     now_s: float
@@ -70,7 +56,7 @@ class Plan(msgspec.Struct, frozen=True):
     starts: tuple[int, ...]
     stops: tuple[int, ...]
     orders: dict[Terms, tuple[int, ...]]
-    assignments: tuple[Assignment, ...]
+    decided: tuple[Decided, ...]
 
 
 def make_plan(table: LaneTable, situation: Situation, memory: Memory, policy: Policy) -> tuple[Plan, Memory]:
@@ -92,7 +78,7 @@ def make_plan(table: LaneTable, situation: Situation, memory: Memory, policy: Po
         starts=tuple(max(0, want - have) for want, have in zip(desired, live, strict=True)),
         stops=tuple(max(0, have - want) for want, have in zip(desired, live, strict=True)),
         orders=orders,
-        assignments=_assignments(table, situation, groups, pools, desired, orders, generation, policy),
+        decided=_decided(table, situation, groups, pools, desired, orders, policy),
     )
     return plan, Memory(generation, wanted)
 
@@ -113,19 +99,19 @@ def _held(
 ) -> tuple[int, ...]:
     """An instance that is up stays until it was not wanted for the whole hold time, and what replaces it is up."""
     held = []
-    for place, lane in enumerate(table.lanes):
+    for index, lane in enumerate(table.lanes):
         if lane.supply is Supply.FIXED:
-            held.append(states[place].ready)
+            held.append(states[index].ready)
             continue
-        lately = max(counts[place] for _, counts in wanted)
-        held.append(max(fleet.desired[place], min(lately, states[place].live)))
+        lately = max(counts[index] for _, counts in wanted)
+        held.append(max(fleet.desired[index], min(lately, states[index].live)))
     for pool in pools:
         speeds = table.mean_speeds(pool.mix)
-        short = pool.hard - sum(min(held[place], states[place].ready) * speeds[place] for place in bits(pool.mask))
-        for place in bits(pool.mask):
-            while short > 0 and held[place] < states[place].ready and speeds[place] > 0:
-                held[place] += 1
-                short -= speeds[place]
+        short = pool.hard - sum(min(held[index], states[index].ready) * speeds[index] for index in bits(pool.mask))
+        for index in bits(pool.mask):
+            while short > 0 and held[index] < states[index].ready and speeds[index] > 0:
+                held[index] += 1
+                short -= speeds[index]
     return tuple(held)
 
 
@@ -151,13 +137,13 @@ def _orders(
             contested = _contested(pools, mask, desired, mean)
             ranked = sorted(
                 (
-                    -round((speeds[place] / mean[place] if mean[place] else 0.0) * (1.0 - contested[place] / 2), 3),
-                    table.job_cost_nano_usd(place, one.kind),
-                    place,
+                    -round((speeds[index] / mean[index] if mean[index] else 0.0) * (1.0 - contested[index] / 2), 3),
+                    table.job_cost_nano_usd(index, one.kind),
+                    index,
                 )
-                for place in bits(mask)
+                for index in bits(mask)
             )
-            worth[key] = tuple(place for _, _, place in ranked)
+            worth[key] = tuple(index for _, _, index in ranked)
         orders[one] = worth[key]
     return orders
 
@@ -168,62 +154,64 @@ def _contested(pools: Sequence[Pool], mask: int, desired: Sequence[int], mean: S
     for pool in pools:
         if pool.mask & ~mask or pool.mask == mask:
             continue
-        capacity = sum(desired[place] * mean[place] for place in bits(pool.mask))
+        capacity = sum(desired[index] * mean[index] for index in bits(pool.mask))
         part = min(1.0, pool.soft / capacity) if capacity > 0 else 0.0
-        for place in bits(pool.mask):
-            contested[place] = min(1.0, contested[place] + part)
+        for index in bits(pool.mask):
+            contested[index] = min(1.0, contested[index] + part)
     return contested
 
 
-def _assignments(
+def _decided(
     table: LaneTable,
     situation: Situation,
     groups: Sequence[Group],
     pools: Sequence[Pool],
     desired: Sequence[int],
     orders: Mapping[Terms, tuple[int, ...]],
-    generation: int,
     policy: Policy,
-) -> tuple[Assignment, ...]:
+) -> tuple[Decided, ...]:
     spare = {pool.mask: _spare(table, pool, desired) for pool in pools}
-    candidates: dict[Terms, tuple[Candidate, ...]] = {}
+    plans: dict[Terms, GroupPlan] = {}
     ahead: dict[int, float] = {}
     made = []
     for group in groups:
         terms = table.terms_of(group, policy.preemptions_max)
-        found = table.eligible(terms)
-        if terms not in candidates:
-            candidates[terms] = _candidates(table, situation.states, desired, terms, orders[terms])
-        lanes = candidates[terms]
-        ahead[found.mask] = ahead.get(found.mask, 0.0) + table.work(terms.kind, group.jobs)
-        first = lanes[0] if lanes else None
+        may = table.eligible(terms)
+        plan = plans.get(terms)
+        if plan is None:
+            candidates = _candidates(table, situation.states, desired, terms, orders[terms])
+            plan = plans[terms] = GroupPlan(candidates, may.removed)
+        ahead[may.mask] = ahead.get(may.mask, 0.0) + table.work(terms.kind, group.jobs)
+        first = plan.candidates[0] if plan.candidates else None
         finish_s = None
-        if first and spare.get(found.mask, 0.0) > 0:
-            finish_s = situation.now_s + first.ready_in_s + ahead[found.mask] / spare[found.mask]
-        cost = round(group.jobs * first.job_cost_nano_usd) if first else 0
-        made.append(Assignment(group.group_id, generation, lanes, found.removed, finish_s, cost))
+        if first and spare.get(may.mask, 0.0) > 0:
+            finish_s = situation.now_s + first.ready_in_s + ahead[may.mask] / spare[may.mask]
+        cost = round(group.jobs * first.busy_job_cost_nano_usd) if first else 0
+        made.append(Decided(group.group_id, plan, finish_s, cost))
     return tuple(made)
 
 
 def _spare(table: LaneTable, pool: Pool, desired: Sequence[int]) -> float:
     """The speed that the wanted fleet has for what of the pool can wait."""
     speeds = table.mean_speeds(pool.mix)
-    return max(0.0, sum(desired[place] * speeds[place] for place in bits(pool.mask)) - pool.urgent)
+    return max(0.0, sum(desired[index] * speeds[index] for index in bits(pool.mask)) - pool.urgent)
 
 
 def _candidates(
     table: LaneTable, states: Sequence[LaneNow], desired: Sequence[int], terms: Terms, order: Sequence[int]
 ) -> tuple[Candidate, ...]:
-    found = []
-    for place in sorted(order, key=lambda place: desired[place] == 0):  # stable: those in use first
-        lane = table.lanes[place]
-        found.append(
+    candidates = []
+    for index in sorted(order, key=lambda index: desired[index] == 0):  # stable: those in use first
+        lane = table.lanes[index]
+        busy_cost = table.job_cost_nano_usd(index, terms.kind)
+        candidates.append(
             Candidate(
                 lane=lane.name,
-                job_cost_nano_usd=job_cost_nano_usd(lane, terms.kind),
+                expected_job_cost_nano_usd=lane.expected_nano_usd.get(terms.kind, busy_cost),
                 price_version=lane.price_version,
-                ready_in_s=0.0 if states[place].ready else lane.start_s,
-                jobs_per_second=desired[place] * lane.jobs_per_second[terms.kind],
+                busy_job_cost_nano_usd=busy_cost,
+                ready_in_s=0.0 if states[index].ready else lane.start_s,
+                jobs_per_second=desired[index] * lane.jobs_per_second[terms.kind],
             )
         )
-    return tuple(found)
+    return tuple(candidates)

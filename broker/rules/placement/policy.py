@@ -22,7 +22,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     cap_headroom: float = 1.1  # soft work may use lanes up to so much of the day's demand
     steady_part: float = 0.8  # lanes that so much of the day's demand fills run whenever there is work,
     steady_below: float = 0.9  # where they cost less than that part of the next
-    standby_s: float = 3_600.0  # capacity stands by if the backlog fills it for so long
+    standby: float | None = None  # capacity stands by for so many times an urgent stream's daily mean, even if idle;
+    # None: for what costs least by the last day's jumps, see `standby`
+    missed_job_nano_usd: int | None = None  # what a missed urgent job costs; None: a hundred times what doing it costs
+    standby_s: float = 3_600.0  # more stands by if the backlog fills it for so long
     add_above: float = 0.6  # of an instance must be needed to start it,
     keep_above: float = 0.15  # and this to keep it
     hold_s: float = 300.0  # an instance stays after it was last wanted

@@ -107,8 +107,8 @@ def share_limits(
             continue
         terms = table.terms_of(group, policy.preemptions_max)
         if terms not in speeds:
-            by_place = table.speeds(terms.kind)
-            speeds[terms] = sum(others[place] * by_place[place] for place in bits(table.eligible(terms).mask))
+            by_index = table.speeds(terms.kind)
+            speeds[terms] = sum(others[index] * by_index[index] for index in bits(table.eligible(terms).mask))
         if speeds[terms] <= _NOTHING:  # nobody else can do it, so that it takes nobody's time either
             continue
         ahead_s += table.work(terms.kind, group.jobs) / speeds[terms]
@@ -118,7 +118,7 @@ def share_limits(
 
 
 class ShareRoom(msgspec.Struct):
-    """`steady`: how many instances of a lane to run so that others stay below their share, by place.
+    """`steady`: how many instances of a lane to run so that others stay below their share, by index.
 
     `swinging` are the lanes of providers at their limit: they come after the steady ones.
     """
@@ -130,13 +130,13 @@ class ShareRoom(msgspec.Struct):
         """The merit order, with steady lanes before the first swinging one."""
         if not self.steady:
             return list(order)
-        first = next((rank for rank, place in enumerate(order) if place in self.swinging), len(order))
-        before = [place for place in order[:first] if place not in self.steady]
-        steady = [place for place in order if place in self.steady]
-        return [*before, *steady, *(place for place in order[first:] if place not in self.steady)]
+        first = next((rank for rank, index in enumerate(order) if index in self.swinging), len(order))
+        before = [index for index in order[:first] if index not in self.steady]
+        steady = [index for index in order if index in self.steady]
+        return [*before, *steady, *(index for index in order[first:] if index not in self.steady)]
 
-    def allowed(self, place: int, limit: int) -> int:
-        return min(limit, self.steady.get(place, limit))
+    def allowed(self, index: int, limit: int) -> int:
+        return min(limit, self.steady.get(index, limit))
 
 
 def share_room(
@@ -159,19 +159,19 @@ def share_room(
             budgets[provider] = max(0.0, share * demand - excess / policy.share_feedback_s)
     steady: dict[int, int] = {}
     swinging = set()
-    for place in order:
+    for index in order:
         if demand <= _NOTHING:
             break
-        provider = table.lanes[place].provider
-        wanted = min(demand, limits[place] * speeds[place])
+        provider = table.lanes[index].provider
+        wanted = min(demand, limits[index] * speeds[index])
         given = min(wanted, budgets.get(provider, wanted))
         if given < wanted - _NOTHING:
-            swinging.add(place)
+            swinging.add(index)
         if provider in budgets:
             budgets[provider] -= given
         demand -= given
         if swinging and given == wanted > _NOTHING:
-            steady[place] = _rounded(given / speeds[place], states[place].live, policy)
+            steady[index] = _rounded(given / speeds[index], states[index].live, policy)
     return ShareRoom(steady, frozenset(swinging))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from broker.domain.lane import Market
+from broker.rules.decisions import Removed
 from broker.rules.placement.filters import Eligibility, bits, eligible, job_cost_nano_usd
 from broker.rules.placement.lanes import LaneFacts, Supply
 from broker.rules.placement.work import Group, Terms
@@ -35,6 +36,7 @@ class LaneTable:
                 self.fastest[kind] = max(speed, self.fastest.get(kind, 0.0))
         self.price_versions = tuple(lane.price_version for lane in lanes)
         self._eligible: dict[Terms, Eligibility] = {}
+        self._removed: dict[tuple[str, int], tuple[Removed, ...]] = {}
         self._without_spot: dict[Terms, Terms] = {}
         self._job_costs: dict[tuple[int, str], int] = {}
         self._speeds: dict[str, tuple[float, ...]] = {}
@@ -42,35 +44,38 @@ class LaneTable:
     def eligible(self, terms: Terms) -> Eligibility:
         found = self._eligible.get(terms)
         if found is None:
-            found = self._eligible[terms] = eligible(terms, self.lanes)
+            found = self._eligible[terms] = eligible(terms, self.lanes, self._removed)
         return found
 
-    def job_cost_nano_usd(self, place: int, kind: str) -> int:
+    def job_cost_nano_usd(self, index: int, kind: str) -> int:
         """What one job of this kind costs on a busy instance of the lane."""
-        key = (place, kind)
+        key = (index, kind)
         found = self._job_costs.get(key)
         if found is None:
-            found = self._job_costs[key] = job_cost_nano_usd(self.lanes[place], kind)
+            found = self._job_costs[key] = job_cost_nano_usd(self.lanes[index], kind)
         return found
 
     def cheapest_first(self, terms: Terms) -> tuple[int, ...]:
         """The lanes that may serve these terms, by the cost of a job."""
-        places = bits(self.eligible(terms).mask)
-        return tuple(sorted(places, key=lambda place: (self.job_cost_nano_usd(place, terms.kind), place)))
+        indices = bits(self.eligible(terms).mask)
+        return tuple(sorted(indices, key=lambda index: (self.job_cost_nano_usd(index, terms.kind), index)))
 
     def uninterrupted_first(self, order: Sequence[int]) -> tuple[int, ...]:
         """The same lanes, those that may be taken away last."""
-        return tuple(sorted(order, key=lambda place: self.lanes[place].market is Market.SPOT))
+        return tuple(sorted(order, key=lambda index: self.lanes[index].market is Market.SPOT))
 
     def terms_of(self, group: Group, preemptions_max: int) -> Terms:
-        """The group's terms; off interruptible lanes once it was preempted too often."""
+        """The group's terms; off interruptible lanes once it was preempted too often, where another may serve it."""
         if group.preemptions < preemptions_max:
             return group.terms
-        found = self._without_spot.get(group.terms)
-        if found is None:
+        steady = self._without_spot.get(group.terms)
+        if steady is None:
             demands = msgspec.structs.replace(group.terms.demands, interruptible=False)
-            found = self._without_spot[group.terms] = msgspec.structs.replace(group.terms, demands=demands)
-        return found
+            steady = msgspec.structs.replace(group.terms, demands=demands)
+            if not self.eligible(steady).mask:
+                steady = group.terms
+            self._without_spot[group.terms] = steady
+        return steady
 
     def work(self, kind: str, jobs: float) -> float:
         """Units of work in so many jobs; none where no lane runs the kind."""
@@ -88,7 +93,7 @@ class LaneTable:
     def largest_interruptible(self, kind: str, mask: int) -> float:
         """The most units per second that goes with one instance taken away, among these lanes."""
         speeds = self.speeds(kind)
-        lost = [speeds[place] for place in bits(mask) if self.lanes[place].market is Market.SPOT]
+        lost = [speeds[index] for index in bits(mask) if self.lanes[index].market is Market.SPOT]
         return max(lost, default=0.0)
 
     def mean_speeds(self, mix: Mapping[str, float]) -> list[float]:
@@ -99,22 +104,22 @@ class LaneTable:
         """
         speeds = []
         parts = [(units, self.speeds(kind)) for kind, units in mix.items()]
-        for place in range(len(self.lanes)):
+        for index in range(len(self.lanes)):
             done = time = 0.0
-            for units, by_place in parts:
-                speed = by_place[place]
+            for units, by_index in parts:
+                speed = by_index[index]
                 if speed > 0:
                     done += units
                     time += units / speed
             speeds.append(done / time if time > 0 else 0.0)
         return speeds
 
-    def hour_cost(self, place: int, kind_costs: Mapping[str, float] | None = None) -> float:
+    def hour_cost(self, index: int, kind_costs: Mapping[str, float] | None = None) -> float:
         """What an hour of one busy instance really costs in nano-USD, with what its preemptions waste.
 
         Fixed instances cost nothing more by being used. On per-token lanes it is what an hour's jobs cost.
         """
-        lane = self.lanes[place]
+        lane = self.lanes[index]
         match lane.supply:
             case Supply.FIXED:
                 return 0.0

@@ -35,8 +35,7 @@ class Terms(msgspec.Struct, frozen=True):
 class Group(msgspec.Struct, frozen=True, kw_only=True):
     """Waiting jobs of one tenant, on the same terms, that must start by `start_by_s` (their deadline less service).
 
-    `preemptions` counts how often instances were taken from under them. `budget_left_nano_usd` is what the
-    batch may still spend; None where it has no budget.
+    `preemptions` counts how often instances were taken from under them.
     """
 
     group_id: str
@@ -45,7 +44,6 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     start_by_s: float
     jobs: float
     preemptions: int = 0
-    budget_left_nano_usd: int | None = None
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +51,8 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
 
     `start_within_s` is how long after arrival they must start; `expected_rate` what is believed of the time that
     a start takes, `sudden_rate` what it could rise to in that time at worst, `recent_rate` the last two minutes'
-    mean, `day_rate` that of the last 24 hours.
+    mean, `day_rate` that of the last 24 hours. `standby_rate` is what capacity stands by for beyond what is expected,
+    whether other work fills it or not; it counts for streams that can't wait for a start.
     """
 
     terms: Terms
@@ -62,3 +61,4 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     expected_rate: float
     sudden_rate: float
     day_rate: float
+    standby_rate: float = 0.0
