@@ -175,7 +175,8 @@ class Embedded:
 
     def _watch_worker(self) -> None:
         """Celery ends its worker after an error that it can't recover from; nothing would run from then on."""
-        if self._worker_side and not self._worker_side.is_running and not self._is_leaving:
+        expected = self._is_leaving or self._threads.death is not None
+        if self._worker_side and not self._worker_side.is_running and not expected:
             self._threads.report_end("worker-embedded", None)
 
     def _load_keys(self) -> tuple[Signer, dict[str, Signer], KeyRing]:
