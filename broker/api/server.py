@@ -69,7 +69,7 @@ class Door:
         )
         self._server = uvicorn.Server(config)
         self._socket = taken
-        self._began = False
+        self._began = self._stopping = False
         self._ended = threading.Event()
 
     @property
@@ -81,7 +81,7 @@ class Door:
     @property
     def is_stopping(self) -> bool:
         """Whether it was stopped, so that its thread may end."""
-        return self._server.should_exit
+        return self._stopping
 
     def start(self) -> None:
         """Serve on a thread of its own; returns when requests are served."""
@@ -107,7 +107,7 @@ class Door:
 
     def stop(self) -> None:
         """Take no more requests, and let those under way end within about a second."""
-        self._server.should_exit = True
+        self._stopping = self._server.should_exit = True
         if self._began:
             self._ended.wait(_GRACE_SECONDS + 1)
         self._socket.close()

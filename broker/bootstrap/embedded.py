@@ -145,7 +145,7 @@ class Embedded:
         new_rescuer(self.front, wiring.ledger, wiring.peers).recover()
         start_roles([role for role in Role if role is not Role.API], wiring)
         self._worker_side.start_worker()
-        self._threads.start(Loop(name="worker-watch", step=self._watch_worker))
+        self._threads.start(Loop(name="watch", step=self._watch))
         start_roles([Role.API], wiring)
 
     def stop(self) -> None:
@@ -174,9 +174,13 @@ class Embedded:
         if self._worker_side:
             self._worker_side.renew_soon()
 
-    def _watch_worker(self) -> None:
-        """Celery ends its worker after an error that it can't recover from; nothing would run from then on."""
-        if self._worker_side and not self._worker_side.is_running and not self._is_leaving:
+    def _watch(self) -> None:
+        """What has threads of its own: the database, and Celery, which ends its worker when it can't recover."""
+        if self._is_leaving or self._threads.death is not None:
+            return
+        if not self.database.is_running:
+            self._threads.report_end("database-writer", None)
+        elif self._worker_side and not self._worker_side.is_running:
             self._threads.report_end("worker-embedded", None)
 
     def _load_keys(self) -> tuple[Signer, dict[str, Signer], KeyRing]:

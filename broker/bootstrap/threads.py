@@ -86,6 +86,8 @@ class Threads:
         """A part that must not end has ended, and `error` is why: so does the process."""
         reason = f"{type(error).__name__}: {error}" if error is not None else "it returned"
         _log.critical("thread_ended", stage=name, reason=reason, exc_info=error)
+        if self.death is not None:
+            return
         self.death = BrokerError(
             f"the thread {name} ended ({reason}), so this process ends too; nothing accepted is lost: start it again"
         )

@@ -23,6 +23,7 @@ import broker.cli
 import broker.cli.serve
 from broker.database.connection import Connection
 from broker.domain.events import WorkerEvent
+from broker.ledger.streams import OpenStream
 from broker.stages.recorder import Recorder
 
 __all__ = ["DEATHS", "DEATHS_MAX", "POINTS"]
@@ -62,8 +63,10 @@ def _make_mortal(path: Path) -> None:
         record(self, deliveries)
         fate.at("committed")
 
-    def mortal_write(self: Recorder, connection: Connection, events: list[WorkerEvent]) -> list[bytes]:
-        ended = write(self, connection, events)
+    def mortal_write(
+        self: Recorder, connection: Connection, events: list[WorkerEvent], stream: OpenStream
+    ) -> list[bytes]:
+        ended = write(self, connection, events, stream)
         fate.at("written")
         return ended
 

@@ -40,6 +40,7 @@ PARTS = {
     "notifier": ("broker.stages.notifier", "Notifier", "step"),
     "sealer": ("broker.stages.sealer", "Sealer", "step"),
     "keeper": ("broker.stages.keeper", "Keeper", "step"),
+    "database-writer": ("broker.database.drivers.sqlite.database", "SqliteDatabase", "_next_group"),
 }
 
 

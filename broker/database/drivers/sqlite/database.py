@@ -79,6 +79,11 @@ class SqliteDatabase:
         self._door = threading.Lock()  # nothing may queue behind the mark that ends the writer
         self._writer.start()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its threads live. Where one has ended, every write waits for ever: the process must end."""
+        return self._closed or (self._writer.is_alive() and self._log.is_running)
+
     def use_write_ahead_log(self) -> None:
         """Readers and the writer no longer wait for each other. Only for a database known to be ours: it is kept."""
         with self.engine.connect() as connection:

@@ -43,6 +43,11 @@ class LogSyncer:
         self._thread = threading.Thread(target=self._run, name="log-syncer", daemon=True)
         self._thread.start()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its thread lives."""
+        return self._thread.is_alive()
+
     def put(self, committed: list[Committed]) -> None:
         """Tell these callers when the log, as it is now, is on disk."""
         self._gathered.put(committed)
