@@ -8,18 +8,21 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from broker.bootstrap.embedded import DATABASE_FILE
+from broker.database.connection import bulk_insert
 from broker.database.drivers.sqlite import log_syncing
 from broker.database.drivers.sqlite.database import SqliteDatabase, lock_folder, open_read_only
 from broker.database.failures import is_disk_full
 from broker.database.migrating import upgrade
-from broker.database.tables import tenant
+from broker.database.tables import ready, tenant
 from broker.domain.errors import BrokerError
 from broker.keys import load_or_create_signer, public_bytes
+from tests.unit.builders import a_span
 
 
 def _add(name):
@@ -100,8 +103,8 @@ def test_what_gathers_shares_few_commits_and_each_caller_gets_its_own_value(data
 def test_a_commit_that_fails_is_its_own_callers_matter_and_the_next_ones_go_on(database):
     def break_commit(connection):
         connection.execute(text("PRAGMA defer_foreign_keys=ON"))
-        of_no_group = "INSERT INTO ready VALUES (x'00', 1, x'99', NULL, 1, 1, 1, 0, 0, 0, 0)"
-        connection.execute(text(of_no_group))
+        of_no_group = a_span(group_id=b"?" * 16)
+        bulk_insert(connection, ready, [msgspec.structs.astuple(of_no_group)])
 
     found = _gather(database, [_add("one"), break_commit])
     assert {type(one) for one in found} == {str, IntegrityError}

@@ -44,10 +44,17 @@ def test_an_attempt_that_failed_settles_by_its_verdict(code):
     settled = settle(Outcome.FAILED, code, False, failures=1, crashes=1, alone=False)
     then = {
         Verdict.FINAL: Ended(Outcome.FAILED, code),
-        Verdict.RETRY: Retry(1.0, 2, 1, alone=False),
-        Verdict.LANE_FAULT: Retry(0.5, 1, 1, alone=False),
-        Verdict.FREE_RETRY: Retry(0.0, 1, 1, alone=False),
-        Verdict.SUSPECT: Retry(0.0, 1, 1, alone=True),
+        Verdict.RETRY: Retry(1.0, 2, 1, alone=False, lane_failed=True),
+        Verdict.LANE_FAULT: Retry(0.5, 1, 1, alone=False, lane_failed=True),
+        Verdict.FREE_RETRY: Retry(0.0, 1, 1, alone=False, was_preempted=code is ErrorCode.PREEMPTED),
+        Verdict.SUSPECT: Retry(
+            0.0,
+            1,
+            1,
+            alone=True,
+            lane_failed=code is ErrorCode.ENGINE_DIED,
+            was_preempted=code is ErrorCode.LEASE_LOST,
+        ),
     }
     assert settled == Settlement(Outcome.FAILED, then[_expected(code)])
 
@@ -70,12 +77,12 @@ def test_a_cancelled_attempt_ends_its_job_as_cancelled():
 
 
 def test_a_failure_without_a_code_is_the_engines():
-    assert settle(Outcome.FAILED, None, False, **FRESH).then == Retry(0.5, 1, 0, alone=False)
+    assert settle(Outcome.FAILED, None, False, **FRESH).then == Retry(0.5, 1, 0, alone=False, lane_failed=True)
 
 
 def test_a_crash_in_company_is_no_evidence_and_three_alone_are():
     then = settle(Outcome.LOST, ErrorCode.LEASE_LOST, False, **FRESH).then
-    assert then == Retry(0.0, 0, 0, alone=True)
+    assert then == Retry(0.0, 0, 0, alone=True, was_preempted=True)
     for crashes in range(1, CRASHES_MAX):
         then = settle(
             Outcome.LOST, ErrorCode.LEASE_LOST, False, failures=0, crashes=then.crashes, alone=then.alone
@@ -88,10 +95,10 @@ def test_a_crash_in_company_is_no_evidence_and_three_alone_are():
 
 def test_a_failure_keeps_a_suspect_alone_and_a_preemption_forgets_nothing():
     assert settle(Outcome.FAILED, ErrorCode.ENGINE_BUSY, False, failures=0, crashes=2, alone=True).then == Retry(
-        0.5, 1, 2, alone=True
+        0.5, 1, 2, alone=True, lane_failed=True
     )
     assert settle(Outcome.PREEMPTED, ErrorCode.PREEMPTED, False, failures=3, crashes=2, alone=True).then == Retry(
-        0.0, 3, 2, alone=True
+        0.0, 3, 2, alone=True, was_preempted=True
     )
 
 
