@@ -75,24 +75,26 @@ class JobRunners:
         self._left_out.add(index)
         return False
 
-    @property
-    def _has_more(self) -> bool:
-        return not self._stopped and self._next_index < self._count
-
     def _start_runner(self) -> None:
-        if self._has_more:
+        if not self._stopped and self._next_index < self._count:
             runner = asyncio.get_running_loop().create_task(self._run())
             self._runners.add(runner)
             runner.add_done_callback(self._runners.discard)
 
     async def _run(self) -> None:
+        runner = asyncio.current_task()
+        assert runner is not None  # noqa: S101 (a coroutine on the loop runs in a task)
         async with self._places.all() if self._exclusive else self._places.one(ahead=self._ahead):
             self._let_a_spare_wait()
-            while self._has_more:
+            while not self._stopped and self._next_index < self._count:
                 index = self._next_index
                 self._next_index += 1
                 if index not in self._left_out:
-                    await self._run_at_engine(index)
+                    self._at_engine[index] = runner
+                    await self._run_job(index)
+                    del self._at_engine[index]
+                    if runner.cancelling():
+                        _take_back_cancels(runner)
                 if self._should_yield():
                     break
 
@@ -101,15 +103,10 @@ class JobRunners:
         asyncio.get_running_loop().call_soon(self._start_runner)
 
     def _should_yield(self) -> bool:
-        return self._places.is_wanted and not self._ahead
+        return not self._ahead and self._places.is_wanted
 
-    async def _run_at_engine(self, index: int) -> None:
-        runner = asyncio.current_task()
-        assert runner is not None  # noqa: S101 (a coroutine on the loop runs in a task)
-        self._at_engine[index] = runner
-        try:
-            await self._run_job(index)
-        finally:
-            del self._at_engine[index]
-        while runner.cancelling():
-            runner.uncancel()
+
+def _take_back_cancels(runner: asyncio.Task[None]) -> None:
+    """They were meant for the job that has just ended."""
+    while runner.cancelling():
+        runner.uncancel()
