@@ -205,8 +205,8 @@ def test_a_summary_says_what_counting_by_hand_says(make_world, measured):
             run_us=run,
             cost_nano_usd=cost,
             cost_upper_nano_usd=cost + run,
-            input_tokens=cost,
-            output_tokens=2,
+            input_tokens=None if outcome == "failed" else cost,
+            output_tokens=None if outcome == "failed" else 2,
         )
         for lane, outcome, queue, run, cost in measured
     ]
@@ -215,14 +215,16 @@ def test_a_summary_says_what_counting_by_hand_says(make_world, measured):
     assert found.keys() == {row.shard.lane for row in rows}
     for lane, row in found.items():
         mine = [one for one in rows if one.shard.lane == lane]
+        known = [one for one in mine if one.outcome != "failed"]
         assert row == {
             "lane": lane,
             "jobs": len(mine),
             "attempts": len(mine),
             "succeeded": sum(one.outcome == "succeeded" for one in mine),
             "failed": sum(one.outcome == "failed" for one in mine),
-            "input_tokens": sum(one.input_tokens for one in mine),
-            "output_tokens": 2 * len(mine),
+            "input_tokens": sum(one.input_tokens for one in known) if known else None,
+            "output_tokens": 2 * len(known) if known else None,
+            "usage_unknown": len(mine) - len(known),
             "cost_nano_usd": sum(one.cost_nano_usd for one in mine),
             "wasted_nano_usd": sum(one.cost_nano_usd for one in mine if one.outcome != "succeeded"),
             "unknown_upper_nano_usd": sum(one.run_us for one in mine),
@@ -249,6 +251,23 @@ def test_every_key_can_be_asked_for_and_others_are_named(database):
     assert row["day"] == "2027-01-15"
     with pytest.raises(UsageError, match="--by names 'colour'; it takes provider, lane"):
         database.read(lambda connection: summary(connection, ["lane", "colour"], Filters()))
+
+
+def test_spend_is_told_apart_by_tag(database):
+    teams = ('{"team":"blé","tier":"a"}', '{"team":"b"}', '{"team":"blé"}', '{"owner":"blé"}', None)
+    _append(database, Flush(attempts=[an_attempt_row(tags=tags, cost_nano_usd=7) for tags in teams]))
+
+    def spent(*by, tags=()):
+        rows = database.read(lambda connection: summary(connection, by, Filters(tags=tags)))
+        return {tuple(row[key] for key in by): row["cost_nano_usd"] for row in rows}
+
+    assert spent("tag:team") == {("blé",): 14, ("b",): 7, (None,): 14}
+    assert spent("tag:team", "tag:tier")[("blé", "a")] == 7
+    assert spent(tags=(("team", "blé"),)) == {(): 14}
+    assert spent(tags=(("team", "blé"), ("tier", "a"))) == {(): 7}
+    assert spent("tag:team", tags=(("owner", "nobody"),)) == {}
+    with pytest.raises(UsageError, match="can't be asked for"):
+        spent('tag:a"b')
 
 
 def test_filters_choose_by_tenant_batch_and_time(database):

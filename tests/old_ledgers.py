@@ -1,0 +1,50 @@
+"""Ledgers that earlier builds wrote, brought up to this build's schema: what they hold is in their folder's README."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
+
+from broker.database.migrating import SchemaState, upgrade
+
+__all__ = ["FIRST", "old_proofs", "restore_postgres", "restore_sqlite"]
+
+FIRST = Path(__file__).parent / "fixtures/ledgers/e1cf361"
+"""Of the last build that wrote nothing but rows of version 1."""
+
+
+def restore_sqlite(folder: Path, *, upgraded: bool = True) -> Path:
+    """A data folder as that build left it, with its checkpoints; the database's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "broker.db"
+    path.write_bytes(gzip.decompress((FIRST / "sqlite/broker.db.gz").read_bytes()))
+    shutil.copy(FIRST / "sqlite/checkpoints.jsonl", folder)
+    if upgraded:
+        engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+        assert upgrade(engine) is SchemaState.OLDER
+        engine.dispose()
+    return path
+
+
+def restore_postgres(url: str, folder: Path, *, upgraded: bool = True) -> None:
+    """Fill an empty database with what that build left in its; the folder gets the checkpoints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(FIRST / "postgresql/checkpoints.jsonl", folder)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(gzip.decompress((FIRST / "postgresql/dump.sql.gz").read_bytes()))
+    if upgraded:
+        engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"), poolclass=NullPool)
+        assert upgrade(engine) is SchemaState.OLDER
+        engine.dispose()
+
+
+def old_proofs(kind: str) -> list[dict[str, Any]]:
+    """What that build's `broker ledger prove` printed of this kind of database."""
+    return list(json.loads(gzip.decompress((FIRST / kind / "proofs.json.gz").read_bytes())))
