@@ -24,8 +24,11 @@ T = TypeVar("T")
 Report = Callable[[str], None]
 """Where a sentence for the person who upgrades goes."""
 
-LOCK_TIMEOUT_MS = 400
-"""How long a statement waits for a lock, and so how long it may hold up everyone else."""
+LOCK_TIMEOUT_MS = 300
+"""How long a statement waits for a lock, and so how long it may hold up everyone else.
+
+A transaction that locks several tables may wait so long for each while it holds those before: few tables to a revision.
+"""
 
 PATIENCE_SECONDS = 900.0
 """How long the same lock is asked for again and again."""
@@ -126,6 +129,7 @@ class OnlineSession:
         until, pause = time.monotonic() + self._patience_seconds, _PAUSE_SECONDS
         while True:
             self._set_lock_timeout(LOCK_TIMEOUT_MS)
+            self._lookout.take_seen()  # of a wait before this one
             try:
                 return attempt()
             except DatabaseError as error:

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-from sqlalchemy import Engine
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import Dialect, Engine
 from sqlalchemy.exc import DatabaseError
 
 from broker.database.build_sightings import seen_within
@@ -68,7 +67,8 @@ def plan(engine: Engine, history: History = INSTALLED, *, contract: bool = False
     """What `upgrade` would run; changes nothing."""
     found = check(engine, history)
     _refuse_others(engine, found, history)
-    return [Planned(revision, statements_of(revision)) for revision in _pending(history, found, contract=contract)]
+    revisions = _pending(history, found, contract=contract)
+    return [Planned(revision, statements_of(revision, engine.dialect)) for revision in revisions]
 
 
 def _refuse_others(engine: Engine, found: Schema, history: History) -> None:
@@ -137,15 +137,16 @@ def _refuse_while_needed(engine: Engine, session: OnlineSession, revision: Revis
         )
 
 
-def statements_of(revision: Revision) -> list[str]:
-    """What PostgreSQL would be told, by Alembic's own means of saying so without a database."""
+def statements_of(revision: Revision, dialect: Dialect) -> list[str]:
+    """What a database would be told, by Alembic's own means of saying so without one."""
     from alembic.migration import MigrationContext  # noqa: PLC0415 (only where there is a plan to show)
     from alembic.operations import Operations  # noqa: PLC0415 (as above)
 
     said = io.StringIO()
     options = {"as_sql": True, "output_buffer": said, "target_metadata": metadata}
-    context = MigrationContext.configure(dialect=postgresql.dialect(), opts=options)  # type: ignore[no-untyped-call] # (SQLAlchemy's)
-    online = [statement for index in getattr(revision.module, "online_indexes", ()) for statement in index.planned]
+    context = MigrationContext.configure(dialect=dialect, opts=options)
+    indexes = getattr(revision.module, "online_indexes", ()) if dialect.name == "postgresql" else ()
+    online = [statement for index in indexes for statement in index.planned]
     try:
         with Operations.context(context):
             revision.module.upgrade()

@@ -11,6 +11,7 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
+from sqlalchemy.dialects import postgresql
 
 from broker.database.history import INSTALLED, Revision
 from broker.database.migrating import Planned, statements_of
@@ -18,6 +19,8 @@ from broker.database.migrating import Planned, statements_of
 BEFORE_PHASES = "0007"
 
 REASON_WORDS_MIN = 5
+
+DIALECT = postgresql.dialect()
 
 FORBIDDEN = {
     "an index that locks out writers: name it in `online_indexes`": re.compile(
@@ -71,7 +74,7 @@ def faults_of(planned: Planned) -> list[str]:
 def test_revisions_that_expand_do_so_in_use():
     revisions = INSTALLED.after(BEFORE_PHASES)
     assert revisions
-    found = {one.number: faults_of(Planned(one, statements_of(one))) for one in revisions}
+    found = {one.number: faults_of(Planned(one, statements_of(one, DIALECT))) for one in revisions}
     assert {number: faults for number, faults in found.items() if faults} == {}
 
 
@@ -87,7 +90,7 @@ def planted(folder, name, text):
     sys.modules.pop("planted", None)
     phase = "contract" if "_contract_" in name else "expand"
     revision = Revision("0042", phase, "planted", module)
-    return faults_of(Planned(revision, statements_of(revision)))
+    return faults_of(Planned(revision, statements_of(revision, DIALECT)))
 
 
 @pytest.mark.parametrize(

@@ -167,3 +167,28 @@ def test_a_plan_says_what_an_upgrade_would_do(older_url, start):
     assert revision(older_url) == "0007"
     assert ended(start(older_url, "db", "upgrade"))[0] == 0
     assert "Revisions to run: 0." in ended(start(older_url, "db", "upgrade", "--plan"))[1]
+
+
+def test_killed_in_the_middle_of_an_index_another_goes_on(older_url, start):
+    """A report's snapshot holds the index up; what the killed one had begun, PostgreSQL ends for itself."""
+    with psycopg.connect(older_url) as report, psycopg.connect(older_url, autocommit=True) as looking:
+        report.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        report.execute("SELECT count(*) FROM ready")
+        killed = start(older_url, "db", "upgrade")
+        building = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONC%' AND state = 'active'"
+        deadline = time.monotonic() + SECONDS_MAX
+        while looking.execute(building + " AND datname = current_database()").fetchone() != (1,):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        killed.kill()
+        following = start(older_url, "db", "upgrade")
+        assert (
+            following.stdout.readline() == "Another `broker db upgrade` is at work on this database; waiting for it.\n"
+        )
+        assert revision(older_url) != HEAD
+        report.rollback()
+        code, output = ended(following)
+        assert (code, "is up to date." in output) == (0, True), output
+        invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
+        assert looking.execute(invalid).fetchone() == (0,)
+    assert revision(older_url) == HEAD
