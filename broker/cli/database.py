@@ -6,12 +6,8 @@ from typing import Annotated
 
 import typer
 
-from broker.bootstrap.embedded import DATABASE_FILE, open_database
 from broker.cli.options import DatabaseOption, DataOption, read_settings
 from broker.cli.printing import say
-from broker.database.drivers.postgres.grants import grant_statements
-from broker.database.drivers.sqlite.database import lock_folder, open_read_only
-from broker.database.migrating import require_current
 from broker.domain.errors import BrokerError
 
 __all__ = ["app"]
@@ -24,6 +20,9 @@ PrefixOption = Annotated[str, typer.Option("--prefix", help="What the roles' nam
 @app.command("upgrade")
 def upgrade(data: DataOption = None, database_url: DatabaseOption = None) -> None:
     """Bring the database up to this program's schema: PostgreSQL's where its URL is given, else the data folder's."""
+    from broker.bootstrap.embedded import DATABASE_FILE, open_database
+    from broker.database.drivers.sqlite.database import lock_folder
+
     settings = read_settings(data)
     if url := database_url or settings.database_url:
         _look_at_postgres(url, upgrade_schema=True)
@@ -37,6 +36,10 @@ def upgrade(data: DataOption = None, database_url: DatabaseOption = None) -> Non
 @app.command("check")
 def check(data: DataOption = None, database_url: DatabaseOption = None) -> None:
     """Say whether this program and the database fit; exit code 1 if not."""
+    from broker.bootstrap.embedded import DATABASE_FILE
+    from broker.database.drivers.sqlite.database import open_read_only
+    from broker.database.migrating import require_current
+
     settings = read_settings(data)
     if url := database_url or settings.database_url:
         _look_at_postgres(url, upgrade_schema=False)
@@ -58,6 +61,8 @@ def grants(prefix: PrefixOption = "broker") -> None:
 
     For a superuser to read and run, after an upgrade: `broker db grants | psql "$ADMIN_URL"`.
     """
+    from broker.database.drivers.postgres.grants import grant_statements
+
     for statement in ("BEGIN", *grant_statements(prefix), "COMMIT"):
         say(f"{statement};")
 

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from broker.catalog.lanes import load_lanes
-from broker.catalog.shares import load_shares
-from broker.cli.memory import keep_heaps
+from broker.cli.memory import keep_heaps, leave_modules_out_of_garbage_collection
 from broker.cli.options import (
     CatalogOption,
     DatabaseOption,
@@ -22,12 +20,11 @@ from broker.cli.options import (
 from broker.cli.printing import say
 from broker.cli.signals import stopping_on_signals
 from broker.domain.errors import UsageError
-from broker.logs import log_to_stderr
-from broker.settings import Settings
 
 if TYPE_CHECKING:
     from broker.bootstrap.roles import Role
     from broker.bootstrap.served import Served
+    from broker.settings import Settings
 
 __all__ = ["app"]
 
@@ -55,7 +52,11 @@ def serve(
     """Be some of the broker's roles, or all, on PostgreSQL and the lanes' own buses, until SIGTERM."""
     from broker.bootstrap.roles import Role
     from broker.bootstrap.served import Served, ServedTerms
+    from broker.catalog.lanes import load_lanes
+    from broker.catalog.shares import load_shares
+    from broker.logs import log_to_stderr
 
+    leave_modules_out_of_garbage_collection()
     settings = read_settings(data, catalog, log_level)
     chosen = frozenset(_role(text) for text in roles or list(Role))
     lanes = load_lanes(settings.catalog)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from broker.bootstrap.embedded import Embedded
-from broker.catalog.lanes import load_lanes
-from broker.catalog.shares import load_shares
+from broker.cli.memory import leave_modules_out_of_garbage_collection
 from broker.cli.options import CatalogOption, DataOption, read_settings
 from broker.cli.printing import say
 from broker.cli.signals import stopping_on_signals
-from broker.logs import log_to_file
-from broker.sdk.http import remember_url
+
+if TYPE_CHECKING:
+    from broker.bootstrap.embedded import Embedded
 
 __all__ = ["app"]
 
@@ -35,11 +34,16 @@ def up(
     ] = None,
 ) -> None:
     """Run the broker here until Ctrl-C; other terminals submit, wait, cancel and steer it by HTTP."""
-    # Here, because the web framework would make every other command wait for it.
     from broker.api.app import LOOPBACK_NAMES, make_app
     from broker.api.desk import Desk
     from broker.api.server import Door, listen, load_or_create_token
+    from broker.bootstrap.embedded import Embedded
+    from broker.catalog.lanes import load_lanes
+    from broker.catalog.shares import load_shares
+    from broker.logs import log_to_file
+    from broker.sdk.http import remember_url
 
+    leave_modules_out_of_garbage_collection()
     settings = read_settings(data, catalog, log_level)
     lanes = load_lanes(settings.catalog)
     shares = load_shares(settings.catalog, lanes)

@@ -110,7 +110,7 @@ def imported_names(sources: dict[str, str]) -> set[str]:
 def orphans(sources: dict[str, str]) -> list[str]:
     product = {name: text for name, text in sources.items() if not name.startswith("tests/")}
     # Commands are loaded by name when they are called.
-    commands = re.findall(r'^    "\w+": "(\w+)",$', product.get("broker/cli/app.py", ""), re.MULTILINE)
+    commands = re.findall(r'^    "\w+": \(\s*"(\w+)",', product.get("broker/cli/app.py", ""), re.MULTILINE)
     imported = imported_names(product) | {f"broker.cli.{name}" for name in commands}
     return [
         module
