@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from broker.bootstrap.data_folder import DATABASE_FILE, open_database
 from broker.bootstrap.roles import Role, Roles, Wiring
 from broker.bootstrap.stages import Stages
 from broker.bootstrap.worker_side import WorkerSide, new_worker_id
@@ -15,10 +16,9 @@ from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
 from broker.clock import Clock, utc_now_us
 from broker.database.connection import Connection
-from broker.database.drivers.sqlite.database import SqliteDatabase, lock_folder
+from broker.database.drivers.sqlite.database import lock_folder
 from broker.database.keys import remember_key
 from broker.database.known_lanes import remember_lanes
-from broker.database.migrating import upgrade
 from broker.domain.errors import BrokerError
 from broker.domain.lane import Lane
 from broker.front import Front
@@ -31,22 +31,7 @@ from broker.wakeups import Topic, Wakeups
 
 __all__ = ["DATABASE_FILE", "Embedded", "open_database"]
 
-DATABASE_FILE = "broker.db"
-
 _STOP_SECONDS = 4.0
-
-
-def open_database(data: Path) -> SqliteDatabase:
-    """The database of a data folder, brought up to this program's schema."""
-    data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    database = SqliteDatabase(data / DATABASE_FILE)
-    try:
-        upgrade(database.engine)
-        database.use_write_ahead_log()
-    except BaseException:
-        database.close()
-        raise
-    return database
 
 
 class Embedded:

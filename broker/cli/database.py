@@ -20,7 +20,7 @@ PrefixOption = Annotated[str, typer.Option("--prefix", help="What the roles' nam
 @app.command("upgrade")
 def upgrade(data: DataOption = None, database_url: DatabaseOption = None) -> None:
     """Bring the database up to this program's schema: PostgreSQL's where its URL is given, else the data folder's."""
-    from broker.bootstrap.embedded import DATABASE_FILE, open_database
+    from broker.bootstrap.data_folder import DATABASE_FILE, open_database
     from broker.database.drivers.sqlite.database import lock_folder
 
     settings = read_settings(data)
@@ -36,7 +36,7 @@ def upgrade(data: DataOption = None, database_url: DatabaseOption = None) -> Non
 @app.command("check")
 def check(data: DataOption = None, database_url: DatabaseOption = None) -> None:
     """Say whether this program and the database fit; exit code 1 if not."""
-    from broker.bootstrap.embedded import DATABASE_FILE
+    from broker.bootstrap.data_folder import DATABASE_FILE
     from broker.database.drivers.sqlite.database import open_read_only
     from broker.database.migrating import require_current
 

@@ -132,7 +132,7 @@ def prove(
 @app.command("seal")
 def seal(data: DataOption = None, database_url: DatabaseOption = None) -> None:
     """Seal what the ledger holds now, where no broker is at work that does."""
-    from broker.bootstrap.embedded import DATABASE_FILE, open_database
+    from broker.bootstrap.data_folder import DATABASE_FILE, open_database
     from broker.bootstrap.roles import Role
     from broker.bootstrap.stored_keys import remember_signer
     from broker.bus.envelope import KeyRole

@@ -76,7 +76,7 @@ def _import_into(database_url: str, file: Path, content: bytes, lanes: list[Lane
 
 def _import_into_folder(settings: Settings, file: Path, content: bytes, url: str | None) -> tuple[str, int]:
     """Through the broker that works on the folder; where none does, directly."""
-    from broker.bootstrap.embedded import open_database
+    from broker.bootstrap.data_folder import open_database
     from broker.catalog.lanes import load_lanes
     from broker.catalog.price_files import read_prices
     from broker.database.drivers.sqlite.database import lock_folder
