@@ -16,6 +16,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 FROM_LOCK := $(PIP_INSTALL) --require-hashes --only-binary :all:
 PACKAGE := $(PIP_INSTALL) --no-deps --no-index --no-build-isolation --editable .
 
+# pip would compile all of what it installs, most of it Oracle's SDK for services that nobody here calls.
+COMPILE_ALL = $(BIN)/python -m compileall -q -x '/site-packages/oci/' $(VENV)/lib broker workers migrations
+
 DEMO = $(BIN)/broker batch run examples/prompts.jsonl --data demo/data --output demo/output.jsonl
 
 .DEFAULT_GOAL := help
@@ -31,7 +34,7 @@ demo: $(VENV)/.demo ## Run the main job on a small real language model, here, an
 clouds: $(VENV)/.dev $(VENV)/.demo ## Run one batch over Pub/Sub, Service Bus and OCI Queue at once, on their emulators, here
 	$(BIN)/python -m infra.clouds
 
-test: $(VENV)/.dev ## Run the unit, architecture, database and flow tests (under 3 minutes)
+test: $(VENV)/.dev ## Run the unit, architecture, database and flow tests (some two minutes)
 	$(PYTEST) -n 2 --dist loadfile $(wildcard tests/unit tests/architecture tests/migration tests/postgres tests/flow)
 
 unit: $(VENV)/.dev ## Run the unit tests alone (about ten seconds)
@@ -94,8 +97,9 @@ $(VENV)/.runtime: requirements.lock requirements-build.lock pyproject.toml | $(V
 
 $(VENV)/.dev: requirements-dev.lock pyproject.toml | $(VENV)/.python
 	@echo "Installing the broker and its development tools into $(VENV), once; this takes about a minute."
-	@$(FROM_LOCK) --requirement requirements-dev.lock
+	@$(FROM_LOCK) --no-compile --requirement requirements-dev.lock
 	@$(PACKAGE)
+	@$(COMPILE_ALL) > /dev/null || true # some packages hold templates that are no Python
 	@touch $@
 
 $(VENV)/.demo: requirements-demo.lock $(VENV)/.runtime
