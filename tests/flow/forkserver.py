@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 PRELOADED = (
     "alembic.command",
+    "alembic.config",
     "broker.api.app",
     "broker.api.leases",
     "broker.api.server",
@@ -38,13 +39,23 @@ PRELOADED = (
     "broker.bootstrap.lane_worker",
     "broker.bootstrap.ledger_reader",
     "broker.bootstrap.served",
-    "broker.cli.app",
+    "broker.catalog.shares",
+    "broker.cli.batch",
+    "broker.cli.jobs",
+    "broker.cli.ledger",
+    "broker.cli.up",
     "broker.database.drivers.postgres.database",
     "broker.ledger.proving",
     "broker.sdk.http",
+    "celery.concurrency.thread",
+    "celery.worker.consumer",
+    "celery.worker.strategy",
     "rich.progress",
+    "rich.status",
     "rich.table",
+    "typer._adapters",
     "typer.rich_utils",
+    "workers.engines.echo",
 )
 """What most commands load. What is missing here is merely loaded later; none of it may start a thread."""
 
@@ -207,7 +218,8 @@ def _become(request: dict, fds: list[int]) -> None:
 
 def _main() -> None:
     for name in PRELOADED:
-        importlib.import_module(name)
+        with suppress(ImportError):
+            importlib.import_module(name)
     assert threading.active_count() == 1, threading.enumerate()
     gc.freeze()
     serve(socket.socket(fileno=int(sys.argv[1])))
