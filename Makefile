@@ -4,19 +4,28 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+
+# Byte code is kept, also where the environment says not to: each of hundreds of processes would compile the broker anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+# What takes too long for each change is marked `long`, and run by `make faults-all`.
+PYTEST := $(BIN)/python -m pytest -m "not long"
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
 # Wheels alone: building a source distribution would fetch build tools that no lock pins.
 FROM_LOCK := $(PIP_INSTALL) --require-hashes --only-binary :all:
 PACKAGE := $(PIP_INSTALL) --no-deps --no-index --no-build-isolation --editable .
 
+# pip would compile all of what it installs, most of it Oracle's SDK for services that nobody here calls.
+COMPILE_ALL = $(BIN)/python -m compileall -q -x '/site-packages/oci/' $(VENV)/lib broker workers migrations
+
 DEMO = $(BIN)/broker batch run examples/prompts.jsonl --data demo/data --output demo/output.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help demo clouds test unit simulation contract faults bench lint lock clean
+.PHONY: help demo clouds test unit simulation contract faults faults-all bench lint lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## Run the main job on a small real language model, here, and show what it cost
 	@mkdir -p demo
@@ -25,20 +34,25 @@ demo: $(VENV)/.demo ## Run the main job on a small real language model, here, an
 clouds: $(VENV)/.dev $(VENV)/.demo ## Run one batch over Pub/Sub, Service Bus and OCI Queue at once, on their emulators, here
 	$(BIN)/python -m infra.clouds
 
-test: $(VENV)/.dev ## Run the unit, architecture, database and flow tests (under 3 minutes)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(wildcard tests/unit tests/architecture tests/migration tests/postgres tests/flow)
+test: $(VENV)/.dev ## Run the unit, architecture, database and flow tests (some two minutes)
+	$(PYTEST) -n 2 --dist loadfile $(wildcard tests/unit tests/architecture tests/migration tests/postgres tests/flow)
 
 unit: $(VENV)/.dev ## Run the unit tests alone (about ten seconds)
-	$(BIN)/python -m pytest -n 2 tests/unit
+	$(PYTEST) -n 2 tests/unit
 
 simulation: $(VENV)/.dev ## Replay placement on real-shaped workloads beside its bound (minutes)
-	$(BIN)/python -m pytest -n 2 tests/simulation
+	$(PYTEST) -n 2 tests/simulation
 
 contract: $(VENV)/.dev ## Run each port's contract on all its drivers, and the emulators' tests, against real services
-	$(BIN)/python -m pytest tests/contract tests/emulators
+	$(PYTEST) tests/contract tests/emulators
 
 faults: $(VENV)/.dev $(VENV)/.demo ## Kill it, fill its disk, set its clock, break its engines: nothing may be lost (minutes)
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/faults
+	$(PYTEST) -n 2 --dist loadfile tests/faults
+
+faults-all: $(VENV)/.dev $(VENV)/.demo ## Outside CI: every campaign at full size, long simulations, an hour under load (hours)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m long tests || test $$? -eq 5 # 5: none is marked so
+	$(BIN)/python -m tests.harness all
+	$(BIN)/python -m tests.bench.soak 60
 
 bench: $(VENV)/.dev ## Measure it beside its peers, here and now; ONLY=group for one group (minutes)
 	$(BIN)/python -m tests.bench
@@ -83,8 +97,9 @@ $(VENV)/.runtime: requirements.lock requirements-build.lock pyproject.toml | $(V
 
 $(VENV)/.dev: requirements-dev.lock pyproject.toml | $(VENV)/.python
 	@echo "Installing the broker and its development tools into $(VENV), once; this takes about a minute."
-	@$(FROM_LOCK) --requirement requirements-dev.lock
+	@$(FROM_LOCK) --no-compile --requirement requirements-dev.lock
 	@$(PACKAGE)
+	@$(COMPILE_ALL) > /dev/null || true # some packages hold templates that are no Python
 	@touch $@
 
 $(VENV)/.demo: requirements-demo.lock $(VENV)/.runtime

@@ -7,14 +7,48 @@ test skips and says why; with BROKER_REQUIRE_SERVICES=1 it fails instead, so tha
 from __future__ import annotations
 
 import os
-import socket
+import re
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+from sqlalchemy import Connection, Engine, event
 
-PROBE_SECONDS = 3
+from tests.services.probing import SHARED, Absent
+
+REQUIRED = "BROKER_REQUIRE_SERVICES"
+MISSING = re.compile(r"no (.+?) (?:at|to start)\b")
+"""How a test's reason to skip begins where a server doesn't answer, or its program isn't installed."""
+
+
+class CompiledOnce(dict):
+    """SQLAlchemy's statements as compiled for one kind of database, for all of a run's engines.
+
+    Each engine keeps its own otherwise, and as nearly every test has a database of its own, compiling the same few
+    hundred statements again and again took a fifth of their CPU.
+    """
+
+    def get(self, key: tuple[Any, ...], default: Any = None) -> Any:
+        return super().get(_of_kind(key), default)
+
+    def __setitem__(self, key: tuple[Any, ...], compiled: Any) -> None:
+        super().__setitem__(_of_kind(key), compiled)
+
+
+def _of_kind(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    dialect, *rest = key
+    return (dialect.name, dialect.driver, *rest)
+
+
+_compiled = CompiledOnce()
+
+
+@event.listens_for(Engine, "engine_connect")
+def _share_compiled_statements(connection: Connection) -> None:
+    connection.execution_options(compiled_cache=_compiled)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,24 +58,48 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(service)
 
 
-def absent(service: str, url: str, variable: str, error: Exception) -> None:
-    reason = f"no {service} at {urlsplit(url).hostname} (set {variable} to name another): {error}".strip()
-    if os.environ.get("BROKER_REQUIRE_SERVICES") == "1":
-        pytest.fail(f"BROKER_REQUIRE_SERVICES=1, but {reason}", pytrace=False)
-    pytest.skip(reason)
+def usable(kind: str) -> str:
+    """The URL of a shared server; without one the test skips, or fails where skipping isn't wanted."""
+    try:
+        return SHARED[kind].url()
+    except Absent as absent:
+        if os.environ.get(REQUIRED) == "1":
+            pytest.fail(f"{REQUIRED}=1, but {absent}", pytrace=False)
+        pytest.skip(str(absent))
+
+
+def untested(reasons: Iterable[str]) -> list[str]:
+    """A line for each service that was missing, with how many tests skipped for it, of what skipped tests gave."""
+    missing = Counter(found[1] for reason in reasons if (found := MISSING.match(reason)))
+    return [
+        f"NOT TESTED: {count} test{'s' if count > 1 else ''} skipped, as there is no {service} here"
+        f" ({REQUIRED}=1 makes that an error)"
+        for service, count in missing.most_common()
+    ]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Last of all, below the list of what skipped: nobody reads that to its end."""
+    yield
+    skipped = terminalreporter.stats.get("skipped", [])
+    for line in untested(report.longrepr[2].removeprefix("Skipped: ") for report in skipped):
+        terminalreporter.write_line(line, red=True, bold=True)
 
 
 @pytest.fixture(scope="session")
 def postgres_server_url() -> str:
-    import psycopg
+    return usable("postgres")
 
-    variable = "BROKER_TEST_POSTGRES_URL"
-    url = os.environ.get(variable, "postgresql://postgres@127.0.0.1:5432/test")
-    try:
-        psycopg.connect(url, connect_timeout=PROBE_SECONDS).close()
-    except psycopg.OperationalError as error:
-        absent("PostgreSQL", url, variable, error)
-    return url
+
+@pytest.fixture(scope="session")
+def rabbitmq_url() -> str:
+    return usable("rabbitmq")
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> str:
+    return usable("redis")
 
 
 @pytest.fixture(scope="module")
@@ -54,32 +112,3 @@ def postgres_url(postgres_server_url: str) -> Iterator[str]:
         connection.execute(f'CREATE DATABASE "{name}"')
         yield urlunsplit(urlsplit(postgres_server_url)._replace(path=f"/{name}"))
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
-@pytest.fixture(scope="session")
-def rabbitmq_url() -> str:
-    import kombu
-
-    variable = "BROKER_TEST_RABBITMQ_URL"
-    url = os.environ.get(variable, "amqp://guest:guest@127.0.0.1:5672//")
-    try:
-        with kombu.Connection(url, connect_timeout=PROBE_SECONDS) as connection:
-            connection.connect()
-    except (OSError, *kombu.Connection(url).connection_errors) as error:
-        absent("RabbitMQ", url, variable, error)
-    return url
-
-
-@pytest.fixture(scope="session")
-def redis_url() -> str:
-    variable = "BROKER_TEST_REDIS_URL"
-    url = os.environ.get(variable, "redis://127.0.0.1:6379/15")
-    parts = urlsplit(url)
-    try:
-        with socket.create_connection((parts.hostname, parts.port or 6379), PROBE_SECONDS) as connection:
-            connection.sendall(b"PING\r\n")
-            if connection.recv(64)[:5] not in {b"+PONG", b"-NOAU"}:
-                raise ConnectionError("what answers there is not Redis")
-    except OSError as error:
-        absent("Redis", url, variable, error)
-    return url

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
+from broker.bootstrap.data_folder import open_database
 from broker.bootstrap.door import DoorTerms, HttpDoor
 from broker.bootstrap.loop import Loop
 from broker.bootstrap.roles import new_rescuer, start_roles
@@ -17,10 +18,9 @@ from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
 from broker.clock import Clock, utc_now_us
 from broker.database.connection import Connection
-from broker.database.drivers.sqlite.database import SqliteDatabase, lock_folder
+from broker.database.drivers.sqlite.database import lock_folder
 from broker.database.keys import remember_key
 from broker.database.known_lanes import remember_lanes
-from broker.database.migrating import upgrade
 from broker.domain.errors import BrokerError
 from broker.domain.lane import Lane
 from broker.front import Front
@@ -33,26 +33,11 @@ from broker.signing import KeyRing, KeyRole, PublicKey, Signer
 from broker.stages.keeper import Keeper
 from broker.wakeups import Wakeups
 
-__all__ = ["DATABASE_FILE", "Embedded", "open_database"]
-
-DATABASE_FILE = "broker.db"
+__all__ = ["Embedded"]
 
 _STOP_SECONDS = 4.0
 _END_SECONDS = 8.0
 """How long the process may take to stop after one of its threads has ended: as long as handing back may take."""
-
-
-def open_database(data: Path) -> SqliteDatabase:
-    """The database of a data folder, brought up to this program's schema."""
-    data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    database = SqliteDatabase(data / DATABASE_FILE)
-    try:
-        upgrade(database.engine)
-        database.use_write_ahead_log()
-    except BaseException:
-        database.close()
-        raise
-    return database
 
 
 class Embedded:

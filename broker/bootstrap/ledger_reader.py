@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from broker.bootstrap.embedded import DATABASE_FILE
+from broker.bootstrap.data_folder import DATABASE_FILE
 from broker.database.connection import Connection
-from broker.database.drivers.postgres.database import open_postgres
 from broker.database.drivers.sqlite.database import open_read_only
 from broker.database.schema import require_current
 from broker.domain.errors import BrokerError
@@ -27,6 +26,8 @@ def read_ledger(data: Path, database_url: str | None, work: Callable[[Connection
     if not database_url:
         with open_reader(data) as connection:
             return work(connection)
+    from broker.database.drivers.postgres.database import open_postgres  # noqa: PLC0415 (a folder needs no PostgreSQL)
+
     database = open_postgres(database_url, name="broker ledger")
     try:
         return database.read(work)

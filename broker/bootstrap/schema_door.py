@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from broker.bootstrap.embedded import DATABASE_FILE
+from broker.bootstrap.data_folder import DATABASE_FILE
 from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms
 from broker.database.drivers.sqlite.database import open_read_only
 

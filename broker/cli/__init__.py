@@ -16,10 +16,11 @@ def main() -> None:
     """The `broker` command. An error is one sentence; exit code 2 for a wrong command or input, 1 for the rest."""
     share_heaps()
     try:
-        # The commands bring everything with them, which takes a while: Ctrl-C counts from here on.
+        # Before the imports, which make objects by the hundred thousand and no garbage.
+        look_for_garbage_less_often()
+        # They take a while: Ctrl-C counts from here on.
         from broker.cli.app import app
 
-        look_for_garbage_less_often()
         app()
     except UsageError as error:
         _complain(str(error))

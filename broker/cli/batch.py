@@ -6,23 +6,22 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from broker.bootstrap.batch_run import BatchRun, RunOptions, allowed_lanes, read_source
-from broker.bootstrap.batch_run import Progress as BatchProgress
-from broker.bootstrap.embedded import Embedded
-from broker.catalog.lanes import DEMO_CATALOG, load_lanes
-from broker.catalog.policy import load_policy
 from broker.cli import uploads
+from broker.cli.memory import leave_modules_out_of_garbage_collection
 from broker.cli.options import CatalogOption, DataOption, parse_window, read_settings
-from broker.cli.printing import OutputFormat, complain, console, dollars, print_rows, say
+from broker.cli.printing import OutputFormat, complain, dollars, print_rows, say, terminal
 from broker.domain.errors import UsageError
-from broker.domain.lane import Lane
 from broker.domain.money import nano_from_usd
-from broker.logs import log_to_file
+
+if TYPE_CHECKING:
+    from broker.bootstrap.batch_run import BatchRun
+    from broker.bootstrap.batch_run import Progress as BatchProgress
+    from broker.bootstrap.embedded import Embedded
+    from broker.domain.lane import Lane
 
 __all__ = ["app"]
 
@@ -54,6 +53,13 @@ def run(
     catalog: CatalogOption = None,
 ) -> None:
     """Work a file off here and now, and leave the ledger behind. Interrupted, it resumes with the same command."""
+    from broker.bootstrap.batch_run import BatchRun, RunOptions, allowed_lanes, read_source
+    from broker.bootstrap.embedded import Embedded
+    from broker.catalog.lanes import load_lanes
+    from broker.catalog.policy import load_policy
+    from broker.logs import log_to_file
+
+    leave_modules_out_of_garbage_collection()
     settings = read_settings(data, catalog)
     names = tuple(sorted(name.strip() for name in lanes.split(",") if name.strip())) if lanes else ()
     every = load_lanes(settings.catalog)
@@ -87,6 +93,8 @@ def _budget(text: str | None) -> int | None:
 
 
 def _introduce(batch: BatchRun, lanes: list[Lane], catalog: str) -> None:
+    from broker.catalog.lanes import DEMO_CATALOG
+
     progress = batch.progress()
     if batch.is_finished:
         say("This file has been worked off before; this is its result (--new runs it again).")
@@ -101,13 +109,13 @@ def _introduce(batch: BatchRun, lanes: list[Lane], catalog: str) -> None:
 
 def _work_off(embedded: Embedded, batch: BatchRun) -> None:
     try:
-        with console.status("Starting the engines…"):
+        with terminal().status("Starting the engines…"):
             embedded.start()
         with _polite_interrupt(batch):
             _show_progress(batch)
     except KeyboardInterrupt:
         say()
-        with console.status("Stopping: handing back what runs…"):
+        with terminal().status("Stopping: handing back what runs…"):
             batch.stop_reading()
             embedded.stop()
         say("Stopped. Finished jobs are kept; run the same command again to go on from here.")
@@ -128,6 +136,15 @@ def _polite_interrupt(batch: BatchRun) -> Iterator[None]:
 
 
 def _show_progress(batch: BatchRun) -> None:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -138,7 +155,7 @@ def _show_progress(batch: BatchRun) -> None:
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=terminal()) as bar:
         task = bar.add_task("Running", total=None, failed=0, cost=dollars(0))
         for progress in batch.work():
             bar.update(

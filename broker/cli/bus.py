@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from broker.bootstrap.buses import bus_url_of
-from broker.bus.driver import BusUnavailable
-from broker.bus.provisioning import BusPlan, QueueState, apply_bus, plan_bus
-from broker.catalog.lanes import load_lanes
 from broker.cli.options import CatalogOption, FormatOption, read_settings
 from broker.cli.printing import OutputFormat, print_rows, say
 from broker.domain.bus_jobs import JOBS_QUEUE
 from broker.domain.desired import DESIRED_QUEUE
 from broker.domain.errors import BrokerError, UsageError
+
+if TYPE_CHECKING:
+    from broker.bus.provisioning import BusPlan
 
 __all__ = ["app"]
 
@@ -30,6 +29,8 @@ BusUrlOption = Annotated[
 @app.command("plan")
 def plan(catalog: CatalogOption = None, url: BusUrlOption = None, shape: FormatOption = OutputFormat.TABLE) -> None:
     """What is there, what is missing and what differs; changes nothing. Exit code 1 when something must be done."""
+    from broker.bus.provisioning import plan_bus
+
     found = _asked(plan_bus, catalog, url)
     _show(found, shape)
     if not found.is_complete:
@@ -39,6 +40,8 @@ def plan(catalog: CatalogOption = None, url: BusUrlOption = None, shape: FormatO
 @app.command("apply")
 def apply(catalog: CatalogOption = None, url: BusUrlOption = None, shape: FormatOption = OutputFormat.TABLE) -> None:
     """Say what is to be done, then do it. What only a person may change is left, and named; then the exit code is 1."""
+    from broker.bus.provisioning import apply_bus, plan_bus
+
     if shape is OutputFormat.TABLE:
         _show_difference(_asked(plan_bus, catalog, url))
     found = _asked(apply_bus, catalog, url)
@@ -48,6 +51,10 @@ def apply(catalog: CatalogOption = None, url: BusUrlOption = None, shape: Format
 
 
 def _asked(ask: Callable[[Mapping[str, Sequence[str]]], BusPlan], catalog: str | None, url: str | None) -> BusPlan:
+    from broker.bootstrap.buses import bus_url_of
+    from broker.bus.driver import BusUnavailable
+    from broker.catalog.lanes import load_lanes
+
     settings = read_settings(catalog=catalog)
     wanted: dict[str, list[str]] = defaultdict(list)
     if settings.jobs_bus_url is not None:
@@ -64,6 +71,8 @@ def _asked(ask: Callable[[Mapping[str, Sequence[str]]], BusPlan], catalog: str |
 
 def _show_difference(planned: BusPlan) -> None:
     """A line for each thing that isn't as it should be: `+` where it is missing, `~` where it is in another form."""
+    from broker.bus.provisioning import QueueState
+
     marks = {QueueState.MISSING: "+", QueueState.DIFFERENT: "~"}
     for line in planned.lines:
         if line.state in marks:
@@ -71,6 +80,8 @@ def _show_difference(planned: BusPlan) -> None:
 
 
 def _show(found: BusPlan, shape: OutputFormat) -> None:
+    from broker.bus.provisioning import QueueState
+
     rows = [{"bus": line.bus, "queue": line.name, "state": line.state.value, "note": line.note} for line in found.lines]
     print_rows(rows, shape, keys=4)
     if shape is not OutputFormat.TABLE:

@@ -7,13 +7,8 @@ from typing import Annotated
 
 import typer
 
-from broker.bootstrap.embedded import DATABASE_FILE, open_database
-from broker.bootstrap.schema_door import opened
 from broker.cli.options import DatabaseOption, DataOption, read_settings
 from broker.cli.printing import say
-from broker.database import migrating
-from broker.database.drivers.postgres.grants import grant_statements
-from broker.database.drivers.sqlite.database import lock_folder
 from broker.domain.errors import BrokerError
 
 __all__ = ["app"]
@@ -36,6 +31,11 @@ def upgrade(
 
     PostgreSQL may be in full use. If it is stopped anywhere, run it again.
     """
+    from broker.bootstrap.data_folder import DATABASE_FILE, open_database
+    from broker.bootstrap.schema_door import opened
+    from broker.database import migrating
+    from broker.database.drivers.sqlite.database import lock_folder
+
     settings = read_settings(data)
     url = database_url or settings.database_url
     if plan:
@@ -51,6 +51,9 @@ def upgrade(
 
 
 def _show_plan(data: Path, url: str | None, *, contract: bool) -> None:
+    from broker.bootstrap.schema_door import opened
+    from broker.database import migrating
+
     with opened(data, url) as engine:
         steps = migrating.plan(engine, contract=contract)
     for step in steps:
@@ -63,6 +66,10 @@ def _show_plan(data: Path, url: str | None, *, contract: bool) -> None:
 @app.command("check")
 def check(data: DataOption = None, database_url: DatabaseOption = None) -> None:
     """Say whether this program and the database fit; exit code 1 if not."""
+    from broker.bootstrap.data_folder import DATABASE_FILE
+    from broker.bootstrap.schema_door import opened
+    from broker.database import migrating
+
     settings = read_settings(data)
     url = database_url or settings.database_url
     path = settings.data / DATABASE_FILE
@@ -78,5 +85,7 @@ def grants(prefix: PrefixOption = "broker") -> None:
 
     For a superuser to read and run, after an upgrade: `broker db grants | psql "$ADMIN_URL"`.
     """
+    from broker.database.drivers.postgres.grants import grant_statements
+
     for statement in ("BEGIN", *grant_statements(prefix), "COMMIT"):
         say(f"{statement};")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from broker.bootstrap.ledger_reader import read_ledger
 from broker.cli.options import (
     DatabaseOption,
     DataOption,
@@ -21,12 +20,15 @@ from broker.cli.options import (
     read_settings,
 )
 from broker.cli.printing import OutputFormat, dollars, print_json, say, seconds
-from broker.database.connection import Connection
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.ids import format_id, parse_id
+from broker.domain.job import ENDPOINTS
 from broker.domain.money import format_usd
-from broker.ledger.explaining import AttemptStory, JobStory, explain, find_job, where_is
-from broker.sdk.http import CHAT, Client, JobState
+
+if TYPE_CHECKING:
+    from broker.database.connection import Connection
+    from broker.ledger.explaining import AttemptStory, JobStory
+    from broker.sdk.http import Client, JobState
 
 __all__ = ["app"]
 
@@ -50,7 +52,7 @@ def submit(
     body: Annotated[
         str | None, typer.Option("--body", help="A file with the request's whole JSON body, or - for standard input.")
     ] = None,
-    endpoint: Annotated[str, typer.Option("--endpoint", help="OpenAI's path that the body is for.")] = CHAT,
+    endpoint: Annotated[str, typer.Option("--endpoint", help="OpenAI's path that the body is for.")] = ENDPOINTS[0],
     window: Annotated[
         str | None, typer.Option("--window", help="When it must be done: 90s, 15m, 1h, 2d [24h].")
     ] = None,
@@ -190,6 +192,8 @@ def show_story(
     database_url: DatabaseOption = None,
 ) -> None:
     """Every attempt of a job: where it ran and why there, at which price, what it used, cost and took."""
+    from broker.bootstrap.ledger_reader import read_ledger
+    from broker.ledger.explaining import explain, where_is
 
     def look(connection: Connection) -> tuple[JobStory | None, str]:
         job_id = _find(connection, job)
@@ -206,6 +210,8 @@ def show_story(
 
 
 def _find(connection: Connection, text: str) -> bytes:
+    from broker.ledger.explaining import find_job
+
     named = find_job(connection, text)
     if len(named) == 1:
         return named[0]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from broker.bootstrap.stored_keys import remember_signer
-from broker.catalog.lanes import load_lanes
 from broker.cli.options import (
     CatalogOption,
     DatabaseOption,
@@ -19,13 +17,12 @@ from broker.cli.options import (
 )
 from broker.cli.printing import OutputFormat, print_rows, say
 from broker.clock import utc_now_us
-from broker.database.drivers.postgres.database import open_postgres
-from broker.database.keys import all_keys, revoke
 from broker.domain.bus_jobs import is_tenant_name
 from broker.domain.errors import UsageError
-from broker.keys import load_or_create_signer, trust_text
-from broker.settings import Settings
-from broker.signing import KeyRole
+
+if TYPE_CHECKING:
+    from broker.settings import Settings
+    from broker.signing import KeyRole
 
 __all__ = ["app"]
 
@@ -45,6 +42,9 @@ def create_lane_key(
     catalog: CatalogOption = None,
 ) -> None:
     """Make a lane's signing key, and write it where its worker will find it, with the broker's public keys."""
+    from broker.catalog.lanes import load_lanes
+    from broker.signing import KeyRole
+
     settings = read_settings(data, catalog)
     names = sorted(str(one.name) for one in load_lanes(settings.catalog))
     if lane not in names:
@@ -60,6 +60,8 @@ def create_producer_key(
     data: DataOption = None,
 ) -> None:
     """Make a producer's signing key, and write it with the broker's public keys, which replies are verified with."""
+    from broker.signing import KeyRole
+
     if not is_tenant_name(tenant):
         raise UsageError(
             f"TENANT is {tenant[:80]!r}; it must be 1 to 64 of a-z, 0-9, - and _, and begin with a letter or a digit"
@@ -69,6 +71,12 @@ def create_producer_key(
 
 def _create(settings: Settings, database_url: str | None, to: Path, name: str, role: KeyRole, owner: str) -> None:
     """The key file and `broker.pub`, the public halves known to the broker."""
+    from broker.bootstrap.stored_keys import remember_signer
+    from broker.database.drivers.postgres.database import open_postgres
+    from broker.database.keys import all_keys
+    from broker.keys import load_or_create_signer, trust_text
+    from broker.signing import KeyRole
+
     database = open_postgres(needed_database_url(database_url, settings), name="broker keys")
     path = to / f"{name}.key"
     try:
@@ -97,6 +105,9 @@ def list_keys(
     database_url: DatabaseOption = None, data: DataOption = None, output: FormatOption = OutputFormat.TABLE
 ) -> None:
     """Every public key there ever was."""
+    from broker.database.drivers.postgres.database import open_postgres
+    from broker.database.keys import all_keys
+
     database = open_postgres(needed_database_url(database_url, read_settings(data)), name="broker keys")
     try:
         known = database.read(all_keys)
@@ -116,6 +127,9 @@ def revoke_key(
     data: DataOption = None,
 ) -> None:
     """Accept nothing more that this key signs; every process of the broker follows within ten seconds."""
+    from broker.database.drivers.postgres.database import open_postgres
+    from broker.database.keys import revoke
+
     database = open_postgres(needed_database_url(database_url, read_settings(data)), name="broker keys")
     try:
         done = database.write(lambda connection: revoke(connection, key, utc_now_us()))

@@ -6,33 +6,26 @@ import os
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from broker.bootstrap.embedded import DATABASE_FILE, open_database
-from broker.bootstrap.ledger_reader import read_ledger
-from broker.bootstrap.roles import Role
-from broker.bootstrap.stored_keys import remember_signer
 from broker.cli.options import DatabaseOption, DataOption, FormatOption, read_settings
 from broker.cli.printing import OutputFormat, dollars, print_json, print_rows, say
-from broker.clock import utc_now_us
-from broker.database.drivers.postgres.database import open_postgres
-from broker.database.drivers.postgres.leadership import Leadership
-from broker.database.drivers.sqlite.database import lock_folder
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.ids import parse_id
-from broker.keys import load_or_create_signer, read_trusted_bytes
-from broker.ledger.checkpoints import CHECKPOINTS, CheckpointFile
-from broker.ledger.proving import prove_job
-from broker.ledger.questions import GROUP_KEYS, Filters, summary
-from broker.ledger.quoting import Quoted, quoted
-from broker.ledger.verifying import Verification, verify
-from broker.logs import log_to_stderr
-from broker.signing import KeyRole
-from broker.stages.sealer import SEAL_SECONDS, Sealer
+
+if TYPE_CHECKING:
+    from broker.ledger.quoting import Quoted
+    from broker.ledger.verifying import Verification
 
 __all__ = ["app"]
+
+_GROUP_KEYS = (
+    "provider, lane, region, accelerator, market, model, engine, outcome, error_code, tenant, worker, stand_in,"
+    " price_version, cost_basis, day"
+)
+"""The names of `broker.ledger.questions.GROUP_KEYS`, for a help text that needs no database; a test compares them."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="What it cost, how long it took, where it ran.")
 
@@ -40,7 +33,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="What it cost
 @app.command("summary")
 def show_summary(
     by: Annotated[
-        str, typer.Option("--by", help=f"Keys to group by, with commas: {', '.join(GROUP_KEYS)}, tag:NAME.")
+        str, typer.Option("--by", help=f"Keys to group by, with commas: {_GROUP_KEYS}, tag:NAME.")
     ] = "provider",
     batch: Annotated[str | None, typer.Option("--batch", help="Only this batch.")] = None,
     tenant: Annotated[str | None, typer.Option("--tenant", help="Only this tenant.")] = None,
@@ -56,6 +49,10 @@ def show_summary(
     database_url: DatabaseOption = None,
 ) -> None:
     """Jobs, attempts, tokens, cost, waste and latencies by provider, model, day, or whatever you ask for."""
+    from broker.bootstrap.ledger_reader import read_ledger
+    from broker.ledger.questions import Filters, summary
+    from broker.ledger.quoting import quoted
+
     keys = [key.strip() for key in by.split(",") if key.strip()]
     filters = Filters(
         tenant_id=tenant,
@@ -96,6 +93,11 @@ def show_verification(
     ] = None,
 ) -> None:
     """Recompute every row's hash, each stream's chain and all seals; exit code 1 if one is not as it was written."""
+    from broker.bootstrap.ledger_reader import read_ledger
+    from broker.keys import read_trusted_bytes
+    from broker.ledger.checkpoints import CHECKPOINTS, CheckpointFile
+    from broker.ledger.verifying import verify
+
     settings = read_settings(data)
     if checkpoints and not checkpoints.exists():
         raise UsageError(f"there is no file {checkpoints}")
@@ -121,6 +123,9 @@ def prove(
     database_url: DatabaseOption = None,
 ) -> None:
     """Print one job's proof as JSON: its rows, and the way from each to a signed checkpoint."""
+    from broker.bootstrap.ledger_reader import read_ledger
+    from broker.ledger.proving import prove_job
+
     try:
         job_id = parse_id("job", job)
     except ValueError as error:
@@ -133,6 +138,19 @@ def prove(
 @app.command("seal")
 def seal(data: DataOption = None, database_url: DatabaseOption = None) -> None:
     """Seal what the ledger holds now, where no broker is at work that does."""
+    from broker.bootstrap.data_folder import DATABASE_FILE, open_database
+    from broker.bootstrap.roles import Role
+    from broker.bootstrap.stored_keys import remember_signer
+    from broker.clock import utc_now_us
+    from broker.database.drivers.postgres.database import open_postgres
+    from broker.database.drivers.postgres.leadership import Leadership
+    from broker.database.drivers.sqlite.database import lock_folder
+    from broker.keys import load_or_create_signer
+    from broker.ledger.checkpoints import CHECKPOINTS, CheckpointFile
+    from broker.logs import log_to_stderr
+    from broker.signing import KeyRole
+    from broker.stages.sealer import SEAL_SECONDS, Sealer
+
     settings = read_settings(data)
     log_to_stderr("warning")
     url = database_url or settings.database_url

@@ -6,7 +6,7 @@ import ctypes
 import gc
 from contextlib import suppress
 
-__all__ = ["keep_heaps", "look_for_garbage_less_often", "share_heaps"]
+__all__ = ["keep_heaps", "leave_modules_out_of_garbage_collection", "look_for_garbage_less_often", "share_heaps"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
@@ -31,8 +31,12 @@ def keep_heaps() -> None:
 
 def look_for_garbage_less_often() -> None:
     """Rows and messages come and go by the thousand, without cycles; looking for some every 700 took 5 % of the CPU."""
-    gc.freeze()
     gc.set_threshold(50_000, 5, 10)
+
+
+def leave_modules_out_of_garbage_collection() -> None:
+    """For processes that stay: what was imported by now is never garbage, so no collection need walk through it."""
+    gc.freeze()
 
 
 def _set(parameter: int, value: int) -> None:

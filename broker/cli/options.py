@@ -11,12 +11,10 @@ import typer
 
 from broker.cli.printing import OutputFormat
 from broker.domain.errors import UsageError
-from broker.domain.job import Constraints
-from broker.rules.demands import constraints_of
-from broker.rules.windows import window_seconds_of
 from broker.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from broker.domain.job import Constraints
     from broker.sdk.http import Client
 
 __all__ = [
@@ -76,6 +74,8 @@ def open_client(data: Path | None, url: str | None) -> Client:
 
 def parse_window(text: str) -> int:
     """Seconds of a window such as 90s, 15m, 1h or 2d."""
+    from broker.rules.windows import window_seconds_of
+
     try:
         return window_seconds_of(text)
     except ValueError as error:
@@ -84,6 +84,8 @@ def parse_window(text: str) -> int:
 
 def read_constraints(lanes: str | None, require: list[str] | None) -> Constraints | None:
     """What --lanes and --require demand together; None where they demand nothing."""
+    from broker.rules.demands import constraints_of
+
     texts = [*(require or []), *([f"lane={lanes}"] if lanes else [])]
     try:
         return constraints_of(texts) if texts else None

@@ -10,10 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from broker.bootstrap.embedded import open_database
-from broker.bootstrap.ledger_reader import read_ledger
-from broker.catalog.lanes import load_lanes
-from broker.catalog.price_files import PriceFile, read_prices
 from broker.cli.options import (
     CatalogOption,
     DatabaseOption,
@@ -25,16 +21,14 @@ from broker.cli.options import (
 )
 from broker.cli.printing import OutputFormat, print_rows, say
 from broker.clock import utc_now_us
-from broker.database import workers
-from broker.database.connection import Connection
-from broker.database.drivers.postgres.database import open_postgres
-from broker.database.drivers.sqlite.database import lock_folder
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.lane import Lane, Price, PriceMeter
 from broker.domain.money import PICO_PER_USD
-from broker.ledger.prices import BookEntry, PricedLanes, import_book, standing_prices
 
 if TYPE_CHECKING:
+    from broker.catalog.price_files import PriceFile
+    from broker.database.connection import Connection
+    from broker.ledger.prices import BookEntry
     from broker.settings import Settings
 
 __all__ = ["app"]
@@ -53,6 +47,8 @@ def import_prices(
     url: UrlOption = None,
 ) -> None:
     """Check a price book and have it hold, within two seconds; a price that holds is never changed, only followed."""
+    from broker.catalog.lanes import load_lanes
+
     settings = read_settings(data, catalog)
     content = _content(file)
     if database := database_url or settings.database_url:
@@ -63,6 +59,11 @@ def import_prices(
 
 
 def _import_into(database_url: str, file: Path, content: bytes, lanes: list[Lane]) -> tuple[str, int]:
+    from broker.catalog.price_files import read_prices
+    from broker.database import workers
+    from broker.database.drivers.postgres.database import open_postgres
+    from broker.ledger.prices import import_book
+
     found = read_prices(str(file), content, lanes)
     database = open_postgres(database_url, name="broker prices")
     try:
@@ -75,6 +76,12 @@ def _import_into(database_url: str, file: Path, content: bytes, lanes: list[Lane
 
 def _import_into_folder(settings: Settings, file: Path, content: bytes, url: str | None) -> tuple[str, int]:
     """Through the broker that works on the folder; where none does, directly."""
+    from broker.bootstrap.data_folder import open_database
+    from broker.catalog.lanes import load_lanes
+    from broker.catalog.price_files import read_prices
+    from broker.database.drivers.sqlite.database import lock_folder
+    from broker.ledger.prices import import_book
+
     try:
         lock = lock_folder(settings.data)
     except BrokerError:
@@ -100,6 +107,9 @@ def list_prices(
     shape: FormatOption = OutputFormat.TABLE,
 ) -> None:
     """What each lane costs, since when, by which book and source."""
+    from broker.bootstrap.ledger_reader import read_ledger
+    from broker.ledger.prices import standing_prices
+
     settings = read_settings(data)
     found = read_ledger(settings.data, database_url or settings.database_url, standing_prices)
     newest = {one.lane: one for one in found}
@@ -127,6 +137,11 @@ def diff_prices(
     shape: FormatOption = OutputFormat.TABLE,
 ) -> None:
     """What a price book would change, without importing it."""
+    from broker.bootstrap.ledger_reader import read_ledger
+    from broker.catalog.lanes import load_lanes
+    from broker.catalog.price_files import read_prices
+    from broker.ledger.prices import PricedLanes
+
     settings = read_settings(data, catalog)
     lanes = load_lanes(settings.catalog)
     found = read_prices(str(file), _content(file), lanes)
@@ -152,6 +167,8 @@ def _comparable(price: Price) -> Decimal:
 
 
 def _entries(found: PriceFile) -> list[BookEntry]:
+    from broker.ledger.prices import BookEntry
+
     return [BookEntry(lane, price) for lane, price in found.prices.items()]
 
 

@@ -6,20 +6,18 @@ import csv
 import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from rich import box
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 
 from broker.domain.money import NANO_PER_USD
 
-__all__ = ["OutputFormat", "complain", "console", "dollars", "print_json", "print_rows", "say", "seconds"]
+if TYPE_CHECKING:
+    from rich.console import Console
 
-console = Console(highlight=False, soft_wrap=True)
-_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+__all__ = ["OutputFormat", "complain", "dollars", "print_json", "print_rows", "say", "seconds", "terminal"]
+
 _WIDTH_MAX = 1_000
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -41,14 +39,26 @@ _ONLY_IF_ANY = ("failed", "usage_unknown", "wasted_nano_usd", "unknown_upper_nan
 """Columns left out where they hold nothing; `succeeded` is too, where it says the same as `jobs`."""
 
 
+@cache
+def terminal() -> Console:
+    """For what moves: progress and status. Rich takes a while to load, so lines go without it."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
 def say(text: str = "") -> None:
-    """A line for a person, its square brackets as they are."""
-    console.print(text, markup=False)
+    """A line for a person, as it is: it may be a model's answer."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def complain(sentence: str) -> None:
     """An error, on standard error."""
-    _errors.print(f"error: {sentence}", markup=False, style="bold red")
+    from rich.console import Console
+
+    errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+    errors.print(f"error: {sentence}", markup=False, style="bold red")
 
 
 def print_json(value: object) -> None:
@@ -87,6 +97,11 @@ def _print_table(rows: Sequence[Mapping[str, Any]], title: str, keys: int) -> No
     if not rows:
         say("The ledger has nothing on that.")
         return
+    from rich import box
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+
     shown = _columns_for_people(rows)
     table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(shown[0]):
@@ -96,7 +111,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]], title: str, keys: int) -> No
     # A figure cut short is worse than a line that wraps.
     wide = Console(width=_WIDTH_MAX)
     needed = Measurement.get(wide, wide.options, table).maximum
-    Console(highlight=False, width=max(needed, console.width)).print(table)
+    Console(highlight=False, width=max(needed, terminal().width)).print(table)
 
 
 def _columns_for_people(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

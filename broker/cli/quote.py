@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from broker.bootstrap.ledger_reader import read_ledger
-from broker.catalog.lanes import load_lanes
 from broker.cli.options import (
     CatalogOption,
     DatabaseOption,
@@ -22,16 +20,14 @@ from broker.cli.options import (
 )
 from broker.cli.printing import OutputFormat, dollars, print_rows, say
 from broker.clock import utc_now_us
-from broker.database.connection import Connection
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.job import AcceptedLine, Constraints
-from broker.domain.lane import Lane
-from broker.ledger.prices import PricedLanes
-from broker.ledger.speeds import learned_speeds
-from broker.rules.admission import admit_line
-from broker.rules.placement.feasible import window_text
-from broker.rules.planning import Speeds
-from broker.rules.quoting import ModelQuote, quote_model
+
+if TYPE_CHECKING:
+    from broker.database.connection import Connection
+    from broker.domain.lane import Lane
+    from broker.rules.planning import Speeds
+    from broker.rules.quoting import ModelQuote
 
 __all__ = ["app"]
 
@@ -53,6 +49,9 @@ def quote(
 
     At the prices that hold and the speeds learned so far, where there is a ledger; else as the catalog believes.
     """
+    from broker.catalog.lanes import load_lanes
+    from broker.rules.quoting import quote_model
+
     settings = read_settings(data, catalog)
     every, speeds = _as_known(settings.data, database_url or settings.database_url, load_lanes(settings.catalog))
     jobs, refused = _count(file, {model for lane in every for model in lane.engine.models})
@@ -68,6 +67,10 @@ def quote(
 
 
 def _as_known(data: Path, database_url: str | None, lanes: list[Lane]) -> tuple[list[Lane], Speeds]:
+    from broker.bootstrap.ledger_reader import read_ledger
+    from broker.ledger.prices import PricedLanes
+    from broker.ledger.speeds import learned_speeds
+
     priced = PricedLanes(lanes)
 
     def work(connection: Connection) -> Speeds:
@@ -85,6 +88,8 @@ def _as_known(data: Path, database_url: str | None, lanes: list[Lane]) -> tuple[
 
 def _count(file: Path, models: set[str]) -> tuple[Counter[str], int]:
     """Jobs by model, and lines that would be refused."""
+    from broker.rules.admission import admit_line
+
     jobs: Counter[str] = Counter()
     refused = 0
     try:
@@ -114,6 +119,8 @@ def _row(one: ModelQuote) -> dict[str, Any]:
 
 
 def _conclude(quotes: list[ModelQuote], jobs: int, refused: int, window_seconds: int) -> None:
+    from broker.rules.placement.feasible import window_text
+
     first = {one.model: one for one in reversed(quotes)}
     total = sum(one.cost_nano_usd for one in first.values())
     longest_s = max(one.seconds for one in first.values())

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from broker.catalog.lanes import load_lanes
-from broker.catalog.policy import load_policy
-from broker.cli.memory import keep_heaps
+from broker.cli.memory import keep_heaps, leave_modules_out_of_garbage_collection
 from broker.cli.options import (
     CatalogOption,
     DatabaseOption,
@@ -21,7 +19,6 @@ from broker.cli.options import (
 from broker.cli.printing import say
 from broker.cli.signals import stopping_on_signals
 from broker.domain.errors import UsageError
-from broker.logs import log_to_stderr
 
 if TYPE_CHECKING:
     from broker.bootstrap.roles import Role
@@ -52,7 +49,11 @@ def serve(
     from broker.bootstrap.roles import Role
     from broker.bootstrap.schema_wait import wait_for_schema
     from broker.bootstrap.served import Served, ServedTerms
+    from broker.catalog.lanes import load_lanes
+    from broker.catalog.policy import load_policy
+    from broker.logs import log_to_stderr
 
+    leave_modules_out_of_garbage_collection()
     settings = read_settings(data, catalog, log_level)
     chosen = frozenset(_role(text) for text in roles or list(Role))
     lanes = load_lanes(settings.catalog)

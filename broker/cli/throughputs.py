@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from broker.catalog.throughputs import published_throughputs, read_throughputs
 from broker.cli.options import FormatOption
 from broker.cli.printing import OutputFormat, print_rows, say
 from broker.domain.errors import UsageError
@@ -32,6 +31,8 @@ def list_throughputs(
     shape: FormatOption = OutputFormat.TABLE,
 ) -> None:
     """The figures that a lane starts from whose `jobs_per_second` is left out; or those of your own file, checked."""
+    from broker.catalog.throughputs import published_throughputs, read_throughputs
+
     rows = [
         {
             "model": one.model,

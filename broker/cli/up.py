@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from broker.bootstrap.door import DoorTerms
-from broker.bootstrap.embedded import Embedded
-from broker.catalog.lanes import load_lanes
-from broker.catalog.policy import load_policy
+from broker.cli.memory import leave_modules_out_of_garbage_collection
 from broker.cli.options import CatalogOption, DataOption, read_settings
 from broker.cli.printing import say
 from broker.cli.signals import stopping_on_signals
-from broker.logs import log_to_file
+
+if TYPE_CHECKING:
+    from broker.bootstrap.embedded import Embedded
 
 __all__ = ["app"]
 
@@ -33,6 +32,13 @@ def up(
     ] = None,
 ) -> None:
     """Run the broker here until Ctrl-C; other terminals submit, wait, cancel and steer it by HTTP."""
+    from broker.bootstrap.door import DoorTerms
+    from broker.bootstrap.embedded import Embedded
+    from broker.catalog.lanes import load_lanes
+    from broker.catalog.policy import load_policy
+    from broker.logs import log_to_file
+
+    leave_modules_out_of_garbage_collection()
     settings = read_settings(data, catalog, log_level)
     lanes = load_lanes(settings.catalog)
     policy = load_policy(settings.catalog, lanes)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from broker.cli.options import DataOption, FormatOption, RequireOption, UrlOption, open_client
-from broker.cli.printing import OutputFormat, console, print_json, print_rows, say
+from broker.cli.printing import OutputFormat, print_json, print_rows, say, terminal
 from broker.domain.errors import BrokerError, UsageError
-from broker.sdk.http import BatchState, Client
+
+if TYPE_CHECKING:
+    from broker.sdk.http import BatchState, Client
 
 __all__ = ["register"]
 
@@ -101,6 +102,9 @@ def list_batches(shape: FormatOption = OutputFormat.TABLE, url: UrlOption = None
 
 
 def _follow(client: Client, batch: BatchState) -> BatchState:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = terminal()
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("Running", total=None)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from broker.bootstrap.buses import shared_bus_url_of
-from broker.bootstrap.lane_worker import LaneWorker, WorkerTerms
-from broker.catalog.lanes import load_lanes
-from broker.cli.memory import keep_heaps
+from broker.cli.memory import keep_heaps, leave_modules_out_of_garbage_collection
 from broker.cli.options import CatalogOption, LogLevelOption, read_settings
 from broker.cli.printing import say
 from broker.cli.signals import stopping_on_signals
 from broker.domain.errors import BrokerError, UsageError
-from broker.domain.lane import Lane
 from broker.domain.presence import RESOURCE_ID_CHARS_MAX
-from broker.logs import log_to_stderr
+
+if TYPE_CHECKING:
+    from broker.domain.lane import Lane
 
 __all__ = ["app"]
 
@@ -48,6 +46,12 @@ def worker(
     log_level: LogLevelOption = None,
 ) -> None:
     """Work one lane, beside its accelerator: no database, only the lane's bus, its key, and the broker's door."""
+    from broker.bootstrap.buses import shared_bus_url_of
+    from broker.bootstrap.lane_worker import LaneWorker, WorkerTerms
+    from broker.catalog.lanes import load_lanes
+    from broker.logs import log_to_stderr
+
+    leave_modules_out_of_garbage_collection()
     settings = read_settings(None, catalog, log_level)
     resource = _resource_id(resource_id) or settings.resource_id
     chosen = _lane(lane, load_lanes(settings.catalog))

@@ -8,6 +8,7 @@ import re
 import subprocess
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,13 @@ def long_files(sources: dict[str, str]) -> list[str]:
 
 def nodes(sources: dict[str, str], *kinds: type) -> Iterator[tuple[str, ast.AST]]:
     for name, text in sources.items():
-        yield from ((name, node) for node in ast.walk(ast.parse(text, name)) if isinstance(node, kinds))
+        yield from ((name, node) for node in tree(name, text) if isinstance(node, kinds))
+
+
+@cache
+def tree(name: str, text: str) -> list[ast.AST]:
+    """Every node of a file; five of the checks look at all of them."""
+    return list(ast.walk(ast.parse(text, name)))
 
 
 def long_functions(sources: dict[str, str]) -> list[str]:
@@ -110,7 +117,7 @@ def imported_names(sources: dict[str, str]) -> set[str]:
 def orphans(sources: dict[str, str]) -> list[str]:
     product = {name: text for name, text in sources.items() if not name.startswith("tests/")}
     # Commands are loaded by name when they are called.
-    commands = re.findall(r'^    "\w+": "(\w+)",$', product.get("broker/cli/app.py", ""), re.MULTILINE)
+    commands = re.findall(r'^    "\w+": \(\s*"(\w+)",', product.get("broker/cli/app.py", ""), re.MULTILINE)
     imported = imported_names(product) | {f"broker.cli.{name}" for name in commands}
     return [
         module

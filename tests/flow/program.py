@@ -8,11 +8,12 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tests.flow.forkserver import Forked
 
 ROOT = Path(__file__).parents[2]
 SECONDS_MAX = 60.0
@@ -112,19 +113,11 @@ class Program:
         assert "Traceback" not in said + complained, said + complained
         return Ran(process.returncode, said, complained, time.monotonic() - began)
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
+    def start(self, *words: str) -> Forked:
         """Under way, alone in a process group of its own."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
         environment |= {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-        return subprocess.Popen(
-            [sys.executable, "-m", "broker", *words],
-            cwd=self.folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        return Forked(words, cwd=self.folder, env=environment)
 
     def run(self, *extra: str) -> Ran:
         """The main job, to its end."""
@@ -198,7 +191,7 @@ def custom_ids(path: Path) -> list[str | None]:
     return [line["custom_id"] for line in lines_of(path)]
 
 
-def kill_group(process: subprocess.Popen[str]) -> None:
+def kill_group(process: subprocess.Popen[str] | Forked) -> None:
     """kill -9 to all of its group; harmless when it has ended."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
@@ -209,7 +202,7 @@ def kill_group(process: subprocess.Popen[str]) -> None:
 
 
 def wait_until(
-    condition: Callable[[], object], process: subprocess.Popen[str], what: str, pause_seconds: float = 0.01
+    condition: Callable[[], object], process: subprocess.Popen[str] | Forked, what: str, pause_seconds: float = 0.01
 ) -> None:
     """Until the condition holds; fails when the process ends first, or time runs out."""
     deadline = time.monotonic() + SECONDS_MAX

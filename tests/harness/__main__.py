@@ -1,5 +1,7 @@
 """`python -m tests.harness CAMPAIGN [name=value ...]`: a campaign at any size; without values, the full one.
 
+`python -m tests.harness all` is each of them at full size, one after another, whatever the others find.
+
 python -m tests.harness kills jobs=20000 kills=50 terms=20 seed=7 layout=one-each
 """
 
@@ -47,6 +49,8 @@ LAYOUTS = {"all-in-one": ALL_IN_ONE, "in-pairs": IN_PAIRS, "one-each": ONE_EACH}
 
 def main(words: list[str]) -> int:
     """0 when everything held; 1 when not; 2 when it was asked wrongly."""
+    if words == ["all"]:
+        return max([_run_and_name(name) for name in CAMPAIGNS])
     if not words or words[0] not in CAMPAIGNS:
         sys.stderr.write(f"name a campaign: {', '.join(CAMPAIGNS)}\n{__doc__}")
         return 2
@@ -58,6 +62,12 @@ def main(words: list[str]) -> int:
     report = run(msgspec.convert(given, kind, strict=False), keep=keep)
     report.print()
     return 1 if report.faults else 0
+
+
+def _run_and_name(name: str) -> int:
+    sys.stdout.write(f"== {name}\n")
+    sys.stdout.flush()
+    return main([name])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from broker.bootstrap.embedded import open_database
+from broker.bootstrap.data_folder import open_database
 from broker.database.arrivals import ArrivalTerms, keep_arrivals
 from broker.domain.errors import UsageError
 from broker.simulation.faults import parse_outage

@@ -8,7 +8,7 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-from broker.bootstrap.embedded import DATABASE_FILE, open_database
+from broker.bootstrap.data_folder import DATABASE_FILE, open_database
 from tests.unit.builders import World, a_lane
 
 # Few examples, so that the whole folder takes seconds; a machine under load is no failure.

@@ -26,12 +26,15 @@ class Door:
         self.grants, self.renews, self.cancels_claim, self.cancels, self.fails = True, True, False, False, False
         self.lease_seconds, self.cancelled_jobs = 0.15, b""
         self.claims, self.renewals = [], []
+        self.claimed_at, self.renewed_at = 0.0, []
 
     def claim(self, question):
+        self.claimed_at = time.monotonic()
         self.claims.append(question)
         return ClaimAnswer(self.grants, self.lease_seconds, self.cancels_claim, self.cancelled_jobs)
 
     def renew(self, question):
+        self.renewed_at.append(time.monotonic())
         self.renewals.append(question)
         if self.fails:
             raise OSError("the broker is away")
@@ -69,9 +72,19 @@ class Worker:
         return self.events()
 
     def in_background(self, order):
-        thread = threading.Thread(target=self.runner.run, args=[self.seal(order)])
+        # A daemon: where a test fails with work under way, it must not wait for that for ever.
+        thread = threading.Thread(target=self.runner.run, args=[self.seal(order)], daemon=True)
         thread.start()
         return thread
+
+    def settle(self):
+        """Until all has happened that can without a word from outside, however slow the machine is."""
+
+        async def turns():
+            for _ in range(100):
+                await asyncio.sleep(0)
+
+        asyncio.run_coroutine_threadsafe(turns(), self.loop).result(5)
 
     def events(self):
         found = []

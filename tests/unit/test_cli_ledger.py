@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import select
 from typer.testing import CliRunner
 
-from broker.bootstrap.embedded import open_database
+from broker.bootstrap.data_folder import open_database
 from broker.cli.ledger import app
 from broker.domain.errors import BrokerError, UsageError
 from broker.keys import read_signer, trust_text

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from broker.bootstrap.embedded import DATABASE_FILE
+from broker.bootstrap.data_folder import DATABASE_FILE
 from broker.database.connection import bulk_insert
 from broker.database.drivers.sqlite import log_syncing
 from broker.database.drivers.sqlite.database import SqliteDatabase, lock_folder, open_read_only

@@ -10,8 +10,9 @@ import time
 import pytest
 
 from broker.api.server import listen
+from broker.bootstrap.data_folder import DATABASE_FILE
 from broker.bootstrap.door import DoorTerms
-from broker.bootstrap.embedded import DATABASE_FILE, Embedded
+from broker.bootstrap.embedded import Embedded
 from broker.bootstrap.roles import Role
 from broker.bootstrap.served import Served, ServedTerms
 from broker.domain.errors import BrokerError

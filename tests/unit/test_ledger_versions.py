@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from typer.testing import CliRunner
 
-from broker.bootstrap.embedded import open_database
+from broker.bootstrap.data_folder import open_database
 from broker.cli.ledger import app
 from broker.domain.ids import parse_id
 from broker.ledger.proving import prove_job

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import msgspec
 import pytest
@@ -57,8 +56,8 @@ def _crowded(hire, concurrency=2, **lane):
 def test_an_engine_never_has_more_jobs_than_places_over_all_its_shards(hire):
     engine, worker = _crowded(hire, slots=2)
     threads = [worker.in_background(an_order(10)) for _ in range(2)]
-    until(lambda: engine.inside_count == 2)
-    time.sleep(0.03)  # for a third, which must not come
+    until(lambda: len(worker.door.claims) == 2 and engine.inside_count == 2)
+    worker.settle()  # a third would be inside by now
     engine.ended = set(range(10))
     for thread in threads:
         thread.join(5)
@@ -112,7 +111,7 @@ def test_a_suspect_has_the_engine_to_itself_and_two_suspects_one_after_the_other
     threads.append(worker.in_background(an_order(1)))
     engine.ended, engine.most_inside = {1}, 0
     until(lambda: engine.inside_count == 1)
-    time.sleep(0.03)  # for another, which must not come to the free place
+    worker.settle()  # another would be at the free place by now
     assert engine.most_inside == 0
     engine.ended = {0, 1}
     for thread in threads:
@@ -171,7 +170,8 @@ def test_while_work_comes_beside_a_place_is_left_free_for_it(hire):
     until(lambda: engine.inside == {*range(1, 16), 200})
     engine.ended.add(200)
     until(lambda: engine.inside == set(range(1, 16)))
-    time.sleep(0.03)  # for another of the long shard, which must not come
+    worker.settle()  # another of the long shard would be inside by now
+    assert engine.inside == set(range(1, 16))
     worker.runner.run(worker.seal(_beside(201)))
     until(lambda: engine.inside == {*range(1, 16), 201})
     engine.ended = set(range(300))

@@ -1,0 +1,232 @@
+"""Commands as processes that start at once: forked from one that has loaded the broker and does nothing else.
+
+`python -m broker` takes a second of CPU until the broker's modules are loaded, and the flows start hundreds. Each
+process here is a real one: a session, environment and folder of its own, to be signalled, killed and waited for. Only
+loading is shared; that `python -m broker` itself starts is tested in tests/unit/test_command_loads.py.
+
+Run as a program, this file is the server, one to a pytest worker: it ends with the worker.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).parents[2]
+
+PRELOADED = (
+    "alembic.command",
+    "alembic.config",
+    "broker.api.app",
+    "broker.api.leases",
+    "broker.api.server",
+    "broker.bootstrap.batch_run",
+    "broker.bootstrap.lane_worker",
+    "broker.bootstrap.ledger_reader",
+    "broker.bootstrap.served",
+    "broker.catalog.shares",
+    "broker.cli.batch",
+    "broker.cli.jobs",
+    "broker.cli.ledger",
+    "broker.cli.up",
+    "broker.database.drivers.postgres.database",
+    "broker.ledger.proving",
+    "broker.sdk.http",
+    "celery.concurrency.thread",
+    "celery.worker.consumer",
+    "celery.worker.strategy",
+    "rich.progress",
+    "rich.status",
+    "rich.table",
+    "typer._adapters",
+    "typer.rich_utils",
+    "workers.engines.echo",
+)
+"""What most commands load. What is missing here is merely loaded later; none of it may start a thread."""
+
+_REQUEST_BYTES_MAX = 1 << 20
+_LOOK_SECONDS = 0.005
+
+
+class Forked:
+    """As much of `subprocess.Popen` as the flows use; text on both pipes."""
+
+    def __init__(self, words: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> None:
+        self.args = ["broker", *words]
+        self.returncode: int | None = None
+        self._reading = threading.Lock()
+        (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+        self._ends, server_end = socket.socketpair()
+        request = json.dumps({"words": list(words), "cwd": str(cwd), "env": dict(env)}).encode()
+        try:
+            socket.send_fds(_server(), [request], [out_end, err_end, server_end.fileno()])
+        finally:
+            os.close(out_end)
+            os.close(err_end)
+            server_end.close()
+        self.stdout: IO[str] = os.fdopen(out, encoding="utf-8")
+        self.stderr: IO[str] = os.fdopen(err, encoding="utf-8")
+        self.pid = self._number()
+        self._ends.setblocking(False)
+
+    def poll(self) -> int | None:
+        with self._reading:
+            if self.returncode is None:
+                try:
+                    self.returncode = self._number()
+                except BlockingIOError:
+                    return None
+                self._ends.close()
+            return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            time.sleep(_LOOK_SECONDS)
+        return code
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        texts = {self.stdout: bytearray(), self.stderr: bytearray()}
+        with selectors.DefaultSelector() as open_pipes:
+            for pipe in texts:
+                open_pipes.register(pipe, selectors.EVENT_READ)
+            while open_pipes.get_map():
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise subprocess.TimeoutExpired(self.args, timeout)
+                for key, _ in open_pipes.select(left):
+                    content = os.read(key.fd, 1 << 16)
+                    texts[key.fileobj] += content
+                    if not content:
+                        open_pipes.unregister(key.fileobj)
+        self.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        said, complained = (text.decode() for text in texts.values())
+        return said, complained
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _number(self) -> int:
+        content = self._ends.recv(16)
+        if not content:
+            raise ConnectionError("the fork server is gone")
+        return int(content)
+
+
+@cache
+def _server() -> socket.socket:
+    """The line to this pytest worker's server, which is started by the first who asks."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # The ends of a test's environment must not come in by way of the server's.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(theirs.fileno())],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        pass_fds=[theirs.fileno()],
+        start_new_session=True,
+    )
+    theirs.close()
+
+    def end() -> None:
+        ours.close()
+        process.wait()
+
+    atexit.register(end)
+    return ours
+
+
+# From here on, what the server itself does.
+
+
+def serve(line: socket.socket) -> None:
+    """Fork what is asked for and report its end, until the other end of the line is closed. Children return."""
+    lives: dict[int, socket.socket] = {}
+    with selectors.DefaultSelector() as awaited:
+        awaited.register(line, selectors.EVENT_READ)
+        while True:
+            for key, _ in awaited.select():
+                if key.fileobj is not line:
+                    pid = key.data
+                    awaited.unregister(key.fileobj)
+                    os.close(key.fd)
+                    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                    with lives.pop(pid) as ends:
+                        _tell(ends, code)
+                    continue
+                content, fds, _, _ = socket.recv_fds(line, _REQUEST_BYTES_MAX, 3)
+                if not content:
+                    os._exit(0)
+                pid = os.fork()
+                if pid == 0:
+                    awaited.close()
+                    line.close()
+                    for ends in lives.values():
+                        ends.close()
+                    _become(json.loads(content), fds)
+                    return
+                lives[pid] = socket.socket(fileno=fds.pop())
+                for fd in fds:
+                    os.close(fd)
+                awaited.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
+
+
+def _tell(ends: socket.socket, number: int) -> None:
+    with suppress(OSError):  # who asked may be gone without waiting for the end
+        ends.sendall(str(number).encode())
+
+
+def _become(request: dict, fds: list[int]) -> None:
+    os.setsid()
+    out, err, ends = fds
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    os.close(out)
+    os.close(err)
+    with socket.socket(fileno=ends) as asker:
+        _tell(asker, os.getpid())
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    sys.argv = ["broker", *request["words"]]
+
+
+def _main() -> None:
+    for name in PRELOADED:
+        with suppress(ImportError):
+            importlib.import_module(name)
+    assert threading.active_count() == 1, threading.enumerate()
+    gc.freeze()
+    serve(socket.socket(fileno=int(sys.argv[1])))
+    from broker.cli import main
+
+    main()
+
+
+if __name__ == "__main__":
+    _main()
