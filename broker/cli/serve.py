@@ -88,11 +88,13 @@ def _open_door(
     from broker.api.desk import Desk
     from broker.api.leases import LeaseCounter
     from broker.api.server import Door, listen, load_or_create_token
+    from broker.api.tokens import local_token
     from broker.sdk.http import remember_url
 
     desk = Desk(served.front, settings.batch_lines_max, _UPLOAD_BYTES_MAX)
     leases = LeaseCounter(served.door, served.ring, served.clock)
-    app = make_app(desk, load_or_create_token(settings.data), (*LOOPBACK_NAMES, place[0], *names), leases)
+    tokens = local_token(load_or_create_token(settings.data))
+    app = make_app(desk, tokens, (*LOOPBACK_NAMES, place[0], *names), leases)
     door = Door(app, listen(*place))
     door.start()
     doors.callback(door.stop)

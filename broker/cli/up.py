@@ -39,6 +39,7 @@ def up(
     from broker.api.app import LOOPBACK_NAMES, make_app
     from broker.api.desk import Desk
     from broker.api.server import Door, listen, load_or_create_token
+    from broker.api.tokens import local_token
 
     settings = read_settings(data, catalog, log_level)
     lanes = load_lanes(settings.catalog)
@@ -48,9 +49,9 @@ def up(
         log_to_file(settings.data / "broker.log", settings.log_level)
         taken = listen(host, port)
         embedded.start()
-        token = load_or_create_token(settings.data)
+        tokens = local_token(load_or_create_token(settings.data))
         desk = Desk(embedded.front, settings.batch_lines_max, _UPLOAD_BYTES_MAX)
-        door = Door(make_app(desk, token, (*LOOPBACK_NAMES, host)), taken)
+        door = Door(make_app(desk, tokens, (*LOOPBACK_NAMES, host)), taken)
         door.start()
         try:
             remember_url(settings.data, door.url)

@@ -1,8 +1,9 @@
 """Receiving: the door on the bus. Producers' signed jobs come in bulk, are stored, and only then acknowledged.
 
-A message's jobs belong to its key's owner, the tenant, whatever it says. Each is admitted by itself, under the rules of
-the HTTP door. A message that comes again stores nothing twice: a job without an idempotency key has one by its
-envelope. Where the door is full nothing more is received until it isn't, so what waits, waits on the bus.
+A message's jobs belong to the tenant of the identity that its key gives, whatever it says. Each is admitted by
+itself, under the rules of the HTTP door. A message that comes again stores nothing twice: a job without an idempotency
+key has one by its envelope. Where the door is full nothing more is received until it isn't, so what waits, waits on
+the bus.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from broker.database.failures import is_passing
 from broker.database.replies import AskedReply, ask
 from broker.domain.bus_jobs import JOBS_PER_MESSAGE_MAX, MESSAGE_BYTES_MAX, REPLY_QUEUES, derived_key
 from broker.domain.errors import BrokerError, ErrorCode
+from broker.domain.identity import Identity, producer_identity
 from broker.domain.lane import Lane
 from broker.intake.single_jobs import Answer, DoorFull, KeyTaken, Submitted, Submitting
 from broker.rules.admission import Refusal
@@ -87,7 +89,7 @@ class _Message(msgspec.Struct, frozen=True):
 
     delivery: Delivery
     digest: bytes
-    tenant_id: str
+    identity: Identity
     reply_to: str
     entries: list[_Entry]
 
@@ -157,11 +159,10 @@ class Receiving:
         if len(delivery.envelope) > MESSAGE_BYTES_MAX:
             raise EnvelopeError(f"it has {len(delivery.envelope):,} bytes; the limit is {MESSAGE_BYTES_MAX:,}")
         digest = sha256(delivery.envelope).digest()
-        return _Message(
-            delivery, digest, opened.owner, reply_to, self._admit_all(opened.body.jobs, digest, opened.owner)
-        )
+        identity = producer_identity(opened.owner)
+        return _Message(delivery, digest, identity, reply_to, self._admit_all(identity, opened.body.jobs, digest))
 
-    def _admit_all(self, text: bytes, digest: bytes, tenant_id: str) -> list[_Entry]:
+    def _admit_all(self, identity: Identity, text: bytes, digest: bytes) -> list[_Entry]:
         try:
             if not text.isascii():
                 text.decode()  # what the decoder skips, it does not check
@@ -171,9 +172,9 @@ class Receiving:
         except (ValueError, RecursionError) as error:  # msgspec's and UTF-8's errors are ValueErrors
             message = f"jobs is not a list of jobs in JSON and UTF-8: {error}"
             return [_Entry(0, derived_key(digest, 0), refusal=Refusal(ErrorCode.INVALID_FIELD, "jobs", message))]
-        return [self._admit(part, place, derived_key(digest, place), tenant_id) for place, part in enumerate(parts)]
+        return [self._admit(identity, part, place, derived_key(digest, place)) for place, part in enumerate(parts)]
 
-    def _admit(self, part: msgspec.Raw, place: int, key: str, tenant_id: str) -> _Entry:
+    def _admit(self, identity: Identity, part: msgspec.Raw, place: int, key: str) -> _Entry:
         try:
             request = _read_one(part)
         except (msgspec.DecodeError, RecursionError) as error:
@@ -182,7 +183,7 @@ class Receiving:
         if request.idempotency_key is None:
             request = msgspec.structs.replace(request, idempotency_key=key)
         lanes, prospects = self._outlook.lanes(), self._outlook.prospects()
-        found = admit_job(request, lanes, tenant_id, self._clock(), prospects)
+        found = admit_job(request, lanes, identity.tenant, self._clock(), prospects)
         asked = _Entry(place, request.idempotency_key or key, fingerprint(request))
         match found:
             case Refusal(field="idempotency_key"):
@@ -198,7 +199,7 @@ class Receiving:
         """A job that was taken in when its message first came stays so, though it would be refused today."""
         by_tenant: dict[str, list[_Entry]] = defaultdict(list)
         for message in messages:
-            by_tenant[message.tenant_id] += [entry for entry in message.refused if entry.fingerprint]
+            by_tenant[message.identity.tenant] += [entry for entry in message.refused if entry.fingerprint]
         asked = {tenant_id: [entry.key for entry in refused] for tenant_id, refused in by_tenant.items() if refused}
 
         def work(connection: Connection) -> dict[str, dict[str, submissions.Known]]:
@@ -237,11 +238,11 @@ class Receiving:
 
         def also(connection: Connection, submitted: list[Submitted]) -> None:
             if message.reply_to:
-                ask(connection, _asked(message, submitted))
+                ask(connection, message.identity.tenant, _asked(message, submitted))
 
         while True:
             try:
-                self._submitting.offer(message.tenant_id, jobs, lambda answer: answers.put((message, answer)), also)
+                self._submitting.offer(message.identity, jobs, lambda answer: answers.put((message, answer)), also)
             except DoorFull:
                 time.sleep(_FULL_SECONDS)
             except BrokerError:
@@ -288,7 +289,7 @@ def _asked(message: _Message, submitted: Sequence[Submitted]) -> list[AskedReply
         AskedReply(
             message_digest=message.digest,
             place=entry.place,
-            tenant_id=message.tenant_id,
+            tenant_id=message.identity.tenant,
             reply_to=message.reply_to,
             idempotency_key=entry.key,
             job_id=next(ids).job_id if entry.admitted else entry.job_id,
