@@ -9,20 +9,25 @@ import pytest
 from sqlalchemy import select
 
 import broker.ledger.tables  # noqa: F401 (fills the metadata)
+from broker.api.app import make_app
 from broker.api.routes import SCOPES
+from broker.api.tokens import FixedTokens
 from broker.database import batches, submissions, tables
 from broker.database.types import metadata
+from broker.domain.identity import Scope
 from broker.domain.ids import parse_id
 from broker.domain.paths import OWN
 from broker.ledger import standing
 from broker.ledger.explaining import explain, find_job, where_is
-from tests.unit.builders import a_lane
+from tests.unit.asking import ask, refusal
+from tests.unit.builders import a_lane, an_identity
 from tests.unit.producers import OTHER_TENANT, TENANT, ProducersWorld, a_request
 from tests.unit.statements import PLATFORMS_TABLES, TENANTS_TABLES, fault_of, watched
 from tests.unit.two_tenants import KEY, TwoTenants
 
 NOBODYS = {"job": "job_" + "5" * 32, "batch": "batch_" + "5" * 32}
 OF_AN_ID = [(method, path) for method, path in SCOPES if "{job}" in path or "{batch}" in path]
+LACKING = list(product(Scope, ("blue", "red")))
 LISTS = ["batches", "ledger/summary?by=tenant,outcome", "lanes", "instances"]
 
 
@@ -108,6 +113,23 @@ def test_a_key_stands_for_another_job_with_each_tenant(two):
         submitted = two.answer(tenant, "POST", "jobs", whole)
         assert submitted == {"id": tenant.jobs["succeeded"], "object": "job", "new": False}
         assert two.ask(tenant, "POST", f"{OWN}/jobs", msgspec.json.encode(request))[0] == 422
+
+
+def test_without_a_token_or_the_scope_nothing_is_had_of_ones_own_either(two):
+    narrow = {f"{lacking} of {name}": an_identity(name, *(set(Scope) - {lacking})) for lacking, name in LACKING}
+    app = make_app(two.desk, FixedTokens(narrow))
+    before, asked = rows_of_all(two), 0
+    for tenant, (method, path) in product((two.blue, two.red), SCOPES):
+        if (scope := SCOPES[method, path]) in {Scope.HEALTH, Scope.LEASES}:
+            continue
+        for kind in ("running", "waiting"):
+            text = path.format(job=tenant.jobs[kind], batch=tenant.batches["half"], name="lane-b")
+            assert refusal(ask(app, method, text, b"[]")) == (401, "unauthorized"), path
+            token = f"{scope} of {tenant.identity.tenant}"
+            assert refusal(ask(app, method, text, b"[]", token=token)) == (403, "forbidden"), path
+            asked += 1
+    assert asked == 2 * 2 * (len(SCOPES) - 2)
+    assert rows_of_all(two) == before
 
 
 # Statements.
