@@ -26,11 +26,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from broker.sdk.desired import DesiredEvents
     from broker.sdk.http import Client
+    from broker.sdk.jobs_bus import JobsPublisher, Replies
 
-__all__ = ["Client"]
+__all__ = ["Client", "DesiredEvents", "JobsPublisher", "Replies"]
 
-_HOMES = {"Client": "broker.sdk.http"}
+_HOMES = {
+    "Client": "broker.sdk.http",
+    "DesiredEvents": "broker.sdk.desired",
+    "JobsPublisher": "broker.sdk.jobs_bus",
+    "Replies": "broker.sdk.jobs_bus",
+}
 
 
 def __getattr__(name: str) -> object:

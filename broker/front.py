@@ -8,17 +8,15 @@ from pathlib import Path
 from broker.clock import Clock
 from broker.database.connection import Connection, Database
 from broker.database.submissions import ensure_tenant
+from broker.domain.identity import LOCAL
 from broker.domain.lane import Lane
 from broker.health import Health
 from broker.intake.batch_files import Intake
 from broker.intake.outlook import Outlook
 from broker.intake.single_jobs import Submitting
-from broker.wakeups import Wakeups
+from broker.wakeups import Topic, Wakeups
 
-__all__ = ["TENANT", "Front"]
-
-TENANT = "default"
-"""Whose all is that comes over HTTP, by the commands or in a file. On the bus the producer's key says whose it is."""
+__all__ = ["Front"]
 
 
 class Front:
@@ -54,5 +52,10 @@ class Front:
         self.outlook = Outlook(database, lanes, clock)
         models = {model for lane in lanes for model in lane.engine.models}
         self.intake = Intake(database, models, clock, wakeups, lanes)
-        database.write(lambda connection: ensure_tenant(connection, TENANT, clock()))
+        database.write(lambda connection: ensure_tenant(connection, LOCAL.tenant, clock()))
         self.submitting = Submitting(database, clock, wakeups)
+
+    def hurry(self) -> None:
+        """Something is to be cancelled: the closer ends what waits, workers hear of it at the lease door."""
+        self.wakeups.notify(Topic.CLOSER, Topic.READER)
+        self.renew_soon()

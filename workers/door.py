@@ -15,13 +15,12 @@ import structlog
 from broker.bus.envelope import Kind, LeaseQuestion, seal
 from broker.clock import Clock, SetClock
 from broker.domain.parked import AskToPark, ParkAnswer
+from broker.domain.paths import LEASES, LEASES_BEFORE
 from broker.domain.presence import PRESENCE_SECONDS, PresenceAnswer, WorkerPresence
 from broker.domain.shard import ClaimAnswer, ClaimShard, ClaimShards, RenewAnswer, RenewLease
 from broker.signing import Signer
 
-__all__ = ["LEASES_PATH", "DoorShut", "HttpLeaseDoor", "Presence", "Refusal"]
-
-LEASES_PATH = "/v1/leases"
+__all__ = ["DoorShut", "HttpLeaseDoor", "Presence", "Refusal"]
 
 _TIMEOUT_SECONDS = 5.0
 _CLAIM_SECONDS = 60.0
@@ -37,6 +36,9 @@ seconds, and one of several may have heard before another.
 
 _REFUSALS = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
 
+_NO_LEASE_DOOR = "unauthorized"
+"""The code of a 401 that asks for a token: what is at this path, if anything, takes no signature."""
+
 T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
@@ -47,6 +49,7 @@ class DoorShut(Exception):
 
 
 class _ErrorDetails(msgspec.Struct):
+    code: str = ""
     message: str = ""
 
 
@@ -71,6 +74,7 @@ class HttpLeaseDoor:
 
     def __init__(self, url: str, signer: Signer, clock: Clock) -> None:
         self._client = httpx.Client(base_url=url, timeout=_TIMEOUT_SECONDS)
+        self._path, self._other_path = LEASES, LEASES_BEFORE
         self._signer = signer
         self._clock = clock
         self._shut = threading.Event()
@@ -152,13 +156,25 @@ class HttpLeaseDoor:
     def _ask(self, question: LeaseQuestion, answer: type[T]) -> T:
         envelope = seal(self._signer, Kind.LEASE, "broker", question, now_us=self._clock(), valid_us=_VALID_US)
         try:
-            response = self._client.post(LEASES_PATH, content=envelope)
+            response = self._post(envelope)
             self._note(response)
             if response.status_code != httpx.codes.OK:
                 raise DoorShut(f"the broker answers {response.status_code}: {_message_of(response)}")
             return msgspec.msgpack.decode(response.content, type=answer)
         except (httpx.HTTPError, msgspec.MsgspecError) as error:
             raise DoorShut(f"the broker can't be asked: {type(error).__name__}") from error
+
+    def _post(self, envelope: bytes) -> httpx.Response:
+        """Where no lease door is at the path that it was at, a broker of another version may have it at the other."""
+        path, other = self._path, self._other_path
+        response = self._client.post(path, content=envelope)
+        if not _is_elsewhere(response):
+            return response
+        elsewhere = self._client.post(other, content=envelope)
+        if _is_elsewhere(elsewhere):
+            return response
+        self._path, self._other_path = other, path
+        return elsewhere
 
     def _note(self, response: httpx.Response) -> None:
         """An outage between two refusals says nothing; only a good answer takes them back."""
@@ -168,11 +184,22 @@ class HttpLeaseDoor:
             self._refusal = None
 
 
+def _is_elsewhere(response: httpx.Response) -> bool:
+    """Whether the answer says that no lease door is there. A broker's gate wants a token for a path that it hasn't."""
+    if response.status_code == httpx.codes.NOT_FOUND:
+        return True
+    return response.status_code == httpx.codes.UNAUTHORIZED and _error_of(response).code == _NO_LEASE_DOOR
+
+
 def _message_of(response: httpx.Response) -> str:
+    return _error_of(response).message
+
+
+def _error_of(response: httpx.Response) -> _ErrorDetails:
     try:
-        return msgspec.json.decode(response.content, type=_ErrorBody).error.message
+        return msgspec.json.decode(response.content, type=_ErrorBody).error
     except msgspec.MsgspecError:
-        return response.text[:200]
+        return _ErrorDetails(message=response.text[:200])
 
 
 class Presence:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import structlog
-from litestar import Litestar, Request, Response
+from litestar import Litestar, Request, Response, Router
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
+from litestar.di import Provide
 from litestar.exceptions import ClientException, HTTPException
 from litestar.handlers import BaseRouteHandler
 
 from broker.api import batches, jobs, lanes
 from broker.api.desk import Desk
 from broker.api.errors import Refused, error_body, passing
-from broker.api.gate import Gate, Scope
+from broker.api.gate import Gate, require_scope
 from broker.api.jobs import SubmitDoor
-from broker.api.leases import LEASES, LeaseCounter
+from broker.api.leases import LeaseCounter
+from broker.api.routes import JOBS, LEASE_DOOR
+from broker.api.tokens import Tokens
+from broker.domain.identity import Identity
+from broker.domain.paths import OWN
 
 __all__ = ["LOOPBACK_NAMES", "make_app"]
 
@@ -27,11 +32,12 @@ _log = structlog.get_logger(__name__)
 
 
 def make_app(
-    desk: Desk, token: str, hosts: tuple[str, ...] = LOOPBACK_NAMES, leases: LeaseCounter | None = None
+    desk: Desk, tokens: Tokens, hosts: tuple[str, ...] = LOOPBACK_NAMES, leases: LeaseCounter | None = None
 ) -> Gate:
     """The ASGI application; `hosts` are the names it answers to, `leases` is there where workers are elsewhere."""
     framework = Litestar(
-        route_handlers=[*jobs.routes, *batches.routes, *lanes.routes],
+        route_handlers=[Router(OWN, route_handlers=[*jobs.routes, *batches.routes, *lanes.routes])],
+        dependencies={"identity": Provide(_identity, sync_to_thread=False)},
         state=State({"desk": desk}),
         guards=[_require_scope],
         exception_handlers={Refused: _refused, HTTPException: _http_error, Exception: _failed},
@@ -39,16 +45,18 @@ def make_app(
         request_max_body_size=_BODY_BYTES_MAX,
         logging_config=None,
     )
-    direct = {("POST", "/v1/jobs"): (Scope.JOBS_WRITE, SubmitDoor(desk))}
-    return Gate(framework, token=token, hosts=hosts, direct=direct, signed={LEASES: leases} if leases else {})
+    signed = {LEASE_DOOR: leases} if leases else {}
+    return Gate(framework, tokens=tokens, hosts=hosts, direct={JOBS: SubmitDoor(desk.jobs)}, signed=signed)
 
 
-def _require_scope(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """A route without a scope is open to nobody."""
-    needed = handler.opt.get("scope_needed")
-    granted: frozenset[Scope] = dict(connection.scope).get("granted", frozenset())  # type: ignore[assignment] # (the gate's own entry)
-    if needed is None or needed not in granted:
-        raise Refused(403, "forbidden", f"this token may not do that: it lacks the scope {needed}")
+def _identity(request: Request[Any, Any, Any]) -> Identity:
+    """Who asks, as the gate knows."""
+    return cast("Identity", request.scope["identity"])  # type: ignore[typeddict-item] # (the gate's own entry)
+
+
+def _require_scope(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
+    scope = cast("dict[str, Any]", connection.scope)
+    require_scope(scope["identity"], (scope["method"], scope["path_template"]))
 
 
 def _answer(status: int, body: bytes, headers: dict[str, str]) -> Response[bytes]:
@@ -77,8 +85,8 @@ def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respon
 def _sentence(error: HTTPException) -> str:
     """What is wrong with a parameter, without the framework's ornaments."""
     extra = error.extra if isinstance(error, ClientException) and isinstance(error.extra, list) else []
-    found = [f"{one.get('key', 'the request')}: {one.get('message', '')}" for one in extra if isinstance(one, dict)]
-    return "; ".join(found) or error.detail
+    faults = [f"{one.get('key', 'the request')}: {one.get('message', '')}" for one in extra if isinstance(one, dict)]
+    return "; ".join(faults) or error.detail
 
 
 def _failed(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

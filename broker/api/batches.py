@@ -6,15 +6,16 @@ from typing import Any
 
 from litestar import Request, get, post
 from litestar.datastructures import State
+from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 from litestar.response import File
 
-from broker.api.desk import BatchTerms
+from broker.api.desk.batches import BatchesDesk, BatchTerms
 from broker.api.errors import Refused
-from broker.api.gate import Scope
 from broker.api.threads import in_thread
-from broker.api.views import BatchView
+from broker.domain.answers import BatchState
 from broker.domain.errors import ErrorCode, UsageError
+from broker.domain.identity import Identity
 from broker.domain.job import Constraints
 from broker.domain.money import nano_from_usd
 from broker.rules.demands import check_constraints, constraints_of
@@ -25,24 +26,26 @@ __all__ = ["routes"]
 _NAME_CHARS_MAX = 256
 
 
-@post("/v1/batches", scope_needed=Scope.BATCHES_WRITE, request_max_body_size=None)
+@post("/batches", request_max_body_size=None)
 async def create_batch(
     state: State,
+    identity: NamedDependency[Identity],
     request: Request[Any, Any, Any],
     window: FromQuery[str] = "24h",
     max_cost: FromQuery[str | None] = None,
     lanes: FromQuery[str | None] = None,
     require: FromQuery[list[str] | None] = None,
     name: FromQuery[str | None] = None,
-) -> BatchView:
+) -> BatchState:
     """The body is the JSONL file; the answer comes when all of it is on disk."""
+    desk: BatchesDesk = state.desk.batches
     terms = _terms(window, max_cost, _constraints(lanes, require or []), name)
-    state.desk.check_terms(terms)
-    spool = await in_thread(state.desk.new_spool)
+    desk.check_terms(identity, terms)
+    spool = await in_thread(desk.new_spool, identity)
     try:
         async for chunk in request.stream():
             await in_thread(spool.add, chunk)
-        created: BatchView = await in_thread(state.desk.create_batch, spool, terms)
+        created = await in_thread(desk.create, identity, spool, terms)
     except UsageError as error:
         spool.discard()
         raise Refused(413, "file_too_large", str(error), field="file") from None
@@ -52,34 +55,34 @@ async def create_batch(
     return created
 
 
-@get("/v1/batches", scope_needed=Scope.BATCHES_READ)
-async def list_batches(state: State) -> dict[str, list[BatchView]]:
+@get("/batches")
+async def list_batches(state: State, identity: NamedDependency[Identity]) -> dict[str, list[BatchState]]:
     """The newest hundred."""
-    return {"batches": await in_thread(state.desk.list_batches)}
+    return {"batches": await in_thread(state.desk.batches.newest, identity)}
 
 
-@get("/v1/batches/{batch:str}", scope_needed=Scope.BATCHES_READ)
-async def read_batch(state: State, batch: FromPath[str]) -> BatchView:
+@get("/batches/{batch:str}")
+async def read_batch(state: State, identity: NamedDependency[Identity], batch: FromPath[str]) -> BatchState:
     """A batch as far as it is."""
-    return await in_thread(state.desk.batch, batch)
+    return await in_thread(state.desk.batches.find, identity, batch)
 
 
-@get("/v1/batches/{batch:str}/output", scope_needed=Scope.BATCHES_READ)
-async def read_output(state: State, batch: FromPath[str]) -> File:
+@get("/batches/{batch:str}/output")
+async def read_output(state: State, identity: NamedDependency[Identity], batch: FromPath[str]) -> File:
     """The lines that succeeded, in the order of the file."""
-    return _file(await in_thread(state.desk.batch_file, batch, "output"))
+    return _file(await in_thread(state.desk.batches.file, identity, batch, "output"))
 
 
-@get("/v1/batches/{batch:str}/errors", scope_needed=Scope.BATCHES_READ)
-async def read_errors(state: State, batch: FromPath[str]) -> File:
+@get("/batches/{batch:str}/errors")
+async def read_errors(state: State, identity: NamedDependency[Identity], batch: FromPath[str]) -> File:
     """The lines that did not."""
-    return _file(await in_thread(state.desk.batch_file, batch, "errors"))
+    return _file(await in_thread(state.desk.batches.file, identity, batch, "errors"))
 
 
-@post("/v1/batches/{batch:str}/cancel", scope_needed=Scope.BATCHES_WRITE, status_code=202)
-async def cancel_batch(state: State, batch: FromPath[str]) -> BatchView:
+@post("/batches/{batch:str}/cancel", status_code=202)
+async def cancel_batch(state: State, identity: NamedDependency[Identity], batch: FromPath[str]) -> BatchState:
     """Ask for the end of all its jobs."""
-    return await in_thread(state.desk.cancel_batch, batch)
+    return await in_thread(state.desk.batches.cancel, identity, batch)
 
 
 routes = [create_batch, list_batches, read_batch, read_output, read_errors, cancel_batch]

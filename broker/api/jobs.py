@@ -9,14 +9,17 @@ from typing import Any
 import msgspec
 from litestar import Response, get, post
 from litestar.datastructures import State
+from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from broker.api.desk import Desk, parse_job_id
+from broker.api.desk.jobs import JobsDesk, parse_job_id
 from broker.api.errors import Refused
-from broker.api.gate import Receive, Scope, Send, Wire, answer
+from broker.api.gate import Receive, Send, Wire, answer
 from broker.api.threads import in_thread
-from broker.api.views import JobView
+from broker.domain import answers
+from broker.domain.answers import JobState
 from broker.domain.errors import BrokerError, ErrorCode
+from broker.domain.identity import Identity
 from broker.domain.ids import format_id
 from broker.domain.outcome import Outcome
 from broker.intake.single_jobs import Answer, DoorFull, KeyTaken, Submitted
@@ -33,12 +36,13 @@ _read_list = msgspec.json.Decoder(list[JobRequest]).decode
 
 
 class SubmitDoor:
-    """`POST /v1/jobs`: one job, or a list of which all are taken in or none."""
+    """`POST /broker/v1/jobs`: one job, or a list of which all are taken in or none."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: JobsDesk) -> None:
         self._desk = desk
 
     async def __call__(self, scope: Wire, receive: Receive, send: Send) -> None:
+        identity: Identity = scope["identity"]
         body = await _read_body(scope, receive)
         requests, is_list = _decode(body)
         key = _header(scope, b"idempotency-key")
@@ -46,13 +50,13 @@ class SubmitDoor:
             if is_list:
                 raise Refused(400, ErrorCode.INVALID_FIELD, "one Idempotency-Key can't stand for a list of jobs")
             requests = [msgspec.structs.replace(requests[0], idempotency_key=key)]
-        submitted = await store(self._desk, self._desk.admit(requests))
+        submitted = await store(self._desk, identity, self._desk.admit(identity, requests))
         status = 201 if any(one.is_new for one in submitted) else 200
-        answers = [{"id": format_id("job", one.job_id), "object": "job", "new": one.is_new} for one in submitted]
-        await answer(send, status, msgspec.json.encode({"jobs": answers} if is_list else answers[0]))
+        jobs = [answers.Submitted(id=format_id("job", one.job_id), new=one.is_new) for one in submitted]
+        await answer(send, status, msgspec.json.encode({"jobs": jobs} if is_list else jobs[0]))
 
 
-async def store(desk: Desk, jobs: Sequence[Admitted]) -> list[Submitted]:
+async def store(desk: JobsDesk, identity: Identity, jobs: Sequence[Admitted]) -> list[Submitted]:
     """Returns once the jobs are durable."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Answer] = loop.create_future()
@@ -61,7 +65,7 @@ async def store(desk: Desk, jobs: Sequence[Admitted]) -> list[Submitted]:
         loop.call_soon_threadsafe(_resolve, future, found)
 
     try:
-        desk.offer(jobs, answered)
+        desk.offer(identity, jobs, answered)
     except DoorFull as error:
         raise Refused(429, "busy", str(error), retry_after_seconds=1) from None
     except BrokerError as error:
@@ -75,42 +79,47 @@ async def store(desk: Desk, jobs: Sequence[Admitted]) -> list[Submitted]:
     return found
 
 
-@get("/v1/jobs/{job:str}", scope_needed=Scope.JOBS_READ)
-async def read_job(state: State, job: FromPath[str], wait: FromQuery[float] = 0.0) -> JobView:
+@get("/jobs/{job:str}")
+async def read_job(
+    state: State, identity: NamedDependency[Identity], job: FromPath[str], wait: FromQuery[float] = 0.0
+) -> JobState:
     """A job as it stands; with `wait`, once it has ended, or after so many seconds."""
-    await _wait_for_end(state.desk, job, wait)
-    return await in_thread(state.desk.job, job)
+    await _wait_for_end(state.desk.jobs, identity, job, wait)
+    return await in_thread(state.desk.jobs.find, identity, job)
 
 
-@get("/v1/jobs/{job:str}/result", scope_needed=Scope.JOBS_READ)
-async def read_result(state: State, job: FromPath[str], wait: FromQuery[float] = 0.0) -> Response[bytes]:
+@get("/jobs/{job:str}/result")
+async def read_result(
+    state: State, identity: NamedDependency[Identity], job: FromPath[str], wait: FromQuery[float] = 0.0
+) -> Response[bytes]:
     """The engine's reply, as it came."""
-    await _wait_for_end(state.desk, job, wait)
-    found = await in_thread(state.desk.result, job)
-    if found.outcome is not Outcome.SUCCEEDED:
-        message = found.message or f"the job ended as {found.outcome}"
-        raise Refused(409, found.error_code or str(found.outcome), message)
-    return Response(found.body, media_type="application/json")
+    await _wait_for_end(state.desk.jobs, identity, job, wait)
+    result = await in_thread(state.desk.jobs.result, identity, job)
+    if result.outcome is not Outcome.SUCCEEDED:
+        message = result.message or f"the job ended as {result.outcome}"
+        raise Refused(409, result.error_code or str(result.outcome), message)
+    return Response(result.body, media_type="application/json")
 
 
-@post("/v1/jobs/{job:str}/cancel", scope_needed=Scope.JOBS_WRITE, status_code=202)
-async def cancel_job(state: State, job: FromPath[str]) -> JobView:
+@post("/jobs/{job:str}/cancel", status_code=202)
+async def cancel_job(state: State, identity: NamedDependency[Identity], job: FromPath[str]) -> JobState:
     """Ask for its end."""
-    return await in_thread(state.desk.cancel_job, job)
+    return await in_thread(state.desk.jobs.cancel, identity, job)
 
 
-@post("/v1/jobs/{job:str}/redrive", scope_needed=Scope.JOBS_WRITE)
-async def redrive_job(state: State, job: FromPath[str]) -> JobView:
+@post("/jobs/{job:str}/redrive")
+async def redrive_job(state: State, identity: NamedDependency[Identity], job: FromPath[str]) -> JobState:
     """Run an ended job again, as a new one."""
-    again = await in_thread(state.desk.redriven, job)
-    [submitted] = await store(state.desk, [again])
-    return await in_thread(state.desk.job, format_id("job", submitted.job_id))
+    desk: JobsDesk = state.desk.jobs
+    again = await in_thread(desk.redriven, identity, job)
+    [submitted] = await store(desk, identity, [again])
+    return await in_thread(desk.find, identity, format_id("job", submitted.job_id))
 
 
 routes = [read_job, read_result, cancel_job, redrive_job]
 
 
-async def _wait_for_end(desk: Desk, text: str, seconds: float) -> None:
+async def _wait_for_end(desk: JobsDesk, identity: Identity, text: str, seconds: float) -> None:
     """Woken by the recorder, closer or rescuer, on the commit that ends the job."""
     if not seconds > 0:
         return
@@ -121,12 +130,12 @@ async def _wait_for_end(desk: Desk, text: str, seconds: float) -> None:
     def told() -> None:
         loop.call_soon_threadsafe(_resolve, ended, None)
 
-    desk.watch(job_id, told)
+    desk.watch(identity, job_id, told)
     try:
-        if not await in_thread(desk.has_ended, job_id):
+        if not await in_thread(desk.has_ended, identity, job_id):
             await asyncio.wait([ended], timeout=min(seconds, _WAIT_SECONDS_MAX))
     finally:
-        desk.unwatch(job_id, told)
+        desk.unwatch(identity, job_id, told)
 
 
 def _resolve(future: asyncio.Future[Any], value: Any) -> None:  # noqa: ANN401 (whatever was waited for)

@@ -6,57 +6,60 @@ from typing import Any
 
 from litestar import get, post
 from litestar.datastructures import State
+from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
 from broker.api import instances, prices
-from broker.api.gate import Scope
 from broker.api.threads import in_thread
-from broker.api.views import LaneView
+from broker.domain.answers import LaneView
+from broker.domain.identity import Identity
 from broker.domain.lane import LaneState
 
 __all__ = ["routes"]
 
 
-@get("/v1/health", scope_needed=Scope.HEALTH)
+@get("/health")
 async def health() -> dict[str, str]:
     """The door is open."""
     return {"status": "ok"}
 
 
-@get("/v1/lanes", scope_needed=Scope.LANES_READ)
-async def list_lanes(state: State) -> dict[str, list[LaneView]]:
+@get("/lanes")
+async def list_lanes(state: State, identity: NamedDependency[Identity]) -> dict[str, list[LaneView]]:
     """All lanes, in the catalog's order."""
-    return {"lanes": await in_thread(state.desk.lanes)}
+    return {"lanes": await in_thread(state.desk.lanes.every, identity)}
 
 
-@post("/v1/lanes/{name:str}/pause", scope_needed=Scope.LANES_WRITE, status_code=200)
-async def pause_lane(state: State, name: FromPath[str]) -> LaneView:
+@post("/lanes/{name:str}/pause", status_code=200)
+async def pause_lane(state: State, identity: NamedDependency[Identity], name: FromPath[str]) -> LaneView:
     """No new shards, until resumed."""
-    return await in_thread(state.desk.set_lane_state, name, LaneState.PAUSED)
+    return await in_thread(state.desk.lanes.set_state, identity, name, LaneState.PAUSED)
 
 
-@post("/v1/lanes/{name:str}/drain", scope_needed=Scope.LANES_WRITE, status_code=200)
-async def drain_lane(state: State, name: FromPath[str]) -> LaneView:
+@post("/lanes/{name:str}/drain", status_code=200)
+async def drain_lane(state: State, identity: NamedDependency[Identity], name: FromPath[str]) -> LaneView:
     """No new shards; drained once what it has is done."""
-    return await in_thread(state.desk.set_lane_state, name, LaneState.DRAINING)
+    return await in_thread(state.desk.lanes.set_state, identity, name, LaneState.DRAINING)
 
 
-@post("/v1/lanes/{name:str}/resume", scope_needed=Scope.LANES_WRITE, status_code=200)
-async def resume_lane(state: State, name: FromPath[str]) -> LaneView:
+@post("/lanes/{name:str}/resume", status_code=200)
+async def resume_lane(state: State, identity: NamedDependency[Identity], name: FromPath[str]) -> LaneView:
     """New shards again."""
-    return await in_thread(state.desk.set_lane_state, name, LaneState.OPEN)
+    return await in_thread(state.desk.lanes.set_state, identity, name, LaneState.OPEN)
 
 
-@get("/v1/ledger/summary", scope_needed=Scope.LEDGER_READ)
-async def ledger_summary(state: State, by: FromQuery[str] = "provider") -> dict[str, list[dict[str, Any]]]:
+@get("/ledger/summary")
+async def ledger_summary(
+    state: State, identity: NamedDependency[Identity], by: FromQuery[str] = "provider"
+) -> dict[str, list[dict[str, Any]]]:
     """One row per group."""
-    return {"rows": await in_thread(state.desk.ledger_summary, by)}
+    return {"rows": await in_thread(state.desk.ledger.summary, identity, by)}
 
 
-@get("/v1/lanes/{name:str}/desired", scope_needed=Scope.LANES_READ)
-async def desired_instances(state: State, name: FromPath[str]) -> dict[str, int]:
+@get("/lanes/{name:str}/desired")
+async def desired_instances(state: State, identity: NamedDependency[Identity], name: FromPath[str]) -> dict[str, int]:
     """How many instances the lane should hold, as KEDA's metrics-api scaler reads it."""
-    return {"desired": await in_thread(state.desk.desired, name)}
+    return {"desired": await in_thread(state.desk.lanes.desired, identity, name)}
 
 
 routes = [

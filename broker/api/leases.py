@@ -18,9 +18,7 @@ from broker.domain.shard import ClaimShards, RenewLease
 from broker.leasing import LeaseDoor
 from broker.signing import KeyRing
 
-__all__ = ["LEASES", "LeaseCounter"]
-
-LEASES = ("POST", "/v1/leases")
+__all__ = ["LeaseCounter"]
 
 _QUESTION_BYTES_MAX = 16_384
 
@@ -28,7 +26,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class LeaseCounter:
-    """`POST /v1/leases`: one signed question, one answer in MessagePack."""
+    """`POST /broker/v1/leases`: one signed question, one answer in MessagePack."""
 
     def __init__(self, door: LeaseDoor, ring: KeyRing, clock: Clock) -> None:
         self._door = door

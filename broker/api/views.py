@@ -1,145 +1,65 @@
-"""What the door answers with: times as ISO 8601 (UTC), money as exact decimal dollars in text."""
+"""From what the broker knows to what the door answers: see `broker.domain.answers`."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
 
 import msgspec
 
 from broker.database.batches import BatchRecord, Counts
+from broker.database.instances import InstanceRecord
 from broker.database.plans import LanePlan
+from broker.domain.answers import BatchState, InstanceView, JobError, JobState, LaneView
 from broker.domain.ids import format_id
-from broker.domain.lane import Lane
+from broker.domain.instance import instance_hours_us
+from broker.domain.lane import Lane, PriceMeter
 from broker.domain.money import NANO_PER_USD, PICO_PER_USD
 from broker.ledger.standing import Standing
+from broker.rules.pricing import accelerator_cost_nano_usd
 
-__all__ = ["BatchView", "JobView", "LaneView", "batch_view", "iso_time", "job_view", "lane_view", "price_text", "usd"]
+__all__ = ["batch_state", "instance_view", "job_state", "lane_view", "price_text"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_US = 1_000_000
 
 
-class JobView(msgspec.Struct, kw_only=True):
-    """A job. `expected_late_at`: when it is expected to end, if that is after its deadline."""
-
-    id: str
-    object: str = "job"
-    status: str
-    endpoint: str
-    model: str
-    constraints: dict[str, Any]
-    tags: dict[str, str]
-    submitted_at: str
-    deadline: str
-    ended_at: str | None
-    budget_usd: str | None
-    cost_usd: str
-    attempts: int
-    lane: str | None
-    error: dict[str, str | None] | None
-    cancel_requested: bool
-    expected_late_at: str | None
-    batch_id: str | None
-    custom_id: str | None
-    redrive_of: str | None
-
-
-class BatchView(msgspec.Struct, kw_only=True):
-    """A batch. `expected_late_at`: when it is expected to end, if that is too late.
-
-    `lines_read` and the counts grow while it is read and run.
-    """
-
-    id: str
-    object: str = "batch"
-    status: str
-    name: str | None
-    created_at: str
-    deadline: str
-    finished_at: str | None
-    max_cost_usd: str | None
-    constraints: dict[str, Any]
-    bytes_in: int
-    bytes_read: int
-    is_read: bool
-    lines_read: int
-    refused_lines: int
-    accepted_jobs: int
-    succeeded: int
-    failed: int
-    cancelled: int
-    expired: int
-    attempts: int
-    cost_usd: str
-    wasted_usd: str
-    expected_late_at: str | None
-
-
-class LaneView(msgspec.Struct, kw_only=True):
-    """A lane. `state`: open, paused, draining, or drained once a draining lane has nothing left.
-
-    `resting`: the fault for which it gets no work for a while, whatever its state. `slots`: shards that its live
-    workers run at once. As the planner last saw it: instances `ready`, and `desired`; `trouble`, for which it gets no
-    work; `job_seconds` of a busy instance for one job of a model, as learned; `is_slower`: much more than usual.
-    """
-
-    name: str
-    state: str
-    resting: str | None
-    provider: str
-    region: str
-    accelerator: str
-    market: str
-    models: tuple[str, ...]
-    slots: int
-    shards: int
-    price: str
-    price_source: str
-    stand_in: bool
-    ready: int
-    desired: int
-    trouble: str | None
-    job_seconds: dict[str, float]
-    is_slower: bool
-
-
-def job_view(found: Standing, late_us: int | None = None) -> JobView:
+def job_state(job: Standing, late_us: int | None = None) -> JobState:
     """A job, as it stands; `late_us` is when it is expected to end, if that is too late."""
-    failed = found.error_code is not None or found.message
-    return JobView(
-        id=format_id("job", found.job_id),
-        status=found.status,
-        endpoint=found.endpoint,
-        model=found.model,
-        constraints=msgspec.json.decode(found.constraints),
-        tags=msgspec.json.decode(found.tags) if found.tags else {},
-        submitted_at=iso_time(found.submitted_us),
-        deadline=iso_time(found.deadline_us),
-        ended_at=None if found.ended_us is None else iso_time(found.ended_us),
-        budget_usd=None if found.budget_nano_usd is None else usd(found.budget_nano_usd),
-        cost_usd=usd(found.cost_nano_usd),
-        attempts=found.attempts,
-        lane=found.lane,
-        error={"code": found.error_code, "message": found.message} if failed else None,
-        cancel_requested=found.cancel_requested,
-        expected_late_at=None if late_us is None or found.ended_us is not None else iso_time(late_us),
-        batch_id=format_id("batch", found.batch_id) if found.batch_id else None,
-        custom_id=found.custom_id,
-        redrive_of=format_id("job", found.redrive_of) if found.redrive_of else None,
+    failed = job.error_code is not None or job.message
+    return JobState(
+        id=format_id("job", job.job_id),
+        status=job.status,
+        endpoint=job.endpoint,
+        model=job.model,
+        constraints=msgspec.json.decode(job.constraints),
+        tags=msgspec.json.decode(job.tags) if job.tags else {},
+        submitted_at=_iso_time(job.submitted_us),
+        deadline=_iso_time(job.deadline_us),
+        ended_at=_moment(job.ended_us),
+        budget_usd=None if job.budget_nano_usd is None else _usd(job.budget_nano_usd),
+        cost_usd=_usd(job.cost_nano_usd),
+        attempts=job.attempts,
+        lane=job.lane,
+        error=JobError(job.error_code, job.message) if failed else None,
+        cancel_requested=job.cancel_requested,
+        expected_late_at=None if late_us is None or job.ended_us is not None else _iso_time(late_us),
+        batch_id=format_id("batch", job.batch_id) if job.batch_id else None,
+        custom_id=job.custom_id,
+        redrive_of=format_id("job", job.redrive_of) if job.redrive_of else None,
     )
 
 
-def batch_view(record: BatchRecord, counts: Counts, late_us: int | None = None) -> BatchView:
+def batch_state(record: BatchRecord, counts: Counts, late_us: int | None = None) -> BatchState:
     """A batch, as far as it is; `late_us` as for a job."""
-    return BatchView(
+    return BatchState(
         id=format_id("batch", record.batch_id),
         status=record.status,
         name=record.name,
-        created_at=iso_time(record.created_us),
-        deadline=iso_time(record.deadline_us),
-        finished_at=None if record.finished_us is None else iso_time(record.finished_us),
-        max_cost_usd=None if record.max_cost_nano_usd is None else usd(record.max_cost_nano_usd),
+        created_at=_iso_time(record.created_us),
+        deadline=_iso_time(record.deadline_us),
+        finished_at=_moment(record.finished_us),
+        max_cost_usd=None if record.max_cost_nano_usd is None else _usd(record.max_cost_nano_usd),
         constraints=msgspec.json.decode(record.constraints),
         bytes_in=record.source_bytes,
         bytes_read=record.read_bytes,
@@ -152,15 +72,15 @@ def batch_view(record: BatchRecord, counts: Counts, late_us: int | None = None) 
         cancelled=counts.cancelled,
         expired=counts.expired,
         attempts=counts.attempts,
-        cost_usd=usd(counts.cost_nano_usd),
-        wasted_usd=usd(counts.wasted_nano_usd),
-        expected_late_at=None if late_us is None else iso_time(late_us),
+        cost_usd=_usd(counts.cost_nano_usd),
+        wasted_usd=_usd(counts.wasted_nano_usd),
+        expected_late_at=_moment(late_us),
     )
 
 
-def lane_view(lane: Lane, slots: int, state: str, shards: int, resting: str | None, said: LanePlan | None) -> LaneView:
+def lane_view(lane: Lane, slots: int, state: str, shards: int, resting: str | None, plan: LanePlan | None) -> LaneView:
     """A lane with the slots of its live workers, the shards that it has, and the planner's word on it."""
-    speeds = said.speeds if said else {}
+    speeds = plan.speeds if plan else {}
     return LaneView(
         name=lane.name,
         state=state,
@@ -175,11 +95,34 @@ def lane_view(lane: Lane, slots: int, state: str, shards: int, resting: str | No
         price=price_text(lane),
         price_source=lane.price.source,
         stand_in=lane.stand_in,
-        ready=said.ready if said else 0,
-        desired=said.desired if said else 0,
-        trouble=said.trouble if said else None,
+        ready=plan.ready if plan else 0,
+        desired=plan.desired if plan else 0,
+        trouble=plan.trouble if plan else None,
         job_seconds={model: round(speed.job_s, 6) for model, speed in speeds.items()},
         is_slower=any(speed.is_slower for speed in speeds.values()),
+    )
+
+
+def instance_view(record: InstanceRecord, lane: Lane | None, now_us: int) -> InstanceView:
+    """An instance; `lane` is its own at the price that holds, None where it has left the catalog."""
+    up_us = instance_hours_us(record.state, record.started_us, record.stopped_us, record.last_seen_us, now_us)
+    cost = None
+    if lane is not None and lane.price.meter is PriceMeter.ACCELERATOR_HOUR:
+        cost = accelerator_cost_nano_usd(lane.price, up_us)
+    return InstanceView(
+        id=format_id("instance", record.instance_id),
+        lane=record.lane,
+        state=record.state,
+        resource_id=record.resource_id,
+        worker_id=record.worker_id,
+        slots=record.slots,
+        started_at=_iso_time(record.started_us),
+        ready_at=_moment(record.ready_us),
+        draining_at=_moment(record.draining_us),
+        stopped_at=_moment(record.stopped_us),
+        last_seen_at=_iso_time(record.last_seen_us),
+        seconds=up_us // _US,
+        list_cost_nano_usd=cost,
     )
 
 
@@ -193,7 +136,7 @@ def price_text(lane: Lane) -> str:
     return f"{per_million} out per million tokens"
 
 
-def usd(nano: int) -> str:
+def _usd(nano: int) -> str:
     """Exact dollars."""
     return _plain(Decimal(nano) / NANO_PER_USD)
 
@@ -203,6 +146,10 @@ def _plain(amount: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def iso_time(moment_us: int) -> str:
+def _moment(moment_us: int | None) -> str | None:
+    return None if moment_us is None else _iso_time(moment_us)
+
+
+def _iso_time(moment_us: int) -> str:
     """ISO 8601 (UTC), to the millisecond."""
     return (_EPOCH + timedelta(microseconds=moment_us)).isoformat(timespec="milliseconds").replace("+00:00", "Z")

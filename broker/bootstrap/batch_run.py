@@ -21,9 +21,9 @@ from broker.database.batches import BatchRecord, Counts
 from broker.database.connection import Connection
 from broker.database.failures import is_disk_full
 from broker.domain.errors import BrokerError, UsageError
-from broker.domain.job import BatchStatus, Constraints
+from broker.domain.identity import LOCAL, Identity
+from broker.domain.job import Constraints
 from broker.domain.lane import Lane
-from broker.front import TENANT
 from broker.intake.batch_files import BatchRequest
 from broker.ledger.questions import Filters, summary
 from broker.ledger.speeds import learned_speeds
@@ -32,7 +32,6 @@ from broker.rules.placement.feasible import Prospect
 from broker.rules.submission import check_batch
 
 __all__ = [
-    "TENANT",
     "BatchRun",
     "Progress",
     "RunOptions",
@@ -84,9 +83,11 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class BatchRun:
-    """One run of the command on an open `Embedded`."""
+    """One run of the command on an open `Embedded`, for whoever has its data folder."""
 
-    def __init__(self, embedded: Embedded, options: RunOptions, source: Source) -> None:
+    def __init__(self, embedded: Embedded, options: RunOptions, source: Source, identity: Identity = LOCAL) -> None:
+        self._tenant_id = identity.tenant
+        self._identity = identity
         self._embedded = embedded
         self._options = options
         self._source = source
@@ -137,7 +138,7 @@ class BatchRun:
 
     def result(self) -> list[dict[str, Any]]:
         """What each provider did for this batch, from the ledger."""
-        filters = Filters(tenant_id=TENANT, batch_id=self.record.batch_id)
+        filters = Filters(tenant_id=self._tenant_id, batch_id=self.record.batch_id)
         return self._embedded.database.read(lambda connection: summary(connection, ["provider"], filters))
 
     def resting_lanes(self) -> list[tuple[str, str]]:
@@ -150,7 +151,9 @@ class BatchRun:
 
     def _find_or_create(self) -> tuple[BatchRecord, bool]:
         digest = self._source.digest
-        known = self._embedded.database.read(lambda connection: batches.find_latest(connection, TENANT, digest))
+        known = self._embedded.database.read(
+            lambda connection: batches.find_latest(connection, self._tenant_id, digest)
+        )
         if known and not self._options.new:
             self._check_same_terms(known)
             return self._follow_output(known), True
@@ -159,7 +162,6 @@ class BatchRun:
         _check_writable(output)
         self._check_window()
         request = BatchRequest(
-            tenant_id=TENANT,
             source_name=str(source.absolute()),
             source_digest=digest,
             source_bytes=self._source.size_bytes,
@@ -169,7 +171,7 @@ class BatchRun:
             max_cost_nano_usd=self._options.max_cost_nano_usd,
             constraints=Constraints(lanes=self._options.lanes),
         )
-        return self._embedded.front.intake.create_batch(request), False
+        return self._embedded.front.intake.create_batch(self._identity, request), False
 
     @property
     def _window_seconds(self) -> int:
@@ -207,7 +209,9 @@ class BatchRun:
             if known.finished_us is not None:
                 raise UsageError("this file's batch has ended under another --max-cost: add --new to run anew")
             budget = given.max_cost_nano_usd
-            self._embedded.database.write(lambda connection: batches.set_budget(connection, known.batch_id, budget))
+            self._embedded.database.write(
+                lambda connection: batches.set_budget(connection, self._tenant_id, known.batch_id, budget)
+            )
             known.max_cost_nano_usd = budget
 
     def _follow_output(self, known: BatchRecord) -> BatchRecord:
@@ -221,7 +225,7 @@ class BatchRun:
         errors = str(error_path_of(self._options.output).absolute())
 
         def work(connection: Connection) -> BatchRecord:
-            batches.set_paths(connection, known.batch_id, output, errors)
+            batches.set_paths(connection, self._tenant_id, known.batch_id, output, errors)
             return msgspec.structs.replace(known, output_path=output, error_path=errors)
 
         return self._embedded.database.write(work)
@@ -229,9 +233,7 @@ class BatchRun:
     def _reopen(self) -> None:
         """All its results are kept; only the files are gone, or wanted elsewhere."""
         batch_id = self.record.batch_id
-        self._embedded.database.write(
-            lambda connection: batches.set_status(connection, batch_id, BatchStatus.FINALIZING, finished_us=None)
-        )
+        self._embedded.database.write(lambda connection: batches.reopen(connection, self._tenant_id, batch_id))
 
     def _read(self) -> None:
         try:
@@ -250,10 +252,12 @@ class BatchRun:
             )
 
     def _progress(self, connection: Connection) -> Progress:
-        record = batches.get(connection, self.record.batch_id)
+        batch_id = self.record.batch_id
+        record = batches.find(connection, self._tenant_id, batch_id)
         if record is None:
-            raise BrokerError(f"batch {self.record.batch_id.hex()} is gone from the database")
-        return Progress(record, batches.progress(connection, record.batch_id))
+            raise BrokerError(f"batch {batch_id.hex()} is gone from the database")
+        counts = batches.progress_of(connection, self._tenant_id, [batch_id])
+        return Progress(record, counts.get(batch_id, Counts()))
 
 
 def _check_writable(output: Path) -> None:

@@ -54,13 +54,14 @@ class HttpDoor:
         from broker.api.desk import Desk
         from broker.api.leases import LeaseCounter
         from broker.api.server import Door, load_or_create_token
+        from broker.api.tokens import local_token
         from broker.sdk.http import remember_url
 
         terms = self._terms
         desk = Desk(front, terms.batch_lines_max, terms.upload_bytes_max)
         hosts = (*LOOPBACK_NAMES, terms.host, *terms.names)
         leases = LeaseCounter(lease_door, ring, front.clock) if lease_door else None
-        app = make_app(desk, load_or_create_token(self._data), hosts, leases)
+        app = make_app(desk, local_token(load_or_create_token(self._data)), hosts, leases)
         door = self._door = Door(app, self._socket)
         threads.spawn("door", door.run, lambda: door.is_stopping)
         door.wait_until_open()

@@ -187,6 +187,7 @@ def _print_state(job: JobState, shape: OutputFormat) -> None:
 @app.command("explain")
 def show_story(
     job: Annotated[str, typer.Argument(help="A job's id (job_… or batch_req_… of an output line), or its custom_id.")],
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Only this tenant's jobs.")] = None,
     shape: Annotated[OutputFormat, typer.Option("--format", help="Text for people, or JSON.")] = OutputFormat.TABLE,
     data: DataOption = None,
     database_url: DatabaseOption = None,
@@ -196,8 +197,8 @@ def show_story(
     from broker.ledger.explaining import explain, where_is
 
     def look(connection: Connection) -> tuple[JobStory | None, str]:
-        job_id = _find(connection, job)
-        return explain(connection, job_id), where_is(connection, job_id)
+        job_id = _find(connection, tenant, job)
+        return explain(connection, tenant, job_id), where_is(connection, tenant, job_id)
 
     settings = read_settings(data)
     story, place = read_ledger(settings.data, database_url or settings.database_url, look)
@@ -209,10 +210,10 @@ def show_story(
         _tell(story, place)
 
 
-def _find(connection: Connection, text: str) -> bytes:
+def _find(connection: Connection, tenant: str | None, text: str) -> bytes:
     from broker.ledger.explaining import find_job
 
-    named = find_job(connection, text)
+    named = find_job(connection, tenant, text)
     if len(named) == 1:
         return named[0]
     if named:

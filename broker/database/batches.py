@@ -1,12 +1,16 @@
-"""Statements on batches: asked for, read, counted, finished."""
+"""Statements on batches: asked for, read, counted, finished.
+
+Those for doors take the tenant first, and know no other's batches; the others are for the broker's own loops.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, case, func, select, update
+from sqlalchemy import Connection, Row, Update, bindparam, case, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from broker.database.connection import bulk_insert
@@ -20,12 +24,15 @@ __all__ = [
     "add_counts",
     "advance_reading",
     "create",
+    "find",
     "find_latest",
     "get",
     "newest",
     "open_terms",
     "progress",
+    "progress_of",
     "refuse_lines",
+    "reopen",
     "request_cancel",
     "set_budget",
     "set_paths",
@@ -98,6 +105,7 @@ def create(connection: Connection, record: BatchRecord) -> None:
 
 # Built once: putting a statement together costs more than running it.
 _GET = select(batch).where(batch.c.batch_id == bindparam("of_batch"))
+_OF_TENANT = _GET.where(batch.c.tenant_id == bindparam("of_tenant"))
 _UNFINISHED = select(batch).where(batch.c.finished_us.is_(None)).order_by(batch.c.created_us)
 _OPEN_TERMS = select(batch.c.batch_id, batch.c.max_cost_nano_usd, batch.c.cancel_requested_us.is_not(None)).where(
     batch.c.finished_us.is_(None),
@@ -106,11 +114,23 @@ _OPEN_TERMS = select(batch.c.batch_id, batch.c.max_cost_nano_usd, batch.c.cancel
 _PROGRESS = select(
     *(func.coalesce(func.sum(batch_count.c[name]), 0).label(name) for name in Counts.__struct_fields__)
 ).where(batch_count.c.batch_id == bindparam("of_batch"))
+_PROGRESS_OF = (
+    select(batch.c.batch_id, *(func.sum(batch_count.c[name]).label(name) for name in Counts.__struct_fields__))
+    .join(batch_count, batch_count.c.batch_id == batch.c.batch_id)
+    .where(batch.c.tenant_id == bindparam("of_tenant"), batch.c.batch_id.in_(bindparam("batches", expanding=True)))
+    .group_by(batch.c.batch_id)
+)
 
 
 def get(connection: Connection, batch_id: bytes) -> BatchRecord | None:
-    """The batch of this id."""
+    """The batch of this id, whosever it is."""
     row = connection.execute(_GET, {"of_batch": batch_id}).one_or_none()
+    return _record(row) if row else None
+
+
+def find(connection: Connection, tenant_id: str, batch_id: bytes) -> BatchRecord | None:
+    """The tenant's batch of this id; None for another's as for one that never was."""
+    row = connection.execute(_OF_TENANT, {"of_batch": batch_id, "of_tenant": tenant_id}).one_or_none()
     return _record(row) if row else None
 
 
@@ -165,16 +185,23 @@ def set_status(connection: Connection, batch_id: bytes, status: BatchStatus, *, 
     connection.execute(update(batch).where(batch.c.batch_id == batch_id).values(status=status, finished_us=finished_us))
 
 
-def set_budget(connection: Connection, batch_id: bytes, max_cost_nano_usd: int) -> None:
+def reopen(connection: Connection, tenant_id: str, batch_id: bytes) -> None:
+    """Have a finished batch's files written again."""
+    connection.execute(_change(tenant_id, batch_id).values(status=BatchStatus.FINALIZING, finished_us=None))
+
+
+def set_budget(connection: Connection, tenant_id: str, batch_id: bytes, max_cost_nano_usd: int) -> None:
     """Give an unfinished batch another budget."""
-    connection.execute(update(batch).where(batch.c.batch_id == batch_id).values(max_cost_nano_usd=max_cost_nano_usd))
+    connection.execute(_change(tenant_id, batch_id).values(max_cost_nano_usd=max_cost_nano_usd))
 
 
-def set_paths(connection: Connection, batch_id: bytes, output_path: str, error_path: str) -> None:
+def set_paths(connection: Connection, tenant_id: str, batch_id: bytes, output_path: str, error_path: str) -> None:
     """Write a batch's files elsewhere."""
-    connection.execute(
-        update(batch).where(batch.c.batch_id == batch_id).values(output_path=output_path, error_path=error_path)
-    )
+    connection.execute(_change(tenant_id, batch_id).values(output_path=output_path, error_path=error_path))
+
+
+def _change(tenant_id: str, batch_id: bytes) -> Update:
+    return update(batch).where(batch.c.tenant_id == tenant_id, batch.c.batch_id == batch_id)
 
 
 def refuse_lines(connection: Connection, batch_id: bytes, lines: list[RefusedLine]) -> None:
@@ -199,12 +226,11 @@ def add_counts(connection: Connection, batch_id: bytes, writer: str, counts: Cou
     connection.execute(_add_counts(connection.dialect.name), values)
 
 
-def request_cancel(connection: Connection, batch_id: bytes, now_us: int) -> None:
+def request_cancel(connection: Connection, tenant_id: str, batch_id: bytes, now_us: int) -> None:
     """Ask that all jobs of the batch that have not ended be cancelled; too late once its files are being written."""
     connection.execute(
-        update(batch)
+        _change(tenant_id, batch_id)
         .where(
-            batch.c.batch_id == batch_id,
             batch.c.cancel_requested_us.is_(None),
             batch.c.status.in_([BatchStatus.READING, BatchStatus.RUNNING]),
         )
@@ -232,3 +258,10 @@ def progress(connection: Connection, batch_id: bytes) -> Counts:
     """The sum over all writers."""
     row = connection.execute(_PROGRESS, {"of_batch": batch_id}).one()
     return Counts(**{name: int(value) for name, value in row._mapping.items()})  # noqa: SLF001 (as above)
+
+
+def progress_of(connection: Connection, tenant_id: str, batch_ids: Sequence[bytes]) -> dict[bytes, Counts]:
+    """The same of these batches of the tenant, in one statement; nothing where nothing is counted yet."""
+    rows = connection.execute(_PROGRESS_OF, {"of_tenant": tenant_id, "batches": list(batch_ids)})
+    names = Counts.__struct_fields__
+    return {bytes(batch_id): Counts(**dict(zip(names, map(int, sums), strict=True))) for batch_id, *sums in rows}

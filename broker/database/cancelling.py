@@ -1,13 +1,16 @@
-"""Statements on requests to cancel single jobs: kept until the job has ended, however it ends."""
+"""Statements on requests to cancel single jobs: kept until the job has ended, however it ends.
+
+`request` is for doors, and knows no other tenant's jobs; the others are for the broker's own loops.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, and_, delete, or_, select
+from sqlalchemy import BigInteger, Connection, and_, delete, literal, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from broker.database.tables import cancel_request, ready, shard_span
+from broker.database.tables import cancel_request, job, ready, shard_span
 from broker.domain.ids import id_at, id_offset
 from broker.domain.job import WaitingSpan
 from broker.domain.shard import Bitmap
@@ -15,10 +18,14 @@ from broker.domain.shard import Bitmap
 __all__ = ["cancelled_in_shard", "forget", "pending", "request", "waiting_span_of"]
 
 
-def request(connection: Connection, job_id: bytes, now_us: int) -> None:
-    """Ask that the job be cancelled; asking twice is asking once."""
+def request(connection: Connection, tenant_id: str, job_id: bytes, now_us: int) -> None:
+    """Ask that the tenant's job be cancelled; asking twice is asking once."""
     kind = postgresql if connection.dialect.name == "postgresql" else sqlite
-    connection.execute(kind.insert(cancel_request).values(job_id=job_id, requested_us=now_us).on_conflict_do_nothing())
+    theirs = select(job.c.job_id, literal(now_us, BigInteger)).where(
+        job.c.job_id == job_id, job.c.tenant_id == tenant_id
+    )
+    asked = kind.insert(cancel_request).from_select(["job_id", "requested_us"], theirs)
+    connection.execute(asked.on_conflict_do_nothing())
 
 
 def pending(connection: Connection, limit: int) -> list[bytes]:

@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from broker.database.desired_changes import keep_changes
 from broker.database.planning_tables import assignment, lane_plan, late_group, plan
-from broker.database.tables import job, ready, work_group
+from broker.database.tables import batch, job, ready, work_group
 from broker.domain.desired import LaneDesired
 from broker.domain.ids import new_id
 from broker.rules.decisions import Candidate, GroupPlan, Removed
@@ -183,18 +183,24 @@ def write_late_groups(connection: Connection, late_us: Mapping[bytes, int], now_
         connection.execute(insert(late_group), rows)
 
 
-def late_job_us(connection: Connection, job_id: bytes) -> int | None:
-    """When this job is expected to end, if that is after its deadline."""
+def late_job_us(connection: Connection, tenant_id: str, job_id: bytes) -> int | None:
+    """When this job of the tenant is expected to end, if that is after its deadline."""
     query = select(late_group.c.finish_us).join(job, job.c.group_id == late_group.c.group_id)
-    found = connection.execute(query.where(job.c.job_id == job_id, late_group.c.finish_us > job.c.deadline_us))
+    theirs = (job.c.job_id == job_id, job.c.tenant_id == tenant_id)
+    found = connection.execute(query.where(*theirs, late_group.c.finish_us > job.c.deadline_us))
     finish_us: int | None = found.scalar_one_or_none()
     return finish_us
 
 
-def late_batch_us(connection: Connection, batch_id: bytes) -> int | None:
-    """When the last of the batch's waiting jobs is expected to end, if that is after its deadline."""
-    query = select(func.max(late_group.c.finish_us)).join(ready, ready.c.group_id == late_group.c.group_id)
-    found = connection.execute(query.where(ready.c.batch_id == batch_id, late_group.c.finish_us > ready.c.deadline_us))
+def late_batch_us(connection: Connection, tenant_id: str, batch_id: bytes) -> int | None:
+    """When the last waiting job of this batch of the tenant is expected to end, if that is after its deadline."""
+    query = (
+        select(func.max(late_group.c.finish_us))
+        .join(ready, ready.c.group_id == late_group.c.group_id)
+        .join(batch, batch.c.batch_id == ready.c.batch_id)
+    )
+    theirs = (batch.c.batch_id == batch_id, batch.c.tenant_id == tenant_id)
+    found = connection.execute(query.where(*theirs, late_group.c.finish_us > ready.c.deadline_us))
     finish_us: int | None = found.scalar_one()
     return finish_us
 

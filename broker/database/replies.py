@@ -29,10 +29,14 @@ class AskedReply(msgspec.Struct, frozen=True, kw_only=True):
     message: str | None = None
 
 
-def ask(connection: Connection, asked: Sequence[AskedReply]) -> None:
-    """Keep what is to be told; what is kept already stays. Of two at once, the later runs again."""
+def ask(connection: Connection, tenant_id: str, asked: Sequence[AskedReply]) -> None:
+    """Keep what the tenant is to be told; what is kept already stays. Of two at once, the later runs again."""
     digests = {one.message_digest for one in asked}
-    rows = connection.execute(select(reply.c.message_digest, reply.c.place).where(reply.c.message_digest.in_(digests)))
+    rows = connection.execute(
+        select(reply.c.message_digest, reply.c.place).where(
+            reply.c.message_digest.in_(digests), reply.c.tenant_id == tenant_id
+        )
+    )
     known = {(bytes(row.message_digest), row.place) for row in rows}
     astuple = msgspec.structs.astuple
     bulk_insert(connection, reply, [astuple(one) for one in asked if (one.message_digest, one.place) not in known])

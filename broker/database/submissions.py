@@ -1,4 +1,7 @@
-"""Statements on single jobs: taken in once per key, looked up by whoever sent them, run again on request."""
+"""Statements on single jobs: taken in once per key, looked up by whoever sent them, run again on request.
+
+All are for doors: they take the tenant first, and know no other's jobs and keys.
+"""
 
 from __future__ import annotations
 
@@ -124,8 +127,8 @@ def remember_keys(connection: Connection, tenant_id: str, keys: dict[str, Known]
     bulk_insert(connection, idempotency, rows)
 
 
-def original(connection: Connection, job_id: bytes) -> Original | None:
-    """What was asked for with this job."""
+def original(connection: Connection, tenant_id: str, job_id: bytes) -> Original | None:
+    """What was asked for with this job of the tenant."""
     row = connection.execute(
         select(
             job.c.tenant_id,
@@ -140,6 +143,6 @@ def original(connection: Connection, job_id: bytes) -> Original | None:
         )
         .join(work_group, work_group.c.group_id == job.c.group_id)
         .outerjoin(payload, payload.c.job_id == job.c.job_id)
-        .where(job.c.job_id == job_id)
+        .where(job.c.job_id == job_id, job.c.tenant_id == tenant_id)
     ).one_or_none()
     return Original(**row._mapping) if row else None  # noqa: SLF001 (SQLAlchemy's public name for it)

@@ -34,7 +34,7 @@ REFUSED = "refused"
 
 
 class SubmitJobs(msgspec.Struct, frozen=True, array_like=True, tag="submit_jobs"):
-    """Take these jobs in. `jobs` is the JSON list that `POST /v1/jobs` takes; `nonce` tells two alike apart.
+    """Take these jobs in. `jobs` is the JSON list that `POST /broker/v1/jobs` takes; `nonce` tells two alike apart.
 
     `reply_to` names the queue for what becomes of them; empty where nobody asks.
     """
@@ -49,7 +49,7 @@ class JobReply(msgspec.Struct, frozen=True, array_like=True, tag="job_reply"):
 
     `key` is the job's idempotency key, the producer's own or the one that `derived_key` gives it. `body` is the
     engine's reply; empty although `body_bytes` isn't where it was too large for a message: HTTP alone brings it then,
-    to the tenant `default`.
+    and the door's one token is the local tenant's.
     """
 
     key: str

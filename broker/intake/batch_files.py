@@ -19,6 +19,7 @@ from broker.database.batches import BatchRecord
 from broker.database.beginning_keys import BeginningKeys
 from broker.database.connection import Connection, Database
 from broker.domain.errors import ErrorCode, UsageError
+from broker.domain.identity import Identity
 from broker.domain.ids import new_id
 from broker.domain.job import AcceptedLine, BatchStatus, Constraints, GroupKey, RefusedLine
 from broker.domain.lane import Lane
@@ -43,7 +44,6 @@ _log = structlog.get_logger(__name__)
 class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a producer asks for with a file."""
 
-    tenant_id: str
     source_name: str
     source_digest: bytes
     source_bytes: int
@@ -110,11 +110,12 @@ class Intake:
         self._clock = clock
         self._wakeups = wakeups
 
-    def create_batch(self, request: BatchRequest) -> BatchRecord:
-        """A new batch, durable, with nothing read yet."""
+    def create_batch(self, identity: Identity, request: BatchRequest) -> BatchRecord:
+        """A new batch of the identity's tenant, durable, with nothing read yet."""
         now_us = self._clock()
         record = BatchRecord(
             batch_id=new_id(),
+            tenant_id=identity.tenant,
             created_us=now_us,
             deadline_us=now_us + request.window_seconds * 1_000_000,
             status=BatchStatus.READING,

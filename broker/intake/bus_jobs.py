@@ -1,8 +1,9 @@
 """Receiving: the door on the bus. Producers' signed jobs come in bulk, are stored, and only then acknowledged.
 
-A message's jobs belong to its key's owner, the tenant, whatever it says. Each is admitted by itself, under the rules of
-the HTTP door. A message that comes again stores nothing twice: a job without an idempotency key has one by its
-envelope. Where the door is full nothing more is received until it isn't, so what waits, waits on the bus.
+A message's jobs belong to the tenant of the identity that its key gives, whatever it says. Each is admitted by
+itself, under the rules of the HTTP door. A message that comes again stores nothing twice: a job without an idempotency
+key has one by its envelope. Where the door is full nothing more is received until it isn't, so what waits, waits on
+the bus.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from broker.database.failures import is_passing
 from broker.database.replies import AskedReply, ask
 from broker.domain.bus_jobs import JOBS_PER_MESSAGE_MAX, MESSAGE_BYTES_MAX, REPLY_QUEUES, derived_key
 from broker.domain.errors import BrokerError, ErrorCode
+from broker.domain.identity import Identity, producer_identity
 from broker.domain.lane import Lane
 from broker.intake.single_jobs import Answer, DoorFull, KeyTaken, Submitted, Submitting
 from broker.rules.admission import Refusal
@@ -105,7 +107,7 @@ class _Message(msgspec.Struct, frozen=True):
 
     delivery: Delivery
     digest: bytes
-    tenant_id: str
+    identity: Identity
     reply_to: str
     entries: tuple[_Entry, ...]
 
@@ -180,10 +182,11 @@ class Receiving:
         if len(delivery.envelope) > MESSAGE_BYTES_MAX:
             raise EnvelopeError(f"it has {len(delivery.envelope):,} bytes; the limit is {MESSAGE_BYTES_MAX:,}")
         digest = sha256(delivery.envelope).digest()
-        entries = self._admit_all(opened.body.jobs, digest, opened.owner)
-        return _Message(delivery, digest, opened.owner, reply_to, entries)
+        identity = producer_identity(opened.owner)
+        entries = self._admit_all(identity, opened.body.jobs, digest)
+        return _Message(delivery, digest, identity, reply_to, entries)
 
-    def _admit_all(self, text: bytes, digest: bytes, tenant_id: str) -> tuple[_Entry, ...]:
+    def _admit_all(self, identity: Identity, text: bytes, digest: bytes) -> tuple[_Entry, ...]:
         try:
             if not text.isascii():
                 text.decode()  # what the decoder skips, it does not check
@@ -193,11 +196,9 @@ class Receiving:
         except (ValueError, RecursionError) as error:  # msgspec's and UTF-8's errors are ValueErrors
             message = f"jobs is not a list of jobs in JSON and UTF-8: {error}"
             return (_Refused(0, derived_key(digest, 0), Refusal(ErrorCode.INVALID_FIELD, "jobs", message)),)
-        return tuple(
-            self._admit(part, index, derived_key(digest, index), tenant_id) for index, part in enumerate(parts)
-        )
+        return tuple(self._admit(identity, part, index, derived_key(digest, index)) for index, part in enumerate(parts))
 
-    def _admit(self, part: msgspec.Raw, index: int, key: str, tenant_id: str) -> _Entry:
+    def _admit(self, identity: Identity, part: msgspec.Raw, index: int, key: str) -> _Entry:
         """`key` is that of a job without one of its own."""
         try:
             request = _read_job(part)
@@ -210,7 +211,7 @@ class Receiving:
         lanes, prospects = self._outlook.lanes(), self._outlook.prospects()
         # What is no key is none to ask or to be answered by, whatever the job was refused for.
         answer_key = own_key if is_key(own_key) else key
-        match admit_job(request, lanes, tenant_id, self._clock(), prospects):
+        match admit_job(request, lanes, identity.tenant, self._clock(), prospects):
             case Refusal() as refusal:
                 return _Refused(index, answer_key, refusal, fingerprint(request))
             case Admitted() as job:
@@ -221,7 +222,7 @@ class Receiving:
         asked: dict[str, list[str]] = defaultdict(list)
         for message in messages:
             if keys := [entry.key for entry in message.refused if entry.fingerprint]:
-                asked[message.tenant_id] += keys
+                asked[message.identity.tenant] += keys
         if not asked:
             return messages
 
@@ -229,7 +230,7 @@ class Receiving:
             return {tenant_id: submissions.known_keys(connection, tenant_id, keys) for tenant_id, keys in asked.items()}
 
         known = self._database.read(work)
-        return [message.replaced(_known_of(message, known.get(message.tenant_id, {}))) for message in messages]
+        return [message.replaced(_known_of(message, known.get(message.identity.tenant, {}))) for message in messages]
 
     # Storing.
 
@@ -281,11 +282,11 @@ class Receiving:
 
         def also(connection: Connection, submitted: list[Submitted]) -> None:
             if message.reply_to:
-                ask(connection, _asked(message, submitted))
+                ask(connection, message.identity.tenant, _asked(message, submitted))
 
         while True:
             try:
-                self._submitting.offer(message.tenant_id, jobs, lambda answer: answers.put((message, answer)), also)
+                self._submitting.offer(message.identity, jobs, lambda answer: answers.put((message, answer)), also)
             except DoorFull:
                 time.sleep(_FULL_SECONDS)
             except BrokerError:
@@ -353,7 +354,7 @@ def _asked(message: _Message, submitted: Sequence[Submitted]) -> list[AskedReply
             AskedReply(
                 message_digest=message.digest,
                 place=entry.index,
-                tenant_id=message.tenant_id,
+                tenant_id=message.identity.tenant,
                 reply_to=message.reply_to,
                 idempotency_key=entry.key,
                 job_id=job_id,

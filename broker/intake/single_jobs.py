@@ -19,6 +19,7 @@ from broker.database.beginning_keys import BeginningKeys
 from broker.database.connection import Connection, Database
 from broker.database.submissions import Known
 from broker.domain.errors import BrokerError
+from broker.domain.identity import Identity
 from broker.rules.submission import Admitted
 from broker.wakeups import Topic, Wakeups
 
@@ -76,14 +77,14 @@ class Submitting:
 
     def offer(
         self,
-        tenant_id: str,
+        identity: Identity,
         jobs: Sequence[Admitted],
         answer: Callable[[Answer], None],
         also: Callable[[Connection, list[Submitted]], None] | None = None,
     ) -> None:
-        """Store a tenant's jobs, all or none, then call `answer` from another thread. DoorFull when there is no room.
+        """Store jobs of the identity's tenant, all or none, then call `answer` from another thread.
 
-        `also` writes what is to be kept with them, in the same transaction.
+        Raises DoorFull when there is no room. `also` writes what is to be kept with them, in the same transaction.
         """
         size = sum(len(one.job.body) for one in jobs)
         with self._condition:
@@ -92,7 +93,7 @@ class Submitting:
             full = self._jobs_waiting + len(jobs) > _JOBS_WAITING_MAX or self._bytes_waiting + size > _BYTES_WAITING_MAX
             if full and self._offers:
                 raise DoorFull(f"{self._jobs_waiting:,} jobs wait to be stored: send this again in a second")
-            self._offers.append(_Offer(tenant_id, jobs, size, answer, also))
+            self._offers.append(_Offer(identity.tenant, jobs, size, answer, also))
             self._jobs_waiting += len(jobs)
             self._bytes_waiting += size
             self._condition.notify()

@@ -1,11 +1,15 @@
-"""The whole story of one job: what was asked, every attempt, why it ran where it ran, and what that cost."""
+"""The whole story of one job: what was asked, every attempt, why it ran where it ran, and what that cost.
+
+Each question takes the tenant whose jobs it may see. None is any tenant's: for whoever reads the database itself, and
+for no door.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, select
 
 from broker.database import plans
 from broker.database.tables import job, shard, shard_span, work_group
@@ -87,27 +91,37 @@ class JobStory(msgspec.Struct, kw_only=True):
     attempts: list[AttemptStory]
 
 
-def find_job(connection: Connection, custom_id: str) -> list[bytes]:
+def find_job(connection: Connection, tenant_id: str | None, custom_id: str) -> list[bytes]:
     """The jobs with this custom_id, newest first, at most ten."""
-    query = select(job.c.job_id).where(job.c.custom_id == custom_id).order_by(job.c.submitted_us.desc()).limit(10)
-    return list(connection.execute(query).scalars())
+    query = select(job.c.job_id).where(job.c.custom_id == custom_id, *_theirs(tenant_id))
+    return list(connection.execute(query.order_by(job.c.submitted_us.desc()).limit(10)).scalars())
 
 
-def explain(connection: Connection, job_id: bytes) -> JobStory | None:
+def _theirs(tenant_id: str | None) -> list[ColumnElement[bool]]:
+    return [] if tenant_id is None else [job.c.tenant_id == tenant_id]
+
+
+def explain(connection: Connection, tenant_id: str | None, job_id: bytes) -> JobStory | None:
     """The story of this job; None when there is no such job."""
     found = connection.execute(
         select(job, work_group.c.model, work_group.c.endpoint, work_group.c.constraints)
         .join(work_group, work_group.c.group_id == job.c.group_id)
-        .where(job.c.job_id == job_id)
+        .where(job.c.job_id == job_id, *_theirs(tenant_id))
     ).one_or_none()
     if found is None:
         return None
-    ended = connection.execute(select(job_outcome).where(job_outcome.c.job_id == job_id)).one_or_none()
+    ended = connection.execute(
+        select(job_outcome)
+        .join(job, job.c.job_id == job_outcome.c.job_id)
+        .where(job_outcome.c.job_id == job_id, *_theirs(tenant_id))
+    ).one_or_none()
     rows = connection.execute(
         select(attempt, price.c.source, shard.c.reason)
+        .select_from(attempt)
+        .join(job, job.c.job_id == attempt.c.job_id)
         .outerjoin(price, price.c.version == attempt.c.price_version)
         .outerjoin(shard, shard.c.shard_id == attempt.c.shard_id)
-        .where(attempt.c.job_id == job_id)
+        .where(attempt.c.job_id == job_id, *_theirs(tenant_id))
         .order_by(attempt.c.attempt_number, attempt.c.recorded_us)
     )
     attempts = [_attempt(connection, row) for row in rows]
@@ -157,12 +171,13 @@ def _attempt(connection: Connection, row: Any) -> AttemptStory:  # noqa: ANN401 
     return AttemptStory(**fields)
 
 
-def where_is(connection: Connection, job_id: bytes) -> str:
+def where_is(connection: Connection, tenant_id: str | None, job_id: bytes) -> str:
     """In words, where a job without an outcome is."""
+    of_tenant = [] if tenant_id is None else [shard.c.tenant_id == tenant_id]
     span = connection.execute(
         select(shard_span.c.first_job_id, shard_span.c.jobs_count, shard.c.lane, shard.c.state)
         .join(shard, shard.c.shard_id == shard_span.c.shard_id)
-        .where(shard_span.c.first_job_id <= job_id, shard.c.closed_us.is_(None))
+        .where(shard_span.c.first_job_id <= job_id, shard.c.closed_us.is_(None), *of_tenant)
         .order_by(shard_span.c.first_job_id.desc())
         .limit(1)
     ).one_or_none()

@@ -1,4 +1,7 @@
-"""Where one job stands: asked for, waiting, with a lane, or ended, and with what."""
+"""Where one job stands: asked for, waiting, with a lane, or ended, and with what.
+
+All of it is for doors: each function takes the tenant first, and knows no other's jobs.
+"""
 
 from __future__ import annotations
 
@@ -70,13 +73,13 @@ _RESULT = (
 )
 
 
-def has_ended(connection: Connection, job_id: bytes, tenant_id: str) -> bool | None:
+def has_ended(connection: Connection, tenant_id: str, job_id: bytes) -> bool | None:
     """Whether the job has an outcome; None when this tenant has no such job."""
     row = connection.execute(_ENDED, {"of_job": job_id, "of_tenant": tenant_id}).one_or_none()
     return None if row is None else row[0] is not None
 
 
-def standing(connection: Connection, job_id: bytes, tenant_id: str) -> Standing | None:
+def standing(connection: Connection, tenant_id: str, job_id: bytes) -> Standing | None:
     """How far the job is; None when this tenant has no such job."""
     found = connection.execute(
         select(
@@ -99,8 +102,8 @@ def standing(connection: Connection, job_id: bytes, tenant_id: str) -> Standing 
         return None
     fields = dict(found._mapping)  # noqa: SLF001 (SQLAlchemy's public name for it)
     outcome = fields.pop("outcome")
-    attempts, cost, last_lane = _attempts(connection, job_id)
-    running_on = None if outcome else _lane_of(connection, job_id)
+    attempts, cost, last_lane = _attempts(connection, tenant_id, job_id)
+    running_on = None if outcome else _lane_of(connection, tenant_id, job_id)
     return Standing(
         status=outcome or ("running" if running_on else "waiting"),
         lane=last_lane if outcome else running_on,
@@ -110,7 +113,7 @@ def standing(connection: Connection, job_id: bytes, tenant_id: str) -> Standing 
     )
 
 
-def find_result(connection: Connection, job_id: bytes, tenant_id: str) -> JobResult | None:
+def find_result(connection: Connection, tenant_id: str, job_id: bytes) -> JobResult | None:
     """What this tenant's job brought; None when it has not ended, or doesn't exist."""
     row = connection.execute(_RESULT, {"of_job": job_id, "of_tenant": tenant_id}).one_or_none()
     if row is None:
@@ -120,23 +123,26 @@ def find_result(connection: Connection, job_id: bytes, tenant_id: str) -> JobRes
     )
 
 
-def _attempts(connection: Connection, job_id: bytes) -> tuple[int, int, str | None]:
+def _attempts(connection: Connection, tenant_id: str, job_id: bytes) -> tuple[int, int, str | None]:
     """How many there were, what they cost, and the lane of the last."""
     rows = connection.execute(
         select(attempt.c.cost_nano_usd, attempt.c.lane)
-        .where(attempt.c.job_id == job_id)
+        # The job says whose it is: by the attempt's own tenant PostgreSQL might read all that the tenant ever ran.
+        .join(job, job.c.job_id == attempt.c.job_id)
+        .where(job.c.job_id == job_id, job.c.tenant_id == tenant_id)
         .order_by(attempt.c.attempt_number, attempt.c.recorded_us)
     ).all()
     return len(rows), sum(row.cost_nano_usd for row in rows), rows[-1].lane if rows else None
 
 
-def _lane_of(connection: Connection, job_id: bytes) -> str | None:
+def _lane_of(connection: Connection, tenant_id: str, job_id: bytes) -> str | None:
     """The lane that has a claimed shard with this job in it."""
     rows = connection.execute(
         select(shard_span.c.first_job_id, shard_span.c.jobs_count, shard.c.lane)
         .join(shard, shard.c.shard_id == shard_span.c.shard_id)
         .where(
             shard_span.c.first_job_id.between(job_id[:12] + b"\0\0\0\0", job_id),
+            shard.c.tenant_id == tenant_id,
             shard.c.closed_us.is_(None),
             shard.c.state == ShardState.RUNNING,
         )

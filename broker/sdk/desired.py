@@ -1,12 +1,13 @@
 """For whoever starts and stops instances: what each lane should hold, as the broker announces it on the jobs bus.
 
-`DesiredEvents(bus_url, ring).receive(60)` brings, for each lane, the newest that was said since. At its start such a
-program asks `broker.sdk.http.Client.desired(lane)`, for what was announced before may be gone.
+`DesiredEvents(bus_url, Path("broker.pub")).receive(60)` brings, for each lane, the newest that was said
+since. At its start such a program asks `Client.desired(lane)`, for what was announced before may be gone.
 """
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import structlog
 
@@ -14,6 +15,7 @@ from broker.bus.envelope import EnvelopeError, open_desired
 from broker.bus.inbox import Delivery, Inbox
 from broker.clock import Clock, utc_now_us
 from broker.domain.desired import DESIRED_QUEUE, LaneDesired
+from broker.keys import read_trusted
 from broker.signing import KeyRing
 
 __all__ = ["DesiredEvents"]
@@ -22,14 +24,18 @@ _log = structlog.get_logger(__name__)
 
 
 class DesiredEvents:
-    """The queue `desired`, for one reader in one thread: of two, each would hear a part. `ring` has the broker's keys.
+    """The queue `desired`, for one reader in one thread: of two, each would hear a part.
+
+    `trusted` has the broker's public keys, or is the file that `broker keys` wrote them to.
 
     Closed, or killed, while something is unacknowledged, that comes again.
     """
 
-    def __init__(self, bus_url: str, ring: KeyRing, *, clock: Clock = utc_now_us, prefetch: int = 100) -> None:
+    def __init__(
+        self, bus_url: str, trusted: KeyRing | Path, *, clock: Clock = utc_now_us, prefetch: int = 100
+    ) -> None:
         self._inbox = Inbox(bus_url, [DESIRED_QUEUE], prefetch)
-        self._ring = ring
+        self._ring = trusted if isinstance(trusted, KeyRing) else read_trusted(trusted)
         self._clock = clock
         self._limit = prefetch
         self._generations: dict[str, int] = {}

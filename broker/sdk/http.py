@@ -15,7 +15,17 @@ from typing import Any, Self, TypeVar
 import httpx
 import msgspec
 
+from broker.domain.answers import (
+    BatchState,
+    InstanceView,
+    JobError,
+    JobState,
+    LaneView,
+    PricesTaken,
+    Submitted,
+)
 from broker.domain.errors import BrokerError, UsageError
+from broker.domain.paths import OWN
 
 __all__ = [
     "CHAT",
@@ -24,6 +34,7 @@ __all__ = [
     "DoorError",
     "InputError",
     "InstanceView",
+    "JobError",
     "JobState",
     "LaneView",
     "PricesTaken",
@@ -39,8 +50,6 @@ CHAT = "/v1/chat/completions"
 _WAIT_SECONDS = 30.0
 _ANSWER_SECONDS = 30.0
 _POLL_SECONDS = 0.25
-_ENDED = frozenset({"succeeded", "failed", "cancelled", "expired"})
-_FINISHED = frozenset({"completed", "cancelled"})
 _INPUT_AT_FAULT = frozenset({400, 404, 413, 422})
 _URL_FILE = "url"
 
@@ -57,130 +66,6 @@ class DoorError(BrokerError):
 
 class InputError(DoorError, UsageError):
     """What was sent, or named, is at fault."""
-
-
-class Submitted(msgspec.Struct, frozen=True):
-    """A job is durable. `new` is False where its idempotency key was known; then it is the job of that time."""
-
-    id: str
-    new: bool
-
-
-class JobError(msgspec.Struct, frozen=True):
-    """Why a job did not succeed."""
-
-    code: str | None = None
-    message: str | None = None
-
-
-class JobState(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a job is; `status` is waiting, running, succeeded, failed, cancelled or expired."""
-
-    id: str
-    status: str
-    endpoint: str
-    model: str
-    submitted_at: str
-    deadline: str
-    ended_at: str | None
-    cost_usd: str
-    attempts: int
-    lane: str | None
-    error: JobError | None
-    cancel_requested: bool
-    batch_id: str | None
-    redrive_of: str | None
-    tags: dict[str, str]
-    expected_late_at: str | None = None
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return self.status in _ENDED
-
-
-class BatchState(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a batch is; `status` is reading, running, cancelling, finalizing, completed or cancelled."""
-
-    id: str
-    status: str
-    name: str | None
-    created_at: str
-    deadline: str
-    finished_at: str | None
-    bytes_in: int
-    bytes_read: int
-    is_read: bool
-    lines_read: int
-    refused_lines: int
-    accepted_jobs: int
-    succeeded: int
-    failed: int
-    cancelled: int
-    expired: int
-    cost_usd: str
-    wasted_usd: str
-    expected_late_at: str | None = None
-
-    @property
-    def ended(self) -> int:
-        """Lines that need nothing more."""
-        return self.succeeded + self.failed + self.cancelled + self.expired + self.refused_lines
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether its files are there."""
-        return self.status in _FINISHED
-
-
-class LaneView(msgspec.Struct, frozen=True, kw_only=True):
-    """A lane; `state` is open, paused, draining or drained, `resting` the fault for which it rests a while."""
-
-    name: str
-    state: str
-    resting: str | None
-    provider: str
-    region: str
-    accelerator: str
-    market: str
-    models: tuple[str, ...]
-    slots: int
-    shards: int
-    price: str
-    ready: int
-    desired: int
-    trouble: str | None
-    job_seconds: dict[str, float]
-    is_slower: bool
-
-
-class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
-    """An instance of a lane; `state` is starting, running, draining, stopped or lost.
-
-    `seconds` up as far as is known, and what they cost at the list price that holds now, in nano-dollars; None where
-    that isn't known, or the lane is paid by the token.
-    """
-
-    id: str
-    lane: str
-    state: str
-    resource_id: str
-    worker_id: str
-    slots: int
-    started_at: str
-    ready_at: str | None
-    draining_at: str | None
-    stopped_at: str | None
-    last_seen_at: str
-    seconds: int
-    list_cost_nano_usd: int | None
-
-
-class PricesTaken(msgspec.Struct, frozen=True):
-    """The book that a file of prices became, and of how many lanes it has the price."""
-
-    book: str
-    prices: int
 
 
 class Client:
@@ -226,16 +111,16 @@ class Client:
         """
         raw = msgspec.Raw(body if isinstance(body, bytes) else msgspec.json.encode(body))
         asked = {name: value for name, value in terms.items() if value is not None}
-        return self._ask("POST", "/v1/jobs", Submitted, content=_json({"body": raw, "endpoint": endpoint, **asked}))
+        return self._ask("POST", f"{OWN}/jobs", Submitted, content=_json({"body": raw, "endpoint": endpoint, **asked}))
 
     def submit_many(self, jobs: Sequence[Mapping[str, Any]]) -> list[Submitted]:
         """Up to 1,000 jobs, each with the fields of `submit`, of which all are taken in or none."""
-        found = self._ask("POST", "/v1/jobs", dict[str, list[Submitted]], content=_json(list(jobs)))
+        found = self._ask("POST", f"{OWN}/jobs", dict[str, list[Submitted]], content=_json(list(jobs)))
         return found["jobs"]
 
     def job(self, job_id: str, *, wait_seconds: float = 0.0) -> JobState:
         """How far a job is; with `wait_seconds`, once it has ended, or after so long."""
-        return self._ask("GET", f"/v1/jobs/{job_id}", JobState, **_waiting(wait_seconds))
+        return self._ask("GET", f"{OWN}/jobs/{job_id}", JobState, **_waiting(wait_seconds))
 
     def wait(self, job_id: str, *, timeout_seconds: float | None = None) -> JobState:
         """The job once it has ended. Raises BrokerError when that takes longer than `timeout_seconds`."""
@@ -250,15 +135,15 @@ class Client:
 
     def result(self, job_id: str, *, wait_seconds: float = 0.0) -> bytes:
         """The engine's reply, as it came. Raises DoorError for a job that did not succeed, or has not ended."""
-        return self._send("GET", f"/v1/jobs/{job_id}/result", **_waiting(wait_seconds)).content
+        return self._send("GET", f"{OWN}/jobs/{job_id}/result", **_waiting(wait_seconds)).content
 
     def cancel(self, job_id: str) -> JobState:
         """Ask for a job's end."""
-        return self._ask("POST", f"/v1/jobs/{job_id}/cancel", JobState)
+        return self._ask("POST", f"{OWN}/jobs/{job_id}/cancel", JobState)
 
     def redrive(self, job_id: str) -> JobState:
         """Run a job that ended without success again, as a new one."""
-        return self._ask("POST", f"/v1/jobs/{job_id}/redrive", JobState)
+        return self._ask("POST", f"{OWN}/jobs/{job_id}/redrive", JobState)
 
     # Batches.
 
@@ -267,17 +152,19 @@ class Client:
         asked = {name: value for name, value in terms.items() if value is not None}
         try:
             with file.open("rb") as source:
-                return self._ask("POST", "/v1/batches", BatchState, content=_chunks(source), params=asked, timeout=None)
+                return self._ask(
+                    "POST", f"{OWN}/batches", BatchState, content=_chunks(source), params=asked, timeout=None
+                )
         except OSError as error:
             raise UsageError(f"can't read {file}: {error.strerror}") from None
 
     def batch(self, batch_id: str) -> BatchState:
         """How far a batch is."""
-        return self._ask("GET", f"/v1/batches/{batch_id}", BatchState)
+        return self._ask("GET", f"{OWN}/batches/{batch_id}", BatchState)
 
     def batches(self) -> list[BatchState]:
         """The newest hundred."""
-        return self._ask("GET", "/v1/batches", dict[str, list[BatchState]])["batches"]
+        return self._ask("GET", f"{OWN}/batches", dict[str, list[BatchState]])["batches"]
 
     def follow_batch(self, batch_id: str) -> Iterator[BatchState]:
         """How far a batch is, four times a second, until it is finished."""
@@ -290,12 +177,12 @@ class Client:
 
     def cancel_batch(self, batch_id: str) -> BatchState:
         """Ask for the end of all its jobs."""
-        return self._ask("POST", f"/v1/batches/{batch_id}/cancel", BatchState)
+        return self._ask("POST", f"{OWN}/batches/{batch_id}/cancel", BatchState)
 
     def download(self, batch_id: str, which: str) -> Iterator[bytes]:
         """A finished batch's `output` or `errors`, in pieces."""
         try:
-            with self._http.stream("GET", f"/v1/batches/{batch_id}/{which}") as answer:
+            with self._http.stream("GET", f"{OWN}/batches/{batch_id}/{which}") as answer:
                 if answer.is_error:
                     answer.read()
                     raise _refusal(answer)
@@ -307,24 +194,24 @@ class Client:
 
     def lanes(self) -> list[LaneView]:
         """All lanes."""
-        return self._ask("GET", "/v1/lanes", dict[str, list[LaneView]])["lanes"]
+        return self._ask("GET", f"{OWN}/lanes", dict[str, list[LaneView]])["lanes"]
 
     def steer_lane(self, name: str, deed: str) -> LaneView:
         """`pause`, `drain` or `resume` a lane."""
-        return self._ask("POST", f"/v1/lanes/{name}/{deed}", LaneView)
+        return self._ask("POST", f"{OWN}/lanes/{name}/{deed}", LaneView)
 
     def instances(self, lane: str | None = None, *, ended: bool = False) -> list[InstanceView]:
         """The lanes' instances, oldest first; with `ended`, also those that stopped or were lost."""
         asked = {"ended": str(ended).lower()} | ({"lane": lane} if lane else {})
-        return self._ask("GET", "/v1/instances", dict[str, list[InstanceView]], params=asked)["instances"]
+        return self._ask("GET", f"{OWN}/instances", dict[str, list[InstanceView]], params=asked)["instances"]
 
     def import_prices(self, name: str, content: bytes) -> PricesTaken:
         """Have a price book hold."""
-        return self._ask("POST", "/v1/prices", PricesTaken, content=content, params={"name": name})
+        return self._ask("POST", f"{OWN}/prices", PricesTaken, content=content, params={"name": name})
 
     def desired(self, lane: str) -> int:
         """How many instances the planner wants of a lane."""
-        return self._ask("GET", f"/v1/lanes/{lane}/desired", dict[str, int])["desired"]
+        return self._ask("GET", f"{OWN}/lanes/{lane}/desired", dict[str, int])["desired"]
 
     def _ask(self, method: str, path: str, kind: type[T], **request: Any) -> T:  # noqa: ANN401 (httpx's own keywords)
         answer = self._send(method, path, **request)

@@ -1,7 +1,7 @@
 """A producer's side of the bus: jobs out, signed and confirmed; what became of them in.
 
-`JobsPublisher(bus_url, signer).publish([{"body": {...}}], reply_to="replies.mine")` gives the jobs' keys, by which
-`Replies(bus_url, "replies.mine", ring)` brings their ends.
+`JobsPublisher(bus_url, Path("producer-mine.key")).publish([{"body": {...}}], reply_to="replies.mine")` gives the jobs'
+keys, by which `Replies(bus_url, "replies.mine", Path("broker.pub"), tenant="mine")` brings their ends.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,6 +32,8 @@ from broker.domain.bus_jobs import (
     SubmitJobs,
     derived_key,
 )
+from broker.domain.identity import LOCAL
+from broker.keys import read_signer, read_trusted
 from broker.signing import KeyRing, Signer
 
 __all__ = ["JobsPublisher", "Replies"]
@@ -42,22 +45,22 @@ _log = structlog.get_logger(__name__)
 
 
 class JobsPublisher:
-    """Publishes for one producer, whose signing key `broker.keys.read_signer` reads; for any number of threads."""
+    """Publishes for one producer, with its signing key or the file that holds it; for any number of threads."""
 
     def __init__(
-        self, bus_url: str, signer: Signer, *, clock: Clock = utc_now_us, patience_seconds: float = 30
+        self, bus_url: str, signer: Signer | Path, *, clock: Clock = utc_now_us, patience_seconds: float = 30
     ) -> None:
         self._publisher = Publisher(bus_url)
         self._bus = urlsplit(bus_url).scheme
         self._bytes_max = min(envelope_bytes_max(bus_url), MESSAGE_BYTES_MAX)
-        self._signer = signer
+        self._signer = signer if isinstance(signer, Signer) else read_signer(signer)[0]
         self._clock = clock
         self._patience_seconds = patience_seconds
 
     def publish(
         self, jobs: Sequence[Mapping[str, Any]], *, reply_to: str = "", valid_seconds: int = 86_400
     ) -> list[str]:
-        """The jobs' keys, in their order, once the bus has the message; jobs as `POST /v1/jobs` takes them.
+        """The jobs' keys, in their order, once the bus has the message; jobs as `POST /broker/v1/jobs` takes them.
 
         While the bus can't be reached it tries again, with the same message, so that nothing runs twice. Raises
         BusUnavailable when patience is at its end: whether the bus has the message is then unknown, and only jobs with
@@ -97,23 +100,24 @@ class JobsPublisher:
 
 
 class Replies:
-    """What the broker tells a producer, in one queue of its own; for one thread. `ring` has the broker's keys.
+    """What the broker tells a producer, in one queue of its own; for one thread.
 
-    Replies to another tenant, who named this queue, are moved aside.
+    `trusted` has the broker's public keys, or is the file that `broker keys` wrote them to. Replies to another tenant,
+    who named this queue, are moved aside.
     """
 
     def __init__(
         self,
         bus_url: str,
         queue: str,
-        ring: KeyRing,
+        trusted: KeyRing | Path,
         *,
-        tenant: str = "default",
+        tenant: str = LOCAL.tenant,
         clock: Clock = utc_now_us,
         prefetch: int = 100,
     ) -> None:
         self._inbox = Inbox(bus_url, [queue], prefetch)
-        self._ring = ring
+        self._ring = trusted if isinstance(trusted, KeyRing) else read_trusted(trusted)
         self._tenant = tenant
         self._clock = clock
         self._limit = prefetch

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from broker.domain.errors import UsageError
+from broker.domain.identity import LOCAL
 from broker.rules.placement.work import Terms
 
 __all__ = ["MODEL", "STEP_S", "Source", "Workload", "read_arrivals", "start_within_s"]
@@ -28,7 +29,7 @@ _CLASS = re.compile(r"(\d+)(s|min|h|d)")
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """One tenant's stream of jobs on the same terms. `jobs[i]` come in step i, counted from the workload's start."""
 
-    tenant: str = "default"
+    tenant: str = LOCAL.tenant
     terms: Terms
     start_within_s: float
     jobs: array[float]
@@ -47,7 +48,7 @@ def start_within_s(deadline_s: float) -> float:
     return deadline_s - min(600.0, max(20.0, deadline_s / 60))
 
 
-def read_arrivals(path: Path, tenant: str = "default") -> Workload:
+def read_arrivals(path: Path, tenant: str = LOCAL.tenant) -> Workload:
     """A trace: a CSV with `step_start_s` and one column `requests_<deadline>` (such as 1min, 1h, 24h) per class."""
     try:
         raw = path.read_bytes()

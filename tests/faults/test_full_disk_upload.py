@@ -9,6 +9,7 @@ import pytest
 
 from broker.api.app import make_app
 from broker.api.desk import Desk
+from broker.api.tokens import local_token
 from broker.bootstrap.embedded import Embedded
 from broker.clock import utc_now_us
 from broker.front import Front
@@ -30,14 +31,14 @@ def send(tmp_path, disk):
         database=embedded.database, lanes=[a_lane()], clock=utc_now_us, wakeups=embedded.front.wakeups,
         health=embedded.health, folder=disk.path,
     )  # fmt: skip
-    app = make_app(Desk(front, None, 1_000_000_000), "ib_token")
+    app = make_app(Desk(front, None, 1_000_000_000), local_token("ib_token"))
 
     def sent(content):
         async def once():
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
                 headers = {"Authorization": "Bearer ib_token"}
-                return await client.post("/v1/batches", content=content, headers=headers, timeout=60)
+                return await client.post("/broker/v1/batches", content=content, headers=headers, timeout=60)
 
         return asyncio.run(once())
 

@@ -15,6 +15,7 @@ from broker.api.app import make_app
 from broker.api.desk import Desk
 from broker.api.leases import LeaseCounter
 from broker.api.server import Door, listen
+from broker.api.tokens import local_token
 from broker.bootstrap.embedded import Embedded
 from broker.bus.envelope import Kind, seal
 from broker.bus.publisher import Publisher
@@ -58,7 +59,7 @@ class Stand:
 
     def open_door(self) -> None:
         counter = LeaseCounter(LeaseDoor(self.database, utc_now_us), self.ring, utc_now_us)
-        app = make_app(Desk(self.embedded.front, 10, 1_000), "ib_token", leases=counter)
+        app = make_app(Desk(self.embedded.front, 10, 1_000), local_token("ib_token"), leases=counter)
         self.door = Door(app, listen("127.0.0.1", self.port))
         self.door.start()
 

@@ -161,16 +161,19 @@ def test_bad_requests_get_one_clear_sentence_each(program):
     url = (program.data / "url").read_text().strip()
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, trust_env=False) as http:
         for asked, status, code, words in table:
-            answer = http.post("/v1/jobs", content=json.dumps(asked))
+            answer = http.post("/broker/v1/jobs", content=json.dumps(asked))
             error = answer.json()["error"]
             assert (answer.status_code, error["code"]) == (status, code), (asked, error)
             assert words in error["message"], error
             assert "\n" not in error["message"]
         for content in (b"{", b"\xff", b'{"body":' + b"[" * 100_000):
-            assert http.post("/v1/jobs", content=content).json()["error"]["code"] in {"invalid_json", "invalid_field"}
-        assert http.post("/v1/jobs", content=b" " * 33_000_000).status_code == 413
-        assert http.post("/v1/batches", content=b"").json()["error"]["code"] == "invalid_file"
-        assert http.post("/v1/batches?lanes=moon", content=b"x").json()["error"]["code"] == "unknown_lane"
+            assert http.post("/broker/v1/jobs", content=content).json()["error"]["code"] in {
+                "invalid_json",
+                "invalid_field",
+            }
+        assert http.post("/broker/v1/jobs", content=b" " * 33_000_000).status_code == 413
+        assert http.post("/broker/v1/batches", content=b"").json()["error"]["code"] == "invalid_file"
+        assert http.post("/broker/v1/batches?lanes=moon", content=b"x").json()["error"]["code"] == "unknown_lane"
     assert client.lanes()[0].shards == 0
     program.stop()
     assert program.query("SELECT count(*) FROM job") == [(0,)]

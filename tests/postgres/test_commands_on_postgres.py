@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 from broker.api.desk import Desk
 from broker.cli import jobs, ledger
 from broker.database import workers
+from broker.domain.identity import LOCAL
 from broker.domain.ids import format_id
 from broker.domain.presence import WorkerPresence
-from broker.front import TENANT, Front
+from broker.front import Front
 from tests.unit.builders import a_failure, a_job_ran, some_lines
 
 
@@ -36,7 +37,7 @@ def told(postgres_url):
 
 @pytest.mark.parametrize("how", ["option", "variable"])
 def test_the_summary_and_a_jobs_story_are_told_of_postgres(told, world, how):
-    world.take_in(some_lines(2), tenant_id=TENANT)
+    world.take_in(some_lines(2), tenant_id=LOCAL.tenant)
     (shard,) = world.claimed()
     world.record(world.ran(shard, a_job_ran(0), a_failure(1)))
     world.clock.advance(1)
@@ -63,11 +64,11 @@ def test_lanes_are_shown_with_the_slots_of_their_live_workers(world, tmp_path):
         **parts,
     )
     desk = Desk(front, None, 1_000)
-    assert [lane.slots for lane in desk.lanes()] == [0]
+    assert [lane.slots for lane in desk.lanes.every(LOCAL)] == [0]
     world.door.report(WorkerPresence("w1", "lane-a", 3))
     world.door.report(WorkerPresence("w2", "lane-a", 4))
-    assert [lane.slots for lane in desk.lanes()] == [7]
+    assert [lane.slots for lane in desk.lanes.every(LOCAL)] == [7]
     world.door.report(WorkerPresence("w2", "lane-a", 4, leaving=True))
-    assert [lane.slots for lane in desk.lanes()] == [3]
+    assert [lane.slots for lane in desk.lanes.every(LOCAL)] == [3]
     world.clock.advance(16)
-    assert [lane.slots for lane in desk.lanes()] == [0]
+    assert [lane.slots for lane in desk.lanes.every(LOCAL)] == [0]

@@ -10,6 +10,7 @@ import pytest
 from broker.api.app import make_app
 from broker.api.desk import Desk
 from broker.api.leases import LeaseCounter
+from broker.api.tokens import local_token
 from broker.bus.envelope import Kind, seal
 from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms
 from broker.domain.presence import WorkerPresence
@@ -34,7 +35,7 @@ def ask(world, proxied_url, tmp_path, monkeypatch):
         folder=tmp_path,
     )  # fmt: skip
     leases = LeaseCounter(LeaseDoor(database, world.clock), world.ring, world.clock)
-    app = make_app(Desk(front, None, 1_000_000), "ib_token", leases=leases)
+    app = make_app(Desk(front, None, 1_000_000), local_token("ib_token"), leases=leases)
 
     def asked(method, path, **how):
         async def once():
@@ -60,8 +61,12 @@ def _comes_again(answer):
 
 
 def test_workers_and_producers_are_told_to_come_again_and_are_answered_once_it_is_back(ask, proxy, world):
-    asked = [("POST", "/v1/leases", {"content": _sealed(world, question)}) for question in QUESTIONS]
-    asked += [("GET", "/v1/lanes", {}), ("GET", "/v1/jobs/job_" + 32 * "0", {}), ("POST", "/v1/lanes/lane-a/pause", {})]
+    asked = [("POST", "/broker/v1/leases", {"content": _sealed(world, question)}) for question in QUESTIONS]
+    asked += [
+        ("GET", "/broker/v1/lanes", {}),
+        ("GET", "/broker/v1/jobs/job_" + 32 * "0", {}),
+        ("POST", "/broker/v1/lanes/lane-a/pause", {}),
+    ]
     before = [ask(method, path, **how).status_code for method, path, how in asked]
     assert before == [200, 200, 200, 200, 404, 200]
     proxy.refuse()

@@ -17,9 +17,10 @@ from broker.database import cancelling
 from broker.database.drivers.postgres.leadership import Leadership
 from broker.database.tables import cancel_request, job
 from broker.domain.errors import ErrorCode
+from broker.domain.identity import LOCAL
 from broker.domain.outcome import Outcome
 from broker.domain.shard import Bitmap, ClaimShard, ClaimShards, RenewLease, ShardState
-from broker.front import TENANT, Front
+from broker.front import Front
 from broker.ledger.tables import attempt, job_outcome
 from broker.rules.submission import admit_job
 from tests.postgres.peers import Peers, jobs_in_shards, race
@@ -163,7 +164,7 @@ def test_cancelling_while_jobs_are_dispatched_claimed_and_recorded(make_peers):
 
     def ask(job_ids):
         for job_id in job_ids:
-            peers.database.write(lambda connection, job_id=job_id: cancelling.request(connection, job_id, NOW_US))
+            peers.database.write(lambda connection, job_id=job_id: cancelling.request(connection, "t", job_id, NOW_US))
 
     for number in range(ROUNDS):
         record = world.take_in(some_lines(24, f"r{number}-"))
@@ -216,7 +217,7 @@ def desks(make_peers, tmp_path):
 
 def _store(desk, jobs):
     answered, got = threading.Event(), []
-    desk.offer(jobs, lambda answer: (got.append(answer), answered.set()))
+    desk.jobs.offer(LOCAL, jobs, lambda answer: (got.append(answer), answered.set()))
     assert answered.wait(30)
     assert isinstance(got[0], list), got[0]
     return [one.job_id for one in got[0]]
@@ -229,7 +230,7 @@ def test_two_intakes_of_the_same_idempotency_keys_store_each_job_once(desks):
         keys = [f"{number}-{place}" for place in range(30)]
 
         def submit(desk, order):
-            jobs = [admit_job(a_request(idempotency_key=key), peers.world.lanes, TENANT, NOW_US) for key in order]
+            jobs = [admit_job(a_request(idempotency_key=key), peers.world.lanes, LOCAL.tenant, NOW_US) for key in order]
             return dict(zip(order, _store(desk, jobs), strict=True))
 
         orders = [chance.sample(keys, 30) for _ in made]
@@ -244,7 +245,7 @@ def test_redriving_twice_while_the_end_is_recorded_makes_one_job(desks):
     peers, made = desks
     world = peers.world
     for number in range(ROUNDS):
-        request = admit_job(a_request(idempotency_key=f"one-{number}"), world.lanes, TENANT, NOW_US)
+        request = admit_job(a_request(idempotency_key=f"one-{number}"), world.lanes, LOCAL.tenant, NOW_US)
         [job_id] = _store(made[0][0], [request])
         (one,) = world.claimed()
         message = world.message(world.ran(one, a_failure(0, ErrorCode.ENGINE_REFUSED)))
@@ -252,7 +253,7 @@ def test_redriving_twice_while_the_end_is_recorded_makes_one_job(desks):
         def redrive(desk, job_id=job_id):
             for _ in range(200):
                 try:
-                    return _store(desk, [desk.redriven(f"job_{job_id.hex()}")])[0]
+                    return _store(desk, [desk.jobs.redriven(LOCAL, f"job_{job_id.hex()}")])[0]
                 except Refused:
                     continue  # it has not ended yet
             return None

@@ -23,6 +23,7 @@ from broker.database.shards import ShardRecord
 from broker.database.types import Id
 from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan, JobsRan, ShardReturned, WorkerEvent
+from broker.domain.identity import Identity, Scope
 from broker.domain.ids import new_id, new_span
 from broker.domain.job import Constraints, GroupKey, WaitingSpan
 from broker.domain.lane import EngineSettings, Lane, LaneName, Market, Price, PriceMeter, Provider
@@ -175,6 +176,11 @@ def a_signer(key_id: str = "k") -> tuple[Signer, Ed25519PrivateKey]:
     return Signer(key_id, private), private
 
 
+def an_identity(tenant: str = "t", *scopes: Scope) -> Identity:
+    """Who may do all that a token can allow, or what is said."""
+    return Identity(tenant, f"subject of {tenant}", frozenset(scopes or set(Scope) - {Scope.LEASES}))
+
+
 class FixedClock:
     """Time stands still until a test moves it."""
 
@@ -228,8 +234,8 @@ class World:
         self.planner, self.dispatcher = Planner(**parts), Dispatcher(**parts)
 
     def create(self, content: bytes, **changes: Any) -> BatchRecord:
+        identity = an_identity(changes.pop("tenant_id", "t"))
         fields = {
-            "tenant_id": "t",
             "source_name": "in.jsonl",
             "source_digest": sha256(content).digest(),
             "source_bytes": len(content),
@@ -239,7 +245,7 @@ class World:
             "max_cost_nano_usd": None,
             "constraints": Constraints(),
         }
-        return self.intake.create_batch(BatchRequest(**fields | changes))
+        return self.intake.create_batch(identity, BatchRequest(**fields | changes))
 
     def take_in(self, content: bytes, **changes: Any) -> BatchRecord:
         return list(self.intake.read_batch(self.create(content, **changes), io.BytesIO(content)))[-1]

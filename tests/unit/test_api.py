@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections import deque
 
 import msgspec
 import pytest
@@ -12,15 +10,24 @@ import pytest
 from broker.api.app import make_app
 from broker.api.desk import Desk
 from broker.api.errors import Refused
-from broker.api.gate import PUBLIC, Scope
+from broker.api.leases import LeaseCounter
+from broker.api.routes import LEASE_DOOR, PUBLIC, SCOPES, served_at
 from broker.api.server import listen, load_or_create_token
+from broker.api.tokens import FixedTokens, local_token
 from broker.bootstrap.embedded import Embedded
+from broker.bus.envelope import KeyRing
+from broker.clock import utc_now_us
 from broker.domain.errors import BrokerError, UsageError
+from broker.domain.identity import Scope
+from broker.domain.paths import OWN
 from broker.intake.uploads import Spool
-from tests.unit.builders import MODEL, a_lane, a_line
+from broker.leasing import LeaseDoor
+from tests.unit.asking import all_routes, ask, refusal
+from tests.unit.builders import MODEL, a_lane, a_line, an_identity
 
 TOKEN = "ib_secret"
 ID = "job_" + "0" * 32
+BATCH = "batch_" + "0" * 32
 
 
 class Door:
@@ -30,53 +37,24 @@ class Door:
         self.embedded = Embedded(folder, [a_lane("one"), a_lane("two")])
         self.submitting = threading.Thread(target=self.embedded.front.submitting.run)
         self.submitting.start()
-        self.app = make_app(Desk(self.embedded.front, 10, 1_000), TOKEN)
+        self.desk = Desk(self.embedded.front, 10, 1_000)
+        self.app = make_app(self.desk, local_token(TOKEN), leases=self._leases())
+
+    def app_for(self, identities):
+        return make_app(self.desk, FixedTokens(identities), leases=self._leases())
+
+    def _leases(self):
+        return LeaseCounter(LeaseDoor(self.embedded.database, utc_now_us), KeyRing({}), utc_now_us)
 
     def close(self) -> None:
         self.embedded.stop()
         self.submitting.join()
 
-    def ask(self, method, path, body=b"", *, token=TOKEN, host="127.0.0.1:8470", headers=()):
-        given = [(b"host", host.encode())] if host else []
-        given += [(b"authorization", f"Bearer {token}".encode())] if token else []
-        path, _, query = path.partition("?")
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": method,
-            "scheme": "http",
-            "path": path,
-            "raw_path": path.encode(),
-            "root_path": "",
-            "query_string": query.encode(),
-            "headers": [*given, *headers],
-            "client": ("127.0.0.1", 1),
-            "server": ("127.0.0.1", 8470),
-        }
-        return asyncio.run(self._ask(scope, body))
-
-    async def _ask(self, scope, body):
-        incoming = deque([{"type": "http.request", "body": body, "more_body": False}])
-        sent = []
-
-        async def receive():
-            return incoming.popleft() if incoming else await asyncio.sleep(60)
-
-        async def send(message):
-            sent.append(message)
-
-        await self.app(scope, receive, send)
-        content = b"".join(message.get("body", b"") for message in sent[1:])
-        return sent[0]["status"], content
+    def ask(self, *asked, token=TOKEN, **how):
+        return ask(self.app, *asked, token=token, **how)
 
     def refused(self, *asked, **how):
-        status, content = self.ask(*asked, **how)
-        error = msgspec.json.decode(content)["error"]
-        assert error.keys() == {"code", "message", "field"}
-        assert error["message"]
-        assert "\n" not in error["message"]
-        return status, error["code"]
+        return refusal(self.ask(*asked, **how))
 
 
 @pytest.fixture
@@ -86,70 +64,122 @@ def door(data):
     made.close()
 
 
-def all_routes(app):
-    found = {(method, path): scope for (method, path), (scope, _) in app.direct.items()}
-    for route in app._app.routes:
-        for handler in route.route_handlers:
-            for method in handler.http_methods - {"OPTIONS"}:
-                found[method, route.path] = handler.opt.get("scope_needed")
-    return found
+def filled(path):
+    """A path with ids of nothing, and a lane that there is."""
+    return path.format(job=ID, batch=BATCH, name="one")
 
 
-def test_every_route_names_a_scope_and_only_health_needs_no_token(door):
-    routes = all_routes(door.app)
-    assert len(routes) == 20
-    for (method, path), scope in routes.items():
-        assert isinstance(scope, Scope), path
-        asked = path.replace("{job:str}", ID).replace("{batch:str}", ID).replace("{name:str}", "one")
-        if (method, path) == PUBLIC:
-            assert door.ask(method, asked, token=None)[0] == 200
-            continue
-        assert door.refused(method, asked, token=None) == (401, "unauthorized")
-        assert door.refused(method, asked, token="ib_secre") == (401, "unauthorized")
+def test_every_route_has_a_scope_and_every_scope_a_route(door):
+    assert all_routes(door.app) == set(SCOPES) != set()
+    assert set(SCOPES.values()) == set(Scope)
+
+
+def test_a_route_that_nobody_gave_a_scope_is_open_to_nobody(door, monkeypatch):
+    for method, path in list(SCOPES):
+        asked = filled(path)
+        with monkeypatch.context() as patch:
+            patch.delitem(SCOPES, (method, path))
+            assert door.refused(method, asked) == (403, "forbidden"), path
+            assert all_routes(door.app) != set(SCOPES)
+
+
+def test_only_health_needs_no_token_and_no_route_answers_to_another_name(door):
+    for method, path in SCOPES:
+        asked = filled(path)
         assert door.refused(method, asked, host="evil.example") == (403, "host_not_allowed")
         assert door.refused(method, asked, host="") == (403, "host_not_allowed")
+        if (method, path) == PUBLIC:
+            assert door.ask(method, asked, token=None)[0] == 200
+        elif (method, path) == LEASE_DOOR:
+            assert door.refused(method, asked, token=None) == (401, "not_signed")
+            assert door.refused(method, asked) == (401, "not_signed")
+        else:
+            assert door.refused(method, asked, token=None) == (401, "unauthorized")
+            assert door.refused(method, asked, token="ib_secre") == (401, "unauthorized")
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v2/jobs", "/v1/jobs/", "/schema", "/v1/health/x", "/v1/jobs/a/b/c"])
+@pytest.mark.parametrize(
+    "given", [b"ib_secret", b"bearer ib_secret", b"Bearer", b"Bearer ", b"Bearer  ib_secret", b"Basic x"]
+)
+def test_a_token_that_does_not_come_as_a_bearer_token_is_none(door, given):
+    headers = [(b"authorization", given)]
+    assert door.refused("GET", f"{OWN}/lanes", token=None, headers=headers) == (401, "unauthorized")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/v1", "/v1/", "/v2/jobs", f"{OWN}/jobs/", f"{OWN}/", OWN, "/schema", f"{OWN}/health/x", f"{OWN}/jobs/a/b/c"],
+)
 def test_an_unknown_route_tells_strangers_nothing(door, path):
     assert door.refused("GET", path, token=None) == (401, "unauthorized")
     assert door.ask("GET", path)[0] in {404, 405}
 
 
-def test_a_token_without_the_scope_gets_nowhere(door, monkeypatch):
-    monkeypatch.setattr(door.app, "_check", lambda _scope: frozenset({Scope.LANES_READ}))
-    for (method, path), scope in all_routes(door.app).items():
-        if scope is not Scope.LANES_READ:
-            asked = path.replace("{job:str}", ID).replace("{batch:str}", ID).replace("{name:str}", "one")
-            assert door.refused(method, asked) == (403, "forbidden"), path
-    assert door.ask("GET", "/v1/lanes")[0] == 200
+def test_a_token_without_the_scope_gets_nowhere(door):
+    for lacking in set(Scope) - {Scope.HEALTH, Scope.LEASES}:
+        app = door.app_for({"narrow": an_identity("default", *(set(Scope) - {lacking})), "wide": an_identity("b")})
+        asked = 0
+        for (method, path), scope in SCOPES.items():
+            if scope is lacking:
+                assert refusal(ask(app, method, filled(path), token="narrow")) == (403, "forbidden"), path
+                assert ask(app, method, filled(path), token="wide")[0] != 403, path
+                asked += 1
+            elif scope is not Scope.LEASES:
+                assert ask(app, method, filled(path), token="narrow")[0] != 403, path
+        assert asked
+
+
+def test_a_path_of_before_names_the_one_of_now(door):
+    for method, path in sorted(SCOPES):
+        before = filled(path).replace(OWN, "/v1")
+        if served_at(before) == before:
+            assert door.refused(method, before, token=None) == (401, "unauthorized")
+            status, content = door.ask(method, before)
+            assert status == 404, before
+            assert msgspec.json.decode(content)["error"]["message"].endswith(f"this one to {filled(path)}")
+
+
+def test_what_workers_probes_and_autoscalers_ask_answers_at_the_path_of_before_too(door):
+    assert door.ask("GET", "/v1/health", token=None) == door.ask("GET", f"{OWN}/health", token=None)
+    assert door.ask("GET", "/v1/lanes/two/desired") == (200, b'{"desired":0}')
+    assert door.refused("GET", "/v1/lanes/two/desired", token=None) == (401, "unauthorized")
+    assert door.refused("GET", "/v1/lanes/none/desired") == (404, "unknown_lane")
+    assert door.refused("POST", "/v1/leases", b"?", token=None) == (401, "not_signed")
+    assert door.refused("GET", "/v1/leases") == door.refused("GET", f"{OWN}/leases") == (404, "unknown_route")
+
+
+def test_a_token_is_found_whoever_else_has_one():
+    mine, other = an_identity("a"), an_identity("b")
+    tokens = FixedTokens({"ib_mine": mine, "ib_other": other})
+    assert (tokens.find(b"ib_mine"), tokens.find(b"ib_other")) == (mine, other)
+    assert [tokens.find(token) for token in (b"", b"ib_", b"ib_min", b"ib_mine ", "ib_ü".encode())] == [None] * 5
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:8470"])
 def test_loopback_names_are_served(door, host):
-    assert door.ask("GET", "/v1/lanes", host=host)[0] == 200
+    assert door.ask("GET", f"{OWN}/lanes", host=host)[0] == 200
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/v1/jobs/x", 404, "unknown_job"),
-        ("GET", f"/v1/jobs/{ID}", 404, "unknown_job"),
-        ("GET", f"/v1/jobs/{ID}?wait=30", 404, "unknown_job"),
-        ("GET", f"/v1/jobs/{ID}/result", 404, "unknown_job"),
-        ("GET", f"/v1/jobs/{ID}?wait=soon", 400, "invalid_request"),
-        ("POST", f"/v1/jobs/{ID}/cancel", 404, "unknown_job"),
-        ("POST", f"/v1/jobs/{ID}/redrive", 404, "unknown_job"),
-        ("GET", "/v1/batches/x/output", 404, "unknown_batch"),
-        ("POST", "/v1/batches/x/cancel", 404, "unknown_batch"),
-        ("POST", "/v1/batches?window=1y", 400, "invalid_field"),
-        ("POST", "/v1/batches?max_cost=lots", 400, "invalid_field"),
-        ("POST", "/v1/batches?name=", 400, "invalid_field"),
-        ("POST", "/v1/lanes/x/drain", 404, "unknown_lane"),
-        ("GET", "/v1/ledger/summary?by=moon", 400, "invalid_field"),
-        ("GET", "/v1/instances?lane=x", 404, "unknown_lane"),
-        ("GET", "/v1/instances?ended=perhaps", 400, "invalid_request"),
-        ("DELETE", "/v1/lanes", 405, "method_not_allowed"),
+        ("GET", f"{OWN}/jobs/x", 404, "unknown_job"),
+        ("GET", f"{OWN}/jobs/{ID}", 404, "unknown_job"),
+        ("GET", f"{OWN}/jobs/{ID}?wait=30", 404, "unknown_job"),
+        ("GET", f"{OWN}/jobs/{ID}/result", 404, "unknown_job"),
+        ("GET", f"{OWN}/jobs/{ID}?wait=soon", 400, "invalid_request"),
+        ("POST", f"{OWN}/jobs/{ID}/cancel", 404, "unknown_job"),
+        ("POST", f"{OWN}/jobs/{ID}/redrive", 404, "unknown_job"),
+        ("GET", f"{OWN}/batches/x/output", 404, "unknown_batch"),
+        ("POST", f"{OWN}/batches/x/cancel", 404, "unknown_batch"),
+        ("POST", f"{OWN}/batches?window=1y", 400, "invalid_field"),
+        ("POST", f"{OWN}/batches?max_cost=lots", 400, "invalid_field"),
+        ("POST", f"{OWN}/batches?name=", 400, "invalid_field"),
+        ("POST", f"{OWN}/lanes/x/drain", 404, "unknown_lane"),
+        ("GET", f"{OWN}/ledger/summary?by=moon", 400, "invalid_field"),
+        ("GET", f"{OWN}/instances?lane=x", 404, "unknown_lane"),
+        ("GET", f"{OWN}/instances?ended=perhaps", 400, "invalid_request"),
+        ("DELETE", f"{OWN}/lanes", 405, "method_not_allowed"),
     ],
 )
 def test_what_is_wrong_is_said(door, method, path, status, code):
@@ -158,29 +188,29 @@ def test_what_is_wrong_is_said(door, method, path, status, code):
 
 def test_an_upload_beyond_a_limit_leaves_nothing(door):
     lines = b"".join(a_line(f"a{number}") + b"\n" for number in range(5))
-    assert door.ask("POST", "/v1/batches?name=mine", lines)[0] == 201
-    assert door.refused("POST", "/v1/batches", lines * 3) == (413, "file_too_large")
-    assert door.refused("POST", "/v1/batches", b"\n" * 11) == (413, "file_too_large")
-    assert door.refused("POST", "/v1/batches", b"") == (400, "invalid_file")
+    assert door.ask("POST", f"{OWN}/batches?name=mine", lines)[0] == 201
+    assert door.refused("POST", f"{OWN}/batches", lines * 3) == (413, "file_too_large")
+    assert door.refused("POST", f"{OWN}/batches", b"\n" * 11) == (413, "file_too_large")
+    assert door.refused("POST", f"{OWN}/batches", b"") == (400, "invalid_file")
     assert [path.suffix for path in door.embedded.front.uploads.iterdir()] == [".jsonl"]
 
 
 def test_a_list_is_taken_in_whole_or_not_at_all(door):
     good = {"body": {"model": MODEL, "messages": [{}]}}
-    status, content = door.ask("POST", "/v1/jobs", msgspec.json.encode([good, good | {"tags": {"a": "b"}}]))
+    status, content = door.ask("POST", f"{OWN}/jobs", msgspec.json.encode([good, good | {"tags": {"a": "b"}}]))
     assert status == 201
     ids = [job["id"] for job in msgspec.json.decode(content)["jobs"]]
     assert len(set(ids)) == 2
-    status, content = door.ask("GET", f"/v1/jobs/{ids[1]}")
+    status, content = door.ask("GET", f"{OWN}/jobs/{ids[1]}")
     assert (msgspec.json.decode(content)["status"], msgspec.json.decode(content)["tags"]) == ("waiting", {"a": "b"})
-    status, content = door.ask("POST", "/v1/jobs", msgspec.json.encode([good, good | {"endpoint": "/"}]))
+    status, content = door.ask("POST", f"{OWN}/jobs", msgspec.json.encode([good, good | {"endpoint": "/"}]))
     assert (status, msgspec.json.decode(content)["error"]["field"]) == (400, "[1].endpoint")
     too_many = msgspec.json.encode([good] * 1_001)
-    assert door.refused("POST", "/v1/jobs", too_many) == (400, "invalid_field")
+    assert door.refused("POST", f"{OWN}/jobs", too_many) == (400, "invalid_field")
     key = [(b"idempotency-key", b"k")]
-    assert door.refused("POST", "/v1/jobs", msgspec.json.encode([good]), headers=key) == (400, "invalid_field")
-    assert door.ask("POST", "/v1/jobs", msgspec.json.encode(good), headers=key)[0] == 201
-    assert door.ask("POST", "/v1/jobs", msgspec.json.encode(good), headers=key)[0] == 200
+    assert door.refused("POST", f"{OWN}/jobs", msgspec.json.encode([good]), headers=key) == (400, "invalid_field")
+    assert door.ask("POST", f"{OWN}/jobs", msgspec.json.encode(good), headers=key)[0] == 201
+    assert door.ask("POST", f"{OWN}/jobs", msgspec.json.encode(good), headers=key)[0] == 200
 
 
 def test_a_full_door_pushes_back(door, monkeypatch):
@@ -188,7 +218,7 @@ def test_a_full_door_pushes_back(door, monkeypatch):
     monkeypatch.setattr(door.embedded.front.submitting, "_offers", [None])
     monkeypatch.setattr(door.embedded.front.submitting, "_jobs_waiting", 1)
     good = msgspec.json.encode({"body": {"model": MODEL, "messages": [{}]}})
-    assert door.refused("POST", "/v1/jobs", good) == (429, "busy")
+    assert door.refused("POST", f"{OWN}/jobs", good) == (429, "busy")
 
 
 def test_the_token_is_made_once_for_its_owner_alone(tmp_path):

@@ -14,6 +14,7 @@ from broker.api.desk import Desk
 from broker.api.errors import Refused
 from broker.cli.worker import app as worker_command
 from broker.database import instances, tables, workers
+from broker.domain.identity import LOCAL
 from broker.domain.instance import InstanceState
 from broker.domain.lane import PriceMeter
 from broker.domain.presence import WorkerPresence
@@ -144,17 +145,17 @@ def test_hours_and_list_price_are_those_that_are_known(desk):
     world.door.report(GONE)
     world.clock.advance(1_800)
     world.door.report(WorkerPresence("w4", "gone-lane", 1))
-    shown = {one.worker_id: one for one in desk.instances(None, ended=True)}
+    shown = {one.worker_id: one for one in desk.lanes.instances(LOCAL, None, ended=True)}
     # $3.60 an hour: half an hour of w1, and of w2 nothing beyond its one word.
     assert (shown["w1"].state, shown["w1"].seconds, shown["w1"].list_cost_nano_usd) == ("stopped", 1_800, 1_800_000_000)
     assert (shown["w2"].state, shown["w2"].seconds, shown["w2"].list_cost_nano_usd) == ("lost", 0, 0)
     assert shown["w3"].list_cost_nano_usd is None
     assert (shown["w4"].seconds, shown["w4"].list_cost_nano_usd) == (3_600, None)
-    assert [one.worker_id for one in desk.instances(None, ended=False)] == ["w4"]
-    assert [one.worker_id for one in desk.instances("lane-a", ended=True)] == ["w1", "w2"]
-    assert desk.instances("tokens", ended=False) == []
+    assert [one.worker_id for one in desk.lanes.instances(LOCAL, None, ended=False)] == ["w4"]
+    assert [one.worker_id for one in desk.lanes.instances(LOCAL, "lane-a", ended=True)] == ["w1", "w2"]
+    assert desk.lanes.instances(LOCAL, "tokens", ended=False) == []
     with pytest.raises(Refused, match="there is no lane 'lane-x'; the catalog has lane-a, tokens"):
-        desk.instances("lane-x", ended=False)
+        desk.lanes.instances(LOCAL, "lane-x", ended=False)
 
 
 @pytest.mark.parametrize("how", ["option", "variable"])

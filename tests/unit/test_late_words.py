@@ -89,7 +89,9 @@ def test_a_batch_that_is_cancelled_while_it_is_read_is_read_no_further(world):
     content = some_lines(3)
     record = world.create(content)
     world.database.write(
-        lambda connection: batches.request_cancel(connection, record.batch_id, world.clock() + SECOND_US)
+        lambda connection: batches.request_cancel(
+            connection, record.tenant_id, record.batch_id, world.clock() + SECOND_US
+        )
     )
     assert world.read(batches.get, record.batch_id).read_us is not None
 

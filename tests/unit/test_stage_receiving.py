@@ -21,7 +21,7 @@ from broker.intake.single_jobs import DoorFull
 from broker.ledger.prices import BookEntry, import_book
 from broker.rules.placement.learning import Speed
 from broker.sdk.jobs_bus import JobsPublisher
-from tests.unit.builders import DAY_SECONDS, MODEL, NOW_US, SECOND_US, a_price
+from tests.unit.builders import DAY_SECONDS, MODEL, NOW_US, SECOND_US, a_price, an_identity
 from tests.unit.producers import OTHER_TENANT, QUEUE, TENANT, ProducersWorld, a_request
 
 
@@ -299,11 +299,11 @@ def test_while_the_door_is_full_nothing_more_is_received(bus):
     class FullAtFirst:
         offers = 0
 
-        def offer(self, tenant_id, jobs, answer, also):
+        def offer(self, identity, jobs, answer, also):
             self.offers += 1
             if self.offers < 4:
                 raise DoorFull("full")
-            bus.submitting.offer(tenant_id, jobs, answer, also)
+            bus.submitting.offer(identity, jobs, answer, also)
 
     bus.jobs.publish([a_request()])
     inbox = Inbox(bus.url, [JOBS_QUEUE], 10)
@@ -320,16 +320,16 @@ def test_at_the_end_what_can_not_be_stored_stays_on_the_bus(bus):
     bus.inbox.close()
     assert bus.waiting() == 1
     with pytest.raises(BrokerError, match="stopping"):
-        bus.submitting.offer(TENANT, [], lambda _answer: None)
+        bus.submitting.offer(an_identity(TENANT), [], lambda _answer: None)
 
 
 def test_a_message_that_can_never_be_stored_is_left_out_alone(bus):
     class Choosy:
-        def offer(self, tenant_id, jobs, answer, also):
+        def offer(self, identity, jobs, answer, also):
             if b"poison" in jobs[0].job.body:
                 threading.Thread(target=answer, args=(ValueError("no"),)).start()
             else:
-                bus.submitting.offer(tenant_id, jobs, answer, also)
+                bus.submitting.offer(identity, jobs, answer, also)
 
     bus.jobs.publish([a_request("good")])
     bus.jobs.publish([a_request("poison")])

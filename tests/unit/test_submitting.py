@@ -22,7 +22,17 @@ from broker.ledger.tables import job_outcome
 from broker.rules.admission import Refusal
 from broker.rules.submission import Admitted, JobRequest, admit_job
 from broker.rules.windows import WINDOW_SECONDS_MAX, deadline_us_of, window_seconds_of
-from tests.unit.builders import DAY_SECONDS, ENDPOINT, MODEL, NOW_US, SECOND_US, a_lane, a_price, some_lines
+from tests.unit.builders import (
+    DAY_SECONDS,
+    ENDPOINT,
+    MODEL,
+    NOW_US,
+    SECOND_US,
+    a_lane,
+    a_price,
+    an_identity,
+    some_lines,
+)
 
 BODY = msgspec.Raw(msgspec.json.encode({"model": MODEL, "messages": [{}]}))
 CHEAP, DEAR = a_lane("cheap"), a_lane("dear", price=a_price(36_000_000_000))
@@ -97,7 +107,7 @@ def test_jobs_of_one_group_that_are_due_together_are_one_span(world):
 def test_cancelling_one_of_a_span_leaves_the_others_in_line(world):
     ids = put_in(world, *[a_single()] * 5)
     for place in (2, 0, 4):
-        world.database.write(lambda connection, place=place: cancelling.request(connection, ids[place], NOW_US))
+        world.database.write(lambda connection, place=place: cancelling.request(connection, "t", ids[place], NOW_US))
     told = []
     world.wakeups.endings.watch(ids[2], lambda: told.append(2))
     world.wakeups.endings.watch(ids[3], lambda: told.append(3))
@@ -114,7 +124,7 @@ def test_the_lease_door_names_the_jobs_that_are_to_be_cancelled(world):
     ids = put_in(world, *[a_single()] * 6)
     [shard] = world.dispatch()
     for place in (1, 4):
-        world.database.write(lambda connection, place=place: cancelling.request(connection, ids[place], NOW_US))
+        world.database.write(lambda connection, place=place: cancelling.request(connection, "t", ids[place], NOW_US))
     world.closer.step()
     assert world.count(cancel_request) == 2
     assert Bitmap(world.claim(shard).cancelled_jobs).missing(6) == [0, 2, 3, 5]
@@ -156,7 +166,7 @@ def test_a_key_stands_for_one_job_within_a_commit_and_after_it(world):
     answers = []
     same, other = b"s" * 32, b"o" * 32
     for jobs in ([("a", same)], [("a", same)], [("a", other)], [("b", same), ("b", other)], [("c", same)]):
-        door.offer("t", [Admitted(a_single(), key, print_) for key, print_ in jobs], answers.append)
+        door.offer(an_identity(), [Admitted(a_single(), key, print_) for key, print_ in jobs], answers.append)
     door.close()
     thread = threading.Thread(target=door.run)
     thread.start()
