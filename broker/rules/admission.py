@@ -58,10 +58,10 @@ class _Chat(msgspec.Struct):
 
     @property
     def beginning(self) -> bytes:
-        parts: list[bytes | msgspec.Raw] = [*self.messages[:-1]]
+        before_last = self.messages[:-1]
         if self.tools or self.response_format:
-            parts += [b"tools", self.tools, self.response_format]
-        return digest_of(parts)
+            return digest_of([*before_last, b"tools", self.tools, self.response_format])
+        return digest_of(before_last)
 
 
 class _Completion(msgspec.Struct):
