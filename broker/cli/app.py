@@ -60,7 +60,7 @@ class _Lazily(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401 (whatever Typer's own groups take)
         super().__init__(**settings)
-        self.commands = {name: TyperCommand(name, help=line) for name, (_, line) in COMMANDS.items()}
+        self.commands = {name: TyperCommand(name, help=line, short_help=line) for name, (_, line) in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 (types of Typer's own copy of Click)
         name, _line, rest = super().resolve_command(ctx, args)
@@ -70,6 +70,7 @@ class _Lazily(TyperGroup):
 def load(name: str) -> TyperCommand | TyperGroup:
     """The command itself, with its module."""
     module = import_module(f"broker.cli.{COMMANDS[name][0]}")
+    module.app.rich_markup_mode = None  # frames around help take as long to load as all else that help needs
     command = typer.main.get_command(module.app)
     assert isinstance(command, TyperCommand | TyperGroup)  # noqa: S101 (typer makes no others)
     command.name = name
@@ -82,6 +83,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # as in `load`
     help="Submit an inference job once; it ends at the lowest defensible cost, and the ledger proves it.",
 )
 
