@@ -128,9 +128,8 @@ def edits_of(connection: Connection, table: Table, version: int) -> Iterator[tup
         named = select(attempt.c.price_version).where(_of(attempt, version))
         query = query.where(tables.price.c.version.in_(named)).order_by(tables.price.c.version)
     if table is tables.ledger_stream:
-        query = query.where(
-            tables.ledger_stream.c.stream_id.in_(select(ledger_batch.c.stream_id).where(_of(ledger_batch, version)))
-        )
+        streams = select(ledger_batch.c.stream_id).where(_of(ledger_batch, version))
+        query = query.where(tables.ledger_stream.c.stream_id.in_(streams)).order_by(tables.ledger_stream.c.slot)
     row = connection.execute(query).one()
     here = [column == row._mapping[column.name] for column in table.primary_key]
     for column in table.c:

@@ -187,10 +187,10 @@ def test_an_answer_that_raises_holds_up_no_other_answer_and_ends_no_thread(world
         raise RuntimeError("the event loop is closed")
 
     for answer in (gone, answers.append, gone, answers.append):
-        submitting.offer("t", [Admitted(a_single(), None, b"")], answer)
+        submitting.offer(an_identity("t"), [Admitted(a_single(), None, b"")], answer)
     thread = threading.Thread(target=submitting.run)
     thread.start()
-    submitting.offer("t", [Admitted(a_single(), None, b"")], answers.append)
+    submitting.offer(an_identity("t"), [Admitted(a_single(), None, b"")], answers.append)
     submitting.close()
     thread.join(10)
     assert not thread.is_alive()
