@@ -14,20 +14,21 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import text
 
-from broker.api.leases import LEASES, LeaseCounter
-from broker.bus.envelope import ENVELOPE_VERSION, KeyRing, KeyRole, Kind, PublicKey, open_shard
+from broker.api.leases import LeaseCounter
+from broker.bus.envelope import ENVELOPE_VERSION, Kind, open_shard, seal
 from broker.database.tables import instance, worker
 from broker.domain.errors import ErrorCode
 from broker.domain.events import ShardReturned
-from broker.domain.parked import AskUpload
+from broker.domain.parked import AskToPark
+from broker.domain.paths import LEASES, LEASES_BEFORE
 from broker.domain.presence import WorkerPresence
 from broker.domain.shard import Bitmap, ClaimShards, RenewLease, ShardState
 from broker.ledger.tables import attempt
+from broker.signing import KeyRing, KeyRole, PublicKey
 from broker.stages.recorder import Recorder
 from broker.stages.relay import Relay
 from tests.fixtures.old_worker import wire
 from tests.unit.builders import Message, a_failure, a_job_ran, a_lane, a_signer, some_lines
-from workers.door import LEASES_PATH
 
 RECORDED = json.loads((Path(__file__).parents[1] / "fixtures" / "old_worker" / "e1cf361.json").read_text())
 FRAMES = {name: bytes.fromhex(frame) for name, frame in RECORDED["frames"]}
@@ -84,8 +85,7 @@ def as_old(kind, data):
 
 
 def test_the_lease_door_is_where_old_workers_knock():
-    assert LEASES == ("POST", "/v1/leases")
-    assert LEASES_PATH == "/v1/leases"
+    assert (LEASES_BEFORE, LEASES) == ("/v1/leases", "/broker/v1/leases")
 
 
 def test_an_old_worker_is_served_from_its_first_word_to_its_last(old):
@@ -165,14 +165,14 @@ def test_a_worker_of_today_reads_an_old_brokers_orders():
     [
         ClaimShards((SHARD, b"?" * 16), "lane-a", "w1"),
         RenewLease(SHARD, "lane-a", "w1", Bitmap.of([0, 9]).to_bytes()),
-        AskUpload(SHARD, "lane-a", "w1", b"d" * 32, 300_000),
+        AskToPark(SHARD, "lane-a", "w1", b"d" * 32, 300_000),
         WorkerPresence("w1", "lane-a", 2, resource_id="vm-1"),
         WorkerPresence("w1", "lane-a", 2, leaving=True, gone=True),
     ],
     ids=lambda said: type(said).__name__,
 )
 def test_an_old_broker_reads_what_a_worker_of_today_asks(said):
-    envelope = a_signer()[0].seal(Kind.LEASE, "broker", said, now_us=1, valid_us=2)
+    envelope = seal(a_signer()[0], Kind.LEASE, "broker", said, now_us=1, valid_us=2)
     content = as_old(wire.Content, as_old(tuple[bytes, bytes], envelope)[0])
     assert (content.version, content.kind) == (2, "lease")
     read = as_old(wire.Question, content.body)

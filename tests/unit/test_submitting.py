@@ -137,7 +137,7 @@ def test_of_two_batches_only_the_cancelled_ones_shards_hear_of_it(make_world, ca
     records = [world.take_in(some_lines(2, prefix)) for prefix in "ab"]
     sent = {shard.batch_id: shard for shard in world.dispatch()}
     ours, other = records[cancelled].batch_id, records[1 - cancelled].batch_id
-    world.database.write(lambda connection: batches.request_cancel(connection, ours, NOW_US))
+    world.database.write(lambda connection: batches.request_cancel(connection, "t", ours, NOW_US))
     assert (world.claim(sent[ours]).cancelled, world.claim(sent[other]).cancelled) == (True, False)
     assert (world.renew(sent[ours], [0]).cancelled, world.renew(sent[other], [0]).cancelled) == (True, False)
 
