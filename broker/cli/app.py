@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import platform
 from importlib import import_module
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -90,6 +89,8 @@ app = typer.Typer(
 
 def _print_version(show_version: bool) -> None:
     if show_version:
+        from importlib.metadata import version
+
         typer.echo(f"Inference Broker {version('inference-broker')} (Python {platform.python_version()})")
         raise typer.Exit
 
