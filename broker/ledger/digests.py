@@ -53,9 +53,11 @@ def decision_digest(assignment_digest: bytes | None, lane: str, reason: str) -> 
     return sha256(_encode(["decision", assignment_digest, lane, reason])).digest()
 
 
-def submission_digest(job: Sequence[Any], endpoint: str, model: str, constraints: str) -> bytes:
-    """Of what was asked: the columns of `broker.ledger.submitted`, in their order, and the terms of its group."""
-    return sha256(_encode(["job", *job, endpoint, model, constraints])).digest()
+def submission_digest(
+    job: Sequence[Any], tenant_id: str, batch_id: bytes | None, endpoint: str, model: str, constraints: str
+) -> bytes:
+    """Of what was asked: whose job, its columns of `broker.ledger.submitted` in their order, its group's terms."""
+    return sha256(_encode(("job", tenant_id, batch_id, *job, endpoint, model, constraints))).digest()
 
 
 class Decided(Protocol):

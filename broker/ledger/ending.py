@@ -49,12 +49,8 @@ class _Shared(NamedTuple):
     counts: Counts | None
 
 
-class _JobEnd(NamedTuple):
-    """A job that ends with this attempt."""
-
-    shared: _Shared
-    attempt: AttemptRow
-    ended: Ended
+_JobEnd = tuple[_Shared, AttemptRow, Ended]
+"""A job that ends with this attempt."""
 
 
 class AttemptEnds:
@@ -152,7 +148,7 @@ class AttemptEnds:
     @property
     def ended_singles(self) -> list[bytes]:
         """The jobs of no batch that end here; somebody may wait for each of them."""
-        return [end.attempt.job_id for end in self._job_ends if end.shared.facts.batch_id is None]
+        return [row.job_id for shared, row, _ in self._job_ends if shared.facts.batch_id is None]
 
     def _describe(self) -> None:
         """Say in the rows what was asked: one look for all jobs of the flush."""
@@ -195,7 +191,7 @@ class AttemptEnds:
     def _end_job(self, shared: _Shared, row: AttemptRow, ran: JobRan, ended: Ended) -> None:
         job_id, attempt_id = row.job_id, row.attempt_id
         self._ended.add(job_id)
-        self._job_ends.append(_JobEnd(shared, row, ended))
+        self._job_ends.append((shared, row, ended))
         self._results.append(
             (job_id, attempt_id, ran.status_code, ran.request_id, ended.error_code, ran.message or None, ran.body, None)
         )
@@ -268,7 +264,11 @@ def _outcome_row(shared: _Shared, row: AttemptRow, ended: Ended, asked: Row[Any]
         error_code=ended.error_code,
         attempt_id=row.attempt_id,
         attempt_number=row.attempt_number,
-        submission_digest=submission_digest(asked, facts.endpoint, facts.model, shared.constraints) if asked else None,
+        submission_digest=submission_digest(
+            asked, facts.tenant_id, facts.batch_id, facts.endpoint, facts.model, shared.constraints
+        )
+        if asked
+        else None,
     )
 
 

@@ -15,8 +15,6 @@ __all__ = ["TAGS", "submitted"]
 
 _COLUMNS = (
     job.c.job_id,
-    job.c.tenant_id,
-    job.c.batch_id,
     job.c.line_number,
     job.c.custom_id,
     job.c.submitted_us,

@@ -178,7 +178,9 @@ def _outcomes(connection: Connection, span: WaitingSpan, code: ErrorCode) -> lis
             error_code=code,
             attempt_id=None,
             attempt_number=None,
-            submission_digest=submission_digest(row, group.endpoint, group.model, group.constraints)
+            submission_digest=submission_digest(
+                row, group.tenant_id, span.batch_id, group.endpoint, group.model, group.constraints
+            )
             if (row := asked.get(job_id))
             else None,
         )

@@ -219,9 +219,16 @@ def test_errors_quote_neither_values_nor_passwords(database, postgres_url):
 # ------------------------------------------------------------------------------------------------------ many rows
 
 
+def _whole(row):
+    """The row with proof columns, in the table's order."""
+    proof = {"recorded_us": NOW_US, "stream_id": b"s" * 16, "seq": 0, "ledger_batch": 0, "schema_version": 1}
+    values = {"leaf": b"l" * 32, **proof, **row._asdict(), **row.shard._asdict()}
+    return tuple(values[column.name] for column in attempt.c)
+
+
 def test_copied_rows_come_back_as_they_went(database):
     row = an_attempt_row(outcome=Outcome.SUCCEEDED, batch_id=None, started_us=None, trace_id=None, run_us=2**62)
-    values = (NOW_US, b"s" * 16, 0, 0, 1, *row.columns(), b"l" * 32)
+    values = _whole(row)
     database.write(lambda connection: port.bulk_insert(connection, attempt, [values]))
     assert tuple(database.read(lambda connection: connection.execute(select(attempt)).one())) == values
     database.write(lambda connection: port.bulk_insert(connection, attempt, []))
@@ -230,7 +237,7 @@ def test_copied_rows_come_back_as_they_went(database):
 @pytest.mark.parametrize(("column", "number"), [("status_code", 2**31), ("status_code", -(2**40)), ("run_us", 2**63)])
 def test_a_number_that_does_not_fit_is_refused_and_not_cut_off(database, column, number):
     row = an_attempt_row(**{column: number})
-    values = (NOW_US, b"s" * 16, 0, 0, 1, *row.columns(), b"l" * 32)
+    values = _whole(row)
     with pytest.raises((DataError, OverflowError)):
         database.write(lambda connection: port.bulk_insert(connection, attempt, [values]))
     assert database.read(lambda connection: connection.execute(select(attempt)).all()) == []
