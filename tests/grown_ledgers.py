@@ -119,7 +119,7 @@ class Grown:
         terms = {"endpoint": ENDPOINT, "model": "m", "constraints": "{}", "submitted_us": self.world.clock()}
         body = b'{"model":"m","messages":[]}'
         singles = [SingleJob(body=body, deadline_us=due_us, tags=tags, **terms) for tags in ('{"team":"blé"}', None)]
-        submissions.insert(connection, tenant, singles, self.world.clock())
+        submissions.insert(connection, tenant, singles, self.world.clock(), b"k" * 32)
 
     def notes(self) -> list[str]:
         return list(self.ledger.file.notes())

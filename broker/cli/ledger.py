@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 _GROUP_KEYS = (
-    "provider, lane, region, accelerator, market, model, engine, outcome, error_code, tenant, worker, stand_in,"
-    " price_version, cost_basis, day"
+    "provider, lane, region, accelerator, market, model, engine, endpoint, outcome, error_code, tenant, worker,"
+    " stand_in, price_version, cost_basis, usage_basis, day"
 )
 """The names of `broker.ledger.questions.GROUP_KEYS`, for a help text that needs no database; a test compares them."""
 

@@ -55,11 +55,7 @@ _GROUPS = (
 )
 _KEPT_OFF_SPOT = (
     select(ready.c.group_id, func.sum(ready.c.jobs_count))
-    .where(
-        ready.c.attempt_number > 1,  # nearly all rows are a first attempt
-        ready.c.attempt_number - 1 - ready.c.failures - ready.c.crashes >= bindparam("preemptions_max"),
-        *_MAY_GO,
-    )
+    .where(ready.c.preemptions >= bindparam("preemptions_max"), *_MAY_GO)
     .group_by(ready.c.group_id)
 )
 _NEXT_DUE = select(func.min(ready.c.not_before_us)).where(ready.c.not_before_us > _NOW)

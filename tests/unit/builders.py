@@ -121,6 +121,10 @@ def a_failure(index: int = 0, code: ErrorCode = ErrorCode.ENGINE_FAILED, **chang
     return a_job_ran(index, **fields | changes)
 
 
+def a_preemption(index: int = 0) -> JobRan:
+    return a_failure(index, ErrorCode.PREEMPTED, outcome=Outcome.PREEMPTED)
+
+
 def an_attempt_row(**changes: Any) -> AttemptRow:
     """`changes` may name columns of the row and of its shard's facts alike."""
     values: dict[str, Any] = {"outcome": "succeeded", "market": "spot", "cost_basis": "attributed", "decisive": True}

@@ -138,4 +138,4 @@ def test_a_mistyped_command_is_answered_with_the_one_that_was_meant():
 
 def test_the_keys_that_help_names_are_those_of_the_ledger():
     by = next(option for option in load("ledger").commands["summary"].params if option.name == "by")
-    assert by.help == f"Keys to group by, with commas: {', '.join(GROUP_KEYS)}."
+    assert by.help == f"Keys to group by, with commas: {', '.join(GROUP_KEYS)}, tag:NAME."

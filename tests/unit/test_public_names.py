@@ -12,7 +12,7 @@ import pytest
 import broker
 from broker import Client, DesiredEvents, JobsPublisher, Replies
 from broker.bus.drivers.memory import discard_bus
-from broker.bus.envelope import Kind
+from broker.bus.envelope import Kind, seal
 from broker.clock import utc_now_us
 from broker.domain.bus_jobs import REPLY_QUEUES, JobReply
 from broker.domain.desired import DESIRED_QUEUE, LaneDesired
@@ -62,10 +62,10 @@ def test_keys_are_given_as_the_files_that_the_commands_wrote(tmp_path):
         reply = JobReply("k", b"j" * 16, "succeeded")
         wanted = [LaneDesired(lane, 2, 1, 7, now_us) for lane in ("a", "b")]
         publish = jobs._publisher.publish_events
-        publish(queue, [signer.seal(Kind.REPLY, "mine", reply, now_us=now_us, valid_us=60_000_000)])
+        publish(queue, [seal(signer, Kind.REPLY, "mine", reply, now_us=now_us, valid_us=60_000_000)])
         publish(
             DESIRED_QUEUE,
-            [signer.seal(Kind.DESIRED, one.lane, one, now_us=now_us, valid_us=60_000_000) for one in wanted],
+            [seal(signer, Kind.DESIRED, one.lane, one, now_us=now_us, valid_us=60_000_000) for one in wanted],
         )
         assert replies.receive(5) == [reply]
         assert desired.receive(5) == wanted

@@ -11,7 +11,7 @@ from broker.database.arrivals import ArrivalTerms, keep_arrivals
 from broker.domain.job import Constraints
 from broker.domain.lane import EngineSettings, Market, Supply
 from broker.rules.placement.policy import Policy
-from tests.unit.builders import MODEL, a_job_ran, a_lane, a_price, some_lines
+from tests.unit.builders import MODEL, a_job_ran, a_lane, a_preemption, a_price, some_lines
 
 COST = 2_500
 """Of one job on a lane of `a_lane` with four slots, in nano-USD."""
@@ -100,7 +100,7 @@ def test_preempted_as_often_as_the_policy_allows_a_job_is_kept_off_spot_and_anot
     world.place_by(Policy(preemptions_max=1))
     world.take_in(some_lines(1))
     (preempted,) = world.claimed()
-    world.record(world.returned(preempted))
+    world.record(world.ran(preempted, a_preemption()), world.returned(preempted))
     world.take_in(some_lines(1, "b"))
     kept_off, fresh = sorted(world.dispatch(), key=lambda one: one.lane, reverse=True)
     assert (kept_off.lane, fresh.lane) == ("steady", "spot")
@@ -114,7 +114,7 @@ def test_where_only_spot_is_allowed_a_preempted_job_goes_there_again(make_world)
     world.place_by(Policy(preemptions_max=1))
     world.take_in(some_lines(1), constraints=Constraints(lanes=("spot",)))
     (preempted,) = world.claimed()
-    world.record(world.returned(preempted))
+    world.record(world.ran(preempted, a_preemption()), world.returned(preempted))
     assert [one.lane for one in world.dispatch()] == ["spot"]
 
 
@@ -124,7 +124,7 @@ def test_preempted_once_a_job_avoids_spot_if_another_time_would_make_it_late(mak
     world.take_in(some_lines(1), window_seconds=window_seconds)
     (preempted,) = world.claimed()
     assert preempted.lane == "spot"
-    world.record(world.returned(preempted))
+    world.record(world.ran(preempted, a_preemption()), world.returned(preempted))
     assert [one.lane for one in world.dispatch()] == [lane]
 
 

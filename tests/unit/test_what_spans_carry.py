@@ -29,6 +29,7 @@ from tests.unit.builders import (
     a_job_ran,
     a_lane,
     a_line,
+    a_preemption,
     a_price,
     a_span,
     some_lines,
@@ -38,10 +39,6 @@ SPOT = a_lane("spot")
 OTHER = a_lane("other-spot", price=a_price(4_000_000_000))
 STEADY = a_lane("steady", market=Market.ON_DEMAND, price=a_price(32_400_000_000))
 SYSTEMS = ["You are a clerk.", "You are a judge.", "You are a poet."]
-
-
-def a_preemption(index=0):
-    return a_failure(index, ErrorCode.PREEMPTED, outcome=Outcome.PREEMPTED)
 
 
 def a_single(submitted_us):
