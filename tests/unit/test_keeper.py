@@ -94,7 +94,7 @@ def test_a_job_is_explained_by_its_plan_however_much_was_pruned(make_world):
     world.take_in(some_lines(2))
     (job_id,) = {row.first_job_id for row in world.waiting()}
     world.run_all()
-    before = world.read(explain, job_id)
+    before = world.read(explain, "t", job_id)
     assert before.attempts[0].candidates
     groups = [row.group_id for row in world.rows(work_group)]
     for number in range(50):
@@ -102,7 +102,7 @@ def test_a_job_is_explained_by_its_plan_however_much_was_pruned(make_world):
     world.clock.advance(3 * DAY_SECONDS)
     Keeper(world.database, world.clock).step()
     assert (world.count(assignment), world.count(plan)) == (1, 2)  # the one that was used; the newest plan
-    assert world.read(explain, job_id) == before, format_id("job", job_id)
+    assert world.read(explain, "t", job_id) == before, format_id("job", job_id)
     world.take_in(some_lines(2, "again"))
     assert world.dispatch()
 

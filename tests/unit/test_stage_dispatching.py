@@ -336,15 +336,15 @@ def test_what_will_be_late_is_known_early_and_is_no_longer_said_once_it_is_not(m
     world = make_world(a_lane(jobs_per_second=1.0, shard_jobs_max=1))
     batch = world.take_in(some_lines(100), window_seconds=30)
     world.dispatch()
-    late_us = world.read(plans.late_batch_us, batch.batch_id)
+    late_us = world.read(plans.late_batch_us, "t", batch.batch_id)
     assert late_us is not None
     assert late_us > batch.deadline_us
     (span, *_) = world.waiting()
-    assert world.read(plans.late_job_us, span.first_job_id) == late_us
+    assert world.read(plans.late_job_us, "t", span.first_job_id) == late_us
     calm = world.take_in(some_lines(3, "b"), window_seconds=3_600)
     world.clock.advance(2)
     world.dispatch()
-    assert world.read(plans.late_batch_us, calm.batch_id) is None
+    assert world.read(plans.late_batch_us, "t", calm.batch_id) is None
 
 
 def test_tenants_take_turns_and_what_is_urgent_goes_before(make_world):

@@ -181,7 +181,7 @@ def test_a_failure_waits_again_and_at_the_limit_ends_its_job(world):
     assert world.waiting() == []
     (row,) = world.rows(result)
     assert (row.error_code, row.message) == (ErrorCode.ENGINE_FAILED, "it broke")
-    story = world.read(explain, row.job_id)
+    story = world.read(explain, "t", row.job_id)
     assert [one.number for one in story.attempts] == [1, 2, 3, 4]
     assert (story.outcome, story.error_code, story.wasted_nano_usd) == ("failed", "engine_failed", 4_000)
 
@@ -226,13 +226,13 @@ def test_a_failed_flush_keeps_nothing_and_can_be_repeated(world, claimed, monkey
 
 
 def test_the_story_of_a_job_can_be_told(world, claimed):
-    (job_id,) = world.read(find_job, "a2")
+    (job_id,) = world.read(find_job, "t", "a2")
     assert job_id == claimed.job_id_at(2)
-    assert world.read(where_is, job_id) == "running on lane lane-a"
-    assert world.read(explain, b"?" * 16) is None
-    assert world.read(explain, job_id).attempts == []
+    assert world.read(where_is, "t", job_id) == "running on lane lane-a"
+    assert world.read(explain, "t", b"?" * 16) is None
+    assert world.read(explain, "t", job_id).attempts == []
     world.record(world.ran(claimed, a_job_ran(2)))
-    story = world.read(explain, job_id)
+    story = world.read(explain, "t", job_id)
     assert (story.custom_id, story.line_number, story.outcome, story.cost_nano_usd) == ("a2", 3, "succeeded", 1_000)
     (one,) = story.attempts
     assert (one.why, one.plan_generation, one.worker) == ("the only lane allowed", 1, "w1")
@@ -242,6 +242,6 @@ def test_the_story_of_a_job_can_be_told(world, claimed):
 
 def test_where_a_job_is_while_it_waits(world):
     world.take_in(some_lines(1))
-    (job_id,) = world.read(find_job, "a0")
-    assert world.read(where_is, job_id) == "waiting for a lane with room"
+    (job_id,) = world.read(find_job, "t", "a0")
+    assert world.read(where_is, "t", job_id) == "waiting for a lane with room"
     assert isinstance(world.ran(world.claimed()[0], a_job_ran()), JobsRan)
