@@ -153,7 +153,7 @@ class AttemptEnds:
     def _describe(self) -> None:
         """Say in the rows what was asked: one look for all jobs of the flush."""
         flush = self._flush
-        asked = submitted(self._connection, {row.job_id for row in flush.attempts})
+        asked = submitted(self._connection, [row.job_id for row in flush.attempts])
         tags = {job_id: row[TAGS] for job_id, row in asked.items() if row[TAGS] is not None}
         if tags:
             flush.attempts = [row._replace(tags=tags.get(row.job_id)) for row in flush.attempts]

@@ -178,13 +178,29 @@ class _Proof(msgspec.Struct):
     next_seq: int
     leaves: list[bytes] = []
 
-    def sealed(self, table: str, key: bytes | int, values: tuple[Any, ...], added: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The whole row: its first column, the proof columns, the values after them, the leaf, what came since."""
-        row = (key, self.stream_id, self.next_seq, self.batch_number, CURRENT, *values)
-        self.next_seq += 1
-        leaf = row_leaf(table, (*row, *added))
-        self.leaves.append(leaf)
-        return (*row, leaf, *added)
+    def sealed_outcomes(self, outcomes: list[OutcomeRow], now_us: int) -> list[tuple[Any, ...]]:
+        """The whole rows, with their leaves before what version 2 added."""
+        rows = []
+        for seq, row in enumerate(outcomes, start=self.next_seq):
+            ended = (now_us, row.tenant_id, row.batch_id, row.outcome, row.error_code, row.attempt_id)
+            values = (row.job_id, self.stream_id, seq, self.batch_number, CURRENT, *ended)
+            leaf = row_leaf("job_outcome", (*values, row.attempt_number, row.submission_digest))
+            self.leaves.append(leaf)
+            rows.append((*values, leaf, row.attempt_number, row.submission_digest))
+        self.next_seq += len(outcomes)
+        return rows
+
+    def sealed_entries(self, entries: list[CostEntryRow], now_us: int) -> list[tuple[Any, ...]]:
+        """Likewise."""
+        rows = []
+        for seq, entry in enumerate(entries, start=self.next_seq):
+            row = msgspec.structs.astuple(entry)
+            values = (now_us, self.stream_id, seq, self.batch_number, CURRENT, *row[:_ENTRY_ADDED])
+            leaf = row_leaf("cost_entry", (*values, *row[_ENTRY_ADDED:]))
+            self.leaves.append(leaf)
+            rows.append((*values, leaf, *row[_ENTRY_ADDED:]))
+        self.next_seq += len(entries)
+        return rows
 
     def sealed_attempts(self, attempts: list[AttemptRow], now_us: int) -> list[tuple[Any, ...]]:
         """Likewise, for many rows that differ in few columns: what a shard's attempts share is encoded once."""
@@ -289,22 +305,5 @@ def _storable(row: AttemptRow) -> AttemptRow:
 
 def _insert_rows(connection: Connection, flush: Flush, proof: _Proof, now_us: int) -> None:
     bulk_insert(connection, attempt, proof.sealed_attempts(flush.attempts, now_us))
-    bulk_insert(
-        connection,
-        job_outcome,
-        [
-            proof.sealed(
-                "job_outcome",
-                row.job_id,
-                (now_us, row.tenant_id, row.batch_id, row.outcome, row.error_code, row.attempt_id),
-                (row.attempt_number, row.submission_digest),
-            )
-            for row in flush.outcomes
-        ],
-    )
-    entries = [msgspec.structs.astuple(row) for row in flush.cost_entries]
-    bulk_insert(
-        connection,
-        cost_entry,
-        [proof.sealed("cost_entry", now_us, row[:_ENTRY_ADDED], row[_ENTRY_ADDED:]) for row in entries],
-    )
+    bulk_insert(connection, job_outcome, proof.sealed_outcomes(flush.outcomes, now_us))
+    bulk_insert(connection, cost_entry, proof.sealed_entries(flush.cost_entries, now_us))
