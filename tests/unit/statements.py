@@ -20,7 +20,8 @@ TENANTS_TABLES = CARRY_THEIR_TENANT | HANG_ON_A_JOB_OR_BATCH
 
 PLATFORMS_TABLES = frozenset(
     {
-        "arrival_count", "assignment", "build_seen", "commit_mark", "desired_change", "instance", "lane", "lane_plan", "lane_rest",
+        "arrival_count", "assignment", "build_seen", "commit_mark", "desired_change", "instance", "lane", "lane_plan",
+        "lane_rest",
         "lane_state", "late_group", "ledger_batch", "ledger_checkpoint", "ledger_seal_leaf", "ledger_stream", "outbox",
         "plan", "price", "price_book", "price_in_force", "ready", "role_beat",
         "shard", "share_limit", "signing_key", "tenant", "work_count",

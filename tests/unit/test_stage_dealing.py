@@ -147,7 +147,7 @@ def test_the_planner_wants_instances_for_what_is_kept_off_spot(make_world):
     sent = world.all_shards().values()
     for shard in sent:
         world.claim(shard)
-        world.record(world.returned(shard))
+        world.record(world.ran(shard, *map(a_preemption, range(shard.jobs_count))), world.returned(shard))
     assert 0 < sum(shard.jobs_count for shard in sent) < 100
     world.clock.advance(2)
     world.planner.step()

@@ -13,7 +13,6 @@ from broker.domain.errors import ErrorCode
 from broker.domain.ids import ids_of_span, new_span, time_us_of
 from broker.domain.job import Constraints, SingleJob
 from broker.domain.lane import Market
-from broker.domain.outcome import Outcome
 from broker.ledger.tables import attempt
 from broker.rules.admission import admit_line
 from broker.rules.beginnings import by_beginning, digest_of, label
