@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms, open_postgres
+from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms
 from broker.database.drivers.postgres.leadership import take_slot
 from broker.database.drivers.postgres.sessions import Session
 from broker.domain.errors import BrokerError
@@ -17,12 +17,13 @@ from broker.ledger.verifying import verify
 from broker.stages.recorder import Recorder
 from tests.services.private_postgres import PrivatePostgres
 from tests.unit.builders import World, a_job_ran, a_lane, some_lines
+from tests.upgraded import upgrade_postgres
 
 
 @pytest.fixture(scope="module")
 def server():
     with PrivatePostgres() as made:
-        open_postgres(made.url, upgrade_schema=True).close()
+        upgrade_postgres(made.url)
         yield made
 
 
