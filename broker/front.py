@@ -10,7 +10,7 @@ from broker.database.connection import Connection, Database
 from broker.database.submissions import ensure_tenant
 from broker.domain.identity import LOCAL
 from broker.domain.lane import Lane
-from broker.health import Health
+from broker.health import HealthBook
 from broker.intake.batch_files import Intake
 from broker.intake.outlook import Outlook
 from broker.intake.single_jobs import Submitting
@@ -34,7 +34,7 @@ class Front:
         lanes: Sequence[Lane],
         clock: Clock,
         wakeups: Wakeups,
-        health: Health,
+        health: HealthBook,
         folder: Path,
         renew_soon: Callable[[], None] = lambda: None,
         live_slots: Callable[[Connection], Mapping[str, int]] | None = None,

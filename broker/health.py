@@ -17,12 +17,12 @@ from broker.domain.errors import ErrorCode
 from broker.rules.placement import health as rule
 from broker.rules.placement.health import LIVE
 
-__all__ = ["Health", "LaneHealth", "LaneState", "lane_trusts", "resting_lanes", "trusted_slots"]
+__all__ = ["HealthBook", "LaneFault", "LaneHealth", "lane_trusts", "resting_lanes", "trusted_slots"]
 
 _log = structlog.get_logger(__name__)
 
 
-class Health(Protocol):
+class HealthBook(Protocol):
     """Each fault in a row doubles the rest, from 1 s to 60 s; then a few of the lane's slots try again.
 
     One success ends the rest. From then on the lane gets more and more of its slots back, in half the time that it
@@ -42,19 +42,19 @@ class Health(Protocol):
         """What part of its slots each lane gets work for, 0 to 1; a lane that isn't named, for all."""
 
 
-class LaneState(msgspec.Struct, frozen=True):
+class LaneFault(msgspec.Struct, frozen=True):
     """The state of a lane that isn't well, and its last fault. Seconds are of one clock."""
 
     health: rule.Health
     code: ErrorCode
 
 
-def resting_lanes(states: Mapping[str, LaneState], now_s: float) -> dict[str, ErrorCode]:
+def resting_lanes(states: Mapping[str, LaneFault], now_s: float) -> dict[str, ErrorCode]:
     """Those that get nothing now."""
     return {lane: one.code for lane, one in states.items() if rule.is_resting(one.health, now_s)}
 
 
-def lane_trusts(states: Mapping[str, LaneState], now_s: float) -> dict[str, float]:
+def lane_trusts(states: Mapping[str, LaneFault], now_s: float) -> dict[str, float]:
     """What part of each to use, where that isn't all."""
     found = {lane: rule.trust(one.health, now_s, LIVE) for lane, one in states.items()}
     return {lane: part for lane, part in found.items() if part < 1.0}
@@ -75,21 +75,21 @@ class LaneHealth:
     def __init__(self, monotonic_seconds: Callable[[], float] = time.monotonic) -> None:
         self._monotonic_seconds = monotonic_seconds
         self._lock = threading.Lock()
-        self._states: dict[str, LaneState] = {}
+        self._states: dict[str, LaneFault] = {}
 
     def fault(self, lane: str, code: ErrorCode) -> None:
-        """See `Health.fault`."""
+        """See `HealthBook.fault`."""
         with self._lock:
             now_s = self._monotonic_seconds()
             before = self._states[lane].health if lane in self._states else rule.WELL
             after = rule.faulted(before, now_s, LIVE)
             if after == before:
                 return
-            self._states[lane] = LaneState(after, code)
+            self._states[lane] = LaneFault(after, code)
         _log.warning("lane_rested", lane=lane, error_code=code, seconds=after.rest_s)
 
     def success(self, lane: str) -> None:
-        """See `Health.success`."""
+        """See `HealthBook.success`."""
         if lane not in self._states:
             return
         with self._lock:
@@ -105,11 +105,11 @@ class LaneHealth:
             _log.info("lane_recovered", lane=lane, is_well=after == rule.WELL)
 
     def resting(self) -> dict[str, ErrorCode]:
-        """See `Health.resting`."""
+        """See `HealthBook.resting`."""
         with self._lock:
             return resting_lanes(self._states, self._monotonic_seconds())
 
     def trusts(self) -> dict[str, float]:
-        """See `Health.trusts`."""
+        """See `HealthBook.trusts`."""
         with self._lock:
             return lane_trusts(self._states, self._monotonic_seconds())

@@ -23,7 +23,7 @@ from broker.database import instances, workers
 from broker.database.build_sightings import note_build
 from broker.database.connection import Connection
 from broker.database.drivers.postgres.database import open_postgres
-from broker.database.drivers.postgres.leadership import Leadership, Slot, take_slot
+from broker.database.drivers.postgres.leadership import Leadership, StreamLock, lock_stream
 from broker.database.drivers.postgres.marks import forget_old_marks
 from broker.database.drivers.postgres.wakeups import PostgresWakeups
 from broker.database.history import INSTALLED
@@ -113,7 +113,7 @@ class Served:
         self._keeper = Keeper(self.database, self.clock, self._threads.stopping.is_set)
         self._buses: Buses | None = None
         self._jobs_bus = JobsBus(terms.jobs_bus_url) if terms.jobs_bus_url else None
-        self._slots: list[Slot] = []
+        self._slots: list[StreamLock] = []
 
     def __enter__(self) -> Self:
         return self
@@ -209,8 +209,8 @@ class Served:
     def _live_slots(self, connection: Connection) -> Mapping[str, int]:
         return workers.live_slots(connection, self.clock() - int(PRESENCE_SECONDS * 1_000_000))
 
-    def _take_slot(self, role: Role) -> Slot:
-        slot = take_slot(self.database, role)
+    def _take_slot(self, role: Role) -> StreamLock:
+        slot = lock_stream(self.database, role)
         self._slots.append(slot)
         return slot
 

@@ -7,7 +7,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from broker.database.tables import lane_rest
 from broker.domain.errors import ErrorCode
-from broker.health import LaneState
+from broker.health import LaneFault
 from broker.rules.placement.health import Health
 
 __all__ = ["forget_health", "keep_health", "kept_health"]
@@ -15,10 +15,10 @@ __all__ = ["forget_health", "keep_health", "kept_health"]
 _US = 1_000_000
 
 
-def kept_health(connection: Connection) -> dict[str, LaneState]:
+def kept_health(connection: Connection) -> dict[str, LaneFault]:
     """The lanes that were at fault lately, also those that are on their way back. Seconds are since 1970."""
     return {
-        row.lane: LaneState(
+        row.lane: LaneFault(
             Health(
                 rest_s=row.rest_seconds,
                 rests_until_s=row.until_us / _US,
@@ -31,7 +31,7 @@ def kept_health(connection: Connection) -> dict[str, LaneState]:
     }
 
 
-def keep_health(connection: Connection, lane: str, state: LaneState) -> None:
+def keep_health(connection: Connection, lane: str, state: LaneFault) -> None:
     """The lane's state from now on."""
     health = state.health
     values = {

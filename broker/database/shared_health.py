@@ -11,7 +11,7 @@ from broker.clock import Clock
 from broker.database import lane_health
 from broker.database.connection import Connection, Database
 from broker.domain.errors import ErrorCode
-from broker.health import LaneState, lane_trusts, resting_lanes
+from broker.health import LaneFault, lane_trusts, resting_lanes
 from broker.rules.placement import health as rule
 from broker.rules.placement.health import LIVE
 
@@ -29,7 +29,7 @@ class SharedLaneHealth:
         self._database = database
         self._clock = clock
         self._lock = threading.Lock()
-        self._states: dict[str, LaneState] | None = None  # as they were last read
+        self._states: dict[str, LaneFault] | None = None  # as they were last read
         self._read_at = float("-inf")
         self._reads = 0
 
@@ -42,7 +42,7 @@ class SharedLaneHealth:
             after = rule.faulted(before, self._now_s(), LIVE)
             if after == before:
                 return None
-            lane_health.keep_health(connection, lane, LaneState(after, code))
+            lane_health.keep_health(connection, lane, LaneFault(after, code))
             return after
 
         if lane not in self.resting() and (taken := self._database.write(work)):
@@ -60,7 +60,7 @@ class SharedLaneHealth:
             if after == rule.WELL:
                 lane_health.forget_health(connection, lane)
             elif after != known.health:
-                lane_health.keep_health(connection, lane, LaneState(after, known.code))
+                lane_health.keep_health(connection, lane, LaneFault(after, known.code))
             else:
                 return None
             return after
@@ -83,7 +83,7 @@ class SharedLaneHealth:
     def _now_s(self) -> float:
         return self._clock() / 1_000_000
 
-    def _known(self) -> dict[str, LaneState]:
+    def _known(self) -> dict[str, LaneFault]:
         """Read by one thread at a time, with the lock let go; the others go by what was read before."""
         with self._lock:
             if self._states is not None and time.monotonic() - self._read_at <= _FRESH_SECONDS:

@@ -19,7 +19,7 @@ from broker.database.lane_work import Capacity
 from broker.database.plans import Assignment, LanePlan
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane, Market, Supply
-from broker.health import Health, trusted_slots
+from broker.health import HealthBook, trusted_slots
 from broker.rules.decisions import Candidate, GroupPlan
 from broker.rules.placement.dealing import steadied
 from broker.rules.placement.policy import Policy
@@ -88,7 +88,9 @@ class Choice(msgspec.Struct, frozen=True):
 class Dealing:
     """Follows the plan, and remembers whose turn it is."""
 
-    def __init__(self, lanes: Sequence[Lane], health: Health, capacity: Capacity, policy: Policy | None = None) -> None:
+    def __init__(
+        self, lanes: Sequence[Lane], health: HealthBook, capacity: Capacity, policy: Policy | None = None
+    ) -> None:
         self._lanes = {str(lane.name): lane for lane in lanes}
         self._health = health
         self._capacity = capacity

@@ -19,7 +19,7 @@ from broker.domain.ids import id_at, ids_of_span, new_id
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane
 from broker.domain.shard import ShardSpan
-from broker.health import Health
+from broker.health import HealthBook
 from broker.ledger.writing import ended_jobs
 from broker.rules.cutting import Cursor
 from broker.rules.placement.dealing import deal
@@ -104,7 +104,7 @@ class Dispatcher:
         lanes: Sequence[Lane],
         clock: Clock,
         wakeups: Wakeups,
-        health: Health,
+        health: HealthBook,
         capacity: Capacity,
         policy: Policy | None = None,
     ) -> None:

@@ -24,7 +24,7 @@ from broker.database.lane_work import Capacity
 from broker.database.plans import LanePlan
 from broker.domain.job import GroupKey
 from broker.domain.lane import Lane, Supply
-from broker.health import Health
+from broker.health import HealthBook
 from broker.rules.decisions import GroupPlan
 from broker.rules.placement.facts import facts_of, terms_of
 from broker.rules.placement.lanes import LaneNow
@@ -71,7 +71,7 @@ class Planner:
         lanes: Sequence[Lane],
         clock: Clock,
         wakeups: Wakeups,
-        health: Health,
+        health: HealthBook,
         capacity: Capacity,
         policy: Policy | None = None,
     ) -> None:

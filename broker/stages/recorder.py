@@ -21,7 +21,7 @@ from broker.domain.events import JobsRan, ShardReturned, WorkerEvent
 from broker.domain.lane import Lane
 from broker.domain.outcome import Outcome
 from broker.domain.shard import ShardState
-from broker.health import Health
+from broker.health import HealthBook
 from broker.ledger.digests import Decisions
 from broker.ledger.ending import AttemptEnds
 from broker.ledger.prices import PricedLanes
@@ -60,7 +60,7 @@ class Recorder:
         ring: KeyRing,
         clock: Clock,
         wakeups: Wakeups,
-        health: Health,
+        health: HealthBook,
         slot: StreamSlot = _ONLY_SLOT,
     ) -> None:
         self._database = database

@@ -14,7 +14,7 @@ from broker.database.lane_work import Capacity, OpenWork, open_work
 from broker.database.ready import GroupWaiting
 from broker.domain.job import GroupKey
 from broker.domain.lane import Lane, Supply
-from broker.health import Health
+from broker.health import HealthBook
 from broker.ledger.prices import PricedLanes, PriceHistory
 from broker.ledger.speeds import newest_samples
 from broker.ledger.work_done import Counted, WorkDone
@@ -112,7 +112,7 @@ class Watching:
         database: Database,
         lanes: Sequence[Lane],
         clock: Clock,
-        health: Health,
+        health: HealthBook,
         capacity: Capacity,
         *,
         policy: Policy,

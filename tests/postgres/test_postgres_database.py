@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from broker.database.connection import bulk_insert
 from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms, open_postgres
-from broker.database.drivers.postgres.marks import MarkLost, Slot, forget_old_marks
+from broker.database.drivers.postgres.marks import CommitMark, MarkLost, forget_old_marks
 from broker.database.failures import is_passing
 from broker.database.jobs import load_shard_jobs
 from broker.database.tables import commit_mark, payload, tenant
@@ -122,7 +122,7 @@ def test_an_old_session_cannot_commit_once_its_slot_was_asked_about(database):
     """The heart of it, without any network: whoever asks first decides."""
     with database._connected(database._writers) as (_, old), database._connected(database._writers) as (_, new):
         for arrives_first in (True, False):
-            slot = Slot(new_id().hex())
+            slot = CommitMark(new_id().hex())
             slot.prepare(old)
             expected = slot.number
             old.execute("BEGIN")
@@ -132,7 +132,7 @@ def test_an_old_session_cannot_commit_once_its_slot_was_asked_about(database):
                 slot.number = expected  # as if nobody had heard
             assert slot.was_kept(new) is arrives_first
             if not arrives_first:
-                stale = Slot(slot.name, expected)
+                stale = CommitMark(slot.name, expected)
                 with pytest.raises(MarkLost):
                     stale.commit(old)
                 old.execute("ROLLBACK")
@@ -141,7 +141,7 @@ def test_an_old_session_cannot_commit_once_its_slot_was_asked_about(database):
 
 def test_asking_waits_for_a_commit_that_is_under_way(database):
     with database._connected(database._writers) as (_, old), database._connected(database._writers) as (_, new):
-        slot = Slot(new_id().hex())
+        slot = CommitMark(new_id().hex())
         slot.prepare(old)
         old.execute("BEGIN")
         old.execute("UPDATE commit_mark SET mark = mark + 1 WHERE slot = %s::uuid", [slot.name])
@@ -152,7 +152,7 @@ def test_asking_waits_for_a_commit_that_is_under_way(database):
 def test_asking_twice_gives_the_same_answer(database):
     with database._connected(database._writers) as (_, driver):
         for kept in (True, False):
-            slot = Slot(new_id().hex())
+            slot = CommitMark(new_id().hex())
             slot.prepare(driver)
             before = slot.number
             if kept:

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from sqlalchemy import select, text
 
-from broker.database.drivers.postgres.leadership import Leadership, take_slot
+from broker.database.drivers.postgres.leadership import Leadership, lock_stream
 from broker.database.drivers.postgres.wakeups import PostgresWakeups
 from broker.database.fencing import alone
 from broker.database.plans import current_plan, write_plan
@@ -114,26 +114,26 @@ def test_alone_two_planners_never_make_one_generation_twice(database):
 
 
 def test_each_writer_has_a_slot_of_its_own_and_a_free_one_is_taken_again(database):
-    slots = [take_slot(database, "recorder") for _ in range(3)]
+    slots = [lock_stream(database, "recorder") for _ in range(3)]
     assert [slot.name for slot in slots] == ["recorder-0", "recorder-1", "recorder-2"]
     assert [slot.hold() for slot in slots] == ["recorder-0", "recorder-1", "recorder-2"]
     slots[1].close()
-    again = take_slot(database, "recorder")
+    again = lock_stream(database, "recorder")
     assert again.name in {"recorder-1", "recorder-3"}  # the server may take a moment to let go
-    other = take_slot(database, "closer")
+    other = lock_stream(database, "closer")
     assert other.name == "closer-0"
     for slot in (*slots, again, other):
         slot.close()
 
 
 def test_a_slot_is_taken_again_after_its_session_was_lost(database, postgres_url):
-    slot = take_slot(database, "recorder")
+    slot = lock_stream(database, "recorder")
     with psycopg.connect(postgres_url, autocommit=True) as admin:
         admin.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name LIKE 'slot recorder%'"
         )
     assert until(lambda: held(slot) == "recorder-0")
-    other = take_slot(database, "recorder")
+    other = lock_stream(database, "recorder")
     assert other.name == "recorder-1"
     slot.close()
     other.close()
@@ -148,13 +148,13 @@ def held(slot):
 
 
 def test_instead_of_a_slot_that_another_took_meanwhile_there_is_another(database, proxied_url, proxy):
-    slot = take_slot(database, "recorder")
+    slot = lock_stream(database, "recorder")
     slot._session._url = proxied_url
     proxy.refuse()
     slot._session.close()
     assert held(slot) is None
     others = []
-    assert until(lambda: others.append(take_slot(database, "recorder")) or others[-1].name == "recorder-0", 3)
+    assert until(lambda: others.append(lock_stream(database, "recorder")) or others[-1].name == "recorder-0", 3)
     proxy.heal()
     assert until(lambda: held(slot))
     assert slot.name not in {other.name for other in others}
@@ -166,7 +166,7 @@ def test_instead_of_a_slot_that_another_took_meanwhile_there_is_another(database
 def test_without_a_server_there_is_no_slot(database, monkeypatch):
     monkeypatch.setattr(database, "url", "postgresql://postgres@127.0.0.1:1/none")
     with pytest.raises(BrokerError, match="for another recorder"):
-        take_slot(database, "recorder")
+        lock_stream(database, "recorder")
 
 
 # ------------------------------------------------------------------------------------------------------- wake-ups

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms
-from broker.database.drivers.postgres.leadership import take_slot
+from broker.database.drivers.postgres.leadership import lock_stream
 from broker.database.drivers.postgres.sessions import Session
 from broker.domain.errors import BrokerError
 from broker.ledger.tables import ledger_batch, ledger_stream
@@ -87,11 +87,11 @@ def test_after_a_restart_two_recorders_write_two_streams(server, databases, tmp_
     world = World(mine, [a_lane(shard_jobs_max=2, slots=8)], tmp_path)
     world.take_in(some_lines(12))
     shards = world.claimed()
-    slots = [take_slot(mine, "recorder")]
+    slots = [lock_stream(mine, "recorder")]
     idle = recorder_of(world, mine, slots[0])
     record(idle, world, shards[0])
     server.restart()
-    slots.append(take_slot(other, "recorder"))
+    slots.append(lock_stream(other, "recorder"))
     newcomer = recorder_of(world, other, slots[1])
     assert slots[1].name == "recorder-0", "the restart freed it"
     for number, shard in enumerate(shards[1:5]):
@@ -105,7 +105,7 @@ def test_after_a_restart_two_recorders_write_two_streams(server, databases, tmp_
 
 def test_a_slot_that_is_still_free_is_kept(server, databases):
     mine, other = databases
-    first, second = take_slot(mine, "closer"), take_slot(other, "closer")
+    first, second = lock_stream(mine, "closer"), lock_stream(other, "closer")
     assert (first.name, second.name) == ("closer-0", "closer-1")
     server.restart()
     assert (held_again(second), held_again(first)) == ("closer-1", "closer-0")
@@ -114,7 +114,7 @@ def test_a_slot_that_is_still_free_is_kept(server, databases):
 
 
 def test_without_a_server_a_writer_waits_and_writes_nobodys_stream(server, databases):
-    slot = take_slot(databases[0], "rescuer")
+    slot = lock_stream(databases[0], "rescuer")
     server.stop()
     with pytest.raises(BrokerError, match="for another rescuer"):
         slot.hold()

@@ -23,7 +23,7 @@ from sqlalchemy import URL
 
 from broker.domain.errors import BrokerError
 
-__all__ = ["Driver", "Settings", "connect", "is_lost", "place_of", "roll_back", "run"]
+__all__ = ["SessionLimits", "WatchedConnection", "connect", "is_lost", "place_of", "roll_back", "run"]
 
 CONNECT_SECONDS = 5
 _GRACE_SECONDS = 5.0
@@ -31,7 +31,7 @@ _LOOK_SECONDS = 0.25
 _PREPARED_AFTER = 3
 
 
-class Settings(NamedTuple):
+class SessionLimits(NamedTuple):
     """What a session is opened with. A limit of 0 is none."""
 
     name: str
@@ -44,11 +44,11 @@ class _Watch:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._until: dict[Driver, float] = {}
+        self._until: dict[WatchedConnection, float] = {}
         self._busy = threading.Event()  # so that nobody looks where there is nothing to see
         self._thread: threading.Thread | None = None
 
-    def begin(self, driver: Driver) -> None:
+    def begin(self, driver: WatchedConnection) -> None:
         with self._lock:
             self._until[driver] = time.monotonic() + driver.answer_seconds
             if not self._busy.is_set():
@@ -57,7 +57,7 @@ class _Watch:
                 self._thread = threading.Thread(target=self._look, name="database-watch", daemon=True)
                 self._thread.start()
 
-    def end(self, driver: Driver) -> None:
+    def end(self, driver: WatchedConnection) -> None:
         with self._lock:
             self._until.pop(driver, None)
 
@@ -73,7 +73,7 @@ class _Watch:
                     self._busy.clear()
 
 
-def _cut(driver: Driver) -> None:
+def _cut(driver: WatchedConnection) -> None:
     try:
         with socket.socket(fileno=os.dup(driver.fileno())) as copy:
             copy.shutdown(socket.SHUT_RDWR)
@@ -84,7 +84,7 @@ def _cut(driver: Driver) -> None:
 _watch = _Watch()
 
 
-class Driver(psycopg.Connection[Any]):
+class WatchedConnection(psycopg.Connection[Any]):
     """A connection whose statements have a limit; 0 is none."""
 
     name: str = ""
@@ -121,7 +121,7 @@ class _Cursor(psycopg.Cursor[Any]):
         self.format = Format.BINARY
 
     def execute(self, *arguments: Any, **options: Any) -> Self:  # noqa: ANN401 (passed on as they are)
-        with self.connection.answering():  # type: ignore[attr-defined] # (it is of a Driver)
+        with self.connection.answering():  # type: ignore[attr-defined] # (it is of a WatchedConnection)
             return super().execute(*arguments, **options)
 
     def executemany(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 (passed on as they are)
@@ -142,7 +142,7 @@ class _StreamCursor(psycopg.ServerCursor[Any]):
         self.format = Format.BINARY
 
     def execute(self, *arguments: Any, **options: Any) -> Self:  # noqa: ANN401 (passed on as they are)
-        with self.connection.answering():  # type: ignore[attr-defined] # (it is of a Driver)
+        with self.connection.answering():  # type: ignore[attr-defined] # (it is of a WatchedConnection)
             return super().execute(*arguments, **options)
 
     def fetchmany(self, size: int = 0) -> list[Any]:
@@ -150,9 +150,9 @@ class _StreamCursor(psycopg.ServerCursor[Any]):
             return super().fetchmany(size)
 
 
-def connect(url: str, settings: Settings) -> Driver:
+def connect(url: str, settings: SessionLimits) -> WatchedConnection:
     """A connection in autocommit mode: its transactions begin where we say."""
-    driver = Driver.connect(
+    driver = WatchedConnection.connect(
         url,
         autocommit=True,
         connect_timeout=CONNECT_SECONDS,
@@ -172,7 +172,7 @@ def connect(url: str, settings: Settings) -> Driver:
     return driver
 
 
-def _options(url: str, settings: Settings) -> str:
+def _options(url: str, settings: SessionLimits) -> str:
     """What the server is told at once, after what the URL itself tells it."""
     ours = {
         "timezone": "UTC",
@@ -187,17 +187,17 @@ def _options(url: str, settings: Settings) -> str:
     return " ".join([*([str(told)] if told else []), *(f"-c {name}={value}" for name, value in ours.items())])
 
 
-def run(driver: Driver, text: str) -> psycopg.Cursor[Any]:
+def run(driver: WatchedConnection, text: str) -> psycopg.Cursor[Any]:
     """Statements without parameters, several at once if they are to travel together."""
     return driver.cursor().execute(text, prepare=False, binary=False)
 
 
-def is_lost(driver: Driver) -> bool:
+def is_lost(driver: WatchedConnection) -> bool:
     """Whether the connection is of no more use."""
     return driver.closed or driver.broken
 
 
-def roll_back(driver: Driver) -> None:
+def roll_back(driver: WatchedConnection) -> None:
     """End a transaction that came to nothing; on a lost connection it ends by itself."""
     if not is_lost(driver) and driver.info.transaction_status is not TransactionStatus.IDLE:
         try:

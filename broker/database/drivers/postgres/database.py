@@ -21,9 +21,17 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool, Pool, QueuePool
 
 from broker.database.connection import ROW_WRITER
-from broker.database.drivers.postgres.connections import Driver, Settings, connect, is_lost, place_of, roll_back, run
+from broker.database.drivers.postgres.connections import (
+    SessionLimits,
+    WatchedConnection,
+    connect,
+    is_lost,
+    place_of,
+    roll_back,
+    run,
+)
 from broker.database.drivers.postgres.copying import CopiedRows
-from broker.database.drivers.postgres.marks import CommitMarks, MarkLost, Slot
+from broker.database.drivers.postgres.marks import CommitMark, CommitMarks, MarkLost
 from broker.database.drivers.postgres.patience import Patience, is_connection_lost, may_pass_at_once
 from broker.database.history import INSTALLED
 from broker.database.schema import require_current
@@ -149,7 +157,7 @@ class PostgresDatabase:
         finally:
             self._marks.give_back(slot)
 
-    def _transact(self, work: Callable[[Connection], T], durable: bool, slot: Slot | None) -> T:
+    def _transact(self, work: Callable[[Connection], T], durable: bool, slot: CommitMark | None) -> T:
         with self._connected(self._writers) as (connection, driver):
             self._end_lost_sessions(driver)
             if slot:
@@ -169,7 +177,7 @@ class PostgresDatabase:
                 raise
             return value
 
-    def _was_kept(self, slot: Slot) -> bool:
+    def _was_kept(self, slot: CommitMark) -> bool:
         """Whether a commit is there whose answer was lost, also while the process ends."""
         self._forget_connections()
         patience = Patience(self._terms.retry_seconds)
@@ -196,7 +204,7 @@ class PostgresDatabase:
             return value
 
     @contextmanager
-    def _connected(self, engine: Engine) -> Iterator[tuple[Connection, Driver]]:
+    def _connected(self, engine: Engine) -> Iterator[tuple[Connection, WatchedConnection]]:
         """A connection outside of any transaction; whatever was begun on it and not ended is rolled back."""
         try:
             connection = engine.connect()
@@ -204,7 +212,7 @@ class PostgresDatabase:
             raise BrokerError(f"no connection to the database became free in {self._terms.pool_seconds:g} s") from error
         with connection:
             driver = connection.connection.driver_connection
-            assert isinstance(driver, Driver)  # noqa: S101 (our own pools hold nothing else)
+            assert isinstance(driver, WatchedConnection)  # noqa: S101 (our own pools hold nothing else)
             try:
                 yield connection, driver
             except psycopg.Error as error:
@@ -222,7 +230,7 @@ class PostgresDatabase:
         self._writers.dispose()
         self._readers.dispose()
 
-    def _end_lost_sessions(self, driver: Driver) -> None:
+    def _end_lost_sessions(self, driver: WatchedConnection) -> None:
         """A session whose client is gone may not know it yet, and stand in everyone's way with its locks."""
         if not self._lost:
             return
@@ -245,12 +253,12 @@ class PostgresDatabase:
                 "pool_recycle": _RECYCLE_SECONDS,
             }
 
-        def creator() -> Driver:
+        def creator() -> WatchedConnection:
             # By this name a session is found again whose connection was lost, and a build that may not be broken.
             name = session_name(terms.name, revision, new_id().hex()[-20:])
             # Whoever reads may think for as long as one of its statements may take.
             idle_seconds = max(terms.idle_in_transaction_seconds, statement_seconds)
-            driver = connect(self.url, Settings(name, statement_seconds, idle_seconds))
+            driver = connect(self.url, SessionLimits(name, statement_seconds, idle_seconds))
             driver.name = name
             if pool is NullPool:
                 driver.autocommit = False  # the migrations' transactions begin and end as SQLAlchemy's do

@@ -1,7 +1,7 @@
 """Who does what where several processes run the same role on PostgreSQL; on SQLite there is only one.
 
 `Leadership` says which process of a role works, so that the others stand by; `fencing.alone` makes sure of it
-inside a transaction. `take_slot` gives each writer of the ledger a durable stream that nobody else writes.
+inside a transaction. `lock_stream` gives each writer of the ledger a durable stream that nobody else writes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from broker.database.drivers.postgres.sessions import Session
 from broker.database.fencing import lock_number
 from broker.domain.errors import BrokerError
 
-__all__ = ["Leadership", "Slot", "take_slot"]
+__all__ = ["Leadership", "StreamLock", "lock_stream"]
 
 _log = structlog.get_logger(__name__)
 
@@ -66,7 +66,7 @@ class Leadership:
             self._session.close()
 
 
-class Slot:
+class StreamLock:
     """A durable place of its own for a writer of the ledger: `name`, such as recorder-0, names its stream.
 
     Used by one thread. See `broker.ledger.streams.StreamSlot`.
@@ -100,13 +100,13 @@ class Slot:
             self._session.close()
 
 
-def take_slot(database: Database, role: str) -> Slot:
+def lock_stream(database: Database, role: str) -> StreamLock:
     """The first of the role's slots that nobody has. Raises BrokerError where the database can't be asked."""
     if not isinstance(database, PostgresDatabase):
-        return Slot(role, f"{role}-0", None)
+        return StreamLock(role, f"{role}-0", None)
     session = Session(database.url, f"slot {role}")
     try:
-        return Slot(role, _first_free(session, role), session)
+        return StreamLock(role, _first_free(session, role), session)
     except BaseException:
         session.close()
         raise

@@ -16,11 +16,11 @@ import msgspec
 import psycopg
 from sqlalchemy import Connection, delete
 
-from broker.database.drivers.postgres.connections import Driver, run
+from broker.database.drivers.postgres.connections import WatchedConnection, run
 from broker.database.tables import commit_mark
 from broker.domain.ids import new_id
 
-__all__ = ["CommitMarks", "MarkLost", "Slot", "forget_old_marks"]
+__all__ = ["CommitMark", "CommitMarks", "MarkLost", "forget_old_marks"]
 
 _KEPT_US = 7 * 86_400 * 1_000_000
 _MARK_IS_NOT_AS_EXPECTED = "22012"
@@ -30,13 +30,13 @@ class MarkLost(Exception):
     """The slot's row is not as expected, so the commit was refused; another try begins with its number of now."""
 
 
-class Slot(msgspec.Struct):
+class CommitMark(msgspec.Struct):
     """A row of `commit_mark`. At most one transaction at a time uses it."""
 
     name: str
     number: int | None = None  # as it is in the database, where that is known
 
-    def commit(self, driver: Driver) -> None:
+    def commit(self, driver: WatchedConnection) -> None:
         """Move the mark and commit, in one message. Raises MarkLost, or what else the database said."""
         assert self.number is not None  # noqa: S101 (it was prepared)
         moved = (
@@ -52,7 +52,7 @@ class Slot(msgspec.Struct):
             raise MarkLost from error
         self.number += 1
 
-    def prepare(self, driver: Driver) -> None:
+    def prepare(self, driver: WatchedConnection) -> None:
         """Outside of any transaction: learn the number, and make the row where there is none."""
         if self.number is None:
             found = run(
@@ -63,7 +63,7 @@ class Slot(msgspec.Struct):
             assert found is not None  # noqa: S101 (it returns its row)
             self.number = found[0]
 
-    def was_kept(self, driver: Driver) -> bool:
+    def was_kept(self, driver: WatchedConnection) -> bool:
         """On another connection: whether the commit whose answer was lost is there; it can't come after this."""
         assert self.number is not None  # noqa: S101 (it was prepared)
         found = run(
@@ -81,14 +81,14 @@ class CommitMarks:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._free: list[Slot] = []
+        self._free: list[CommitMark] = []
 
-    def take(self) -> Slot:
+    def take(self) -> CommitMark:
         """A slot that nobody uses."""
         with self._lock:
-            return self._free.pop() if self._free else Slot(new_id().hex())
+            return self._free.pop() if self._free else CommitMark(new_id().hex())
 
-    def give_back(self, slot: Slot) -> None:
+    def give_back(self, slot: CommitMark) -> None:
         """It may be used again: what became of its last transaction is known."""
         with self._lock:
             self._free.append(slot)
@@ -97,7 +97,7 @@ class CommitMarks:
         """Whether the process has rows in the table."""
         return bool(self._free)
 
-    def remove(self, driver: Driver) -> None:
+    def remove(self, driver: WatchedConnection) -> None:
         """Take the process's rows out of the table, as it ends."""
         with self._lock:
             names, self._free = [slot.name for slot in self._free], []

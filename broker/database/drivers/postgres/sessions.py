@@ -15,7 +15,7 @@ import structlog
 from psycopg.pq import ConnStatus
 from psycopg.pq.abc import PGconn
 
-from broker.database.drivers.postgres.connections import Driver, Settings, connect
+from broker.database.drivers.postgres.connections import SessionLimits, WatchedConnection, connect
 from broker.domain.ids import new_id
 
 __all__ = ["Session"]
@@ -34,13 +34,13 @@ class Session:
     def __init__(self, url: str, name: str) -> None:
         self._url = url
         self._name = f"{name[:40]} {new_id().hex()[-20:]}"
-        self._driver: Driver | None = None
+        self._driver: WatchedConnection | None = None
         self._before = False  # a session of this name may still be there, with its locks
         self._next_try = 0.0
         self._heard = 0.0
         self._asked = 0.0  # when the question went out that is yet to be answered; 0 when there is none
 
-    def driver(self) -> Driver | None:
+    def driver(self) -> WatchedConnection | None:
         """The connection, made anew if need be; None while there is none to be had."""
         if self.is_alive():
             return self._driver
@@ -49,7 +49,7 @@ class Session:
             return None
         self._next_try = now + _RECONNECT_SECONDS
         try:
-            made = connect(self._url, Settings(self._name, _STATEMENT_SECONDS))
+            made = connect(self._url, SessionLimits(self._name, _STATEMENT_SECONDS))
             if self._before:
                 self._end_earlier(made)
         except psycopg.Error as error:
@@ -78,7 +78,7 @@ class Session:
             self._driver.close()
             self._driver = None
 
-    def _still_answers(self, driver: Driver) -> bool:
+    def _still_answers(self, driver: WatchedConnection) -> bool:
         if driver.closed:
             return False
         wire, now = driver.pgconn, time.monotonic()
@@ -106,7 +106,7 @@ class Session:
             else:
                 _wait_readable(self._driver.fileno(), left)
 
-    def _end_earlier(self, driver: Driver) -> None:
+    def _end_earlier(self, driver: WatchedConnection) -> None:
         """The server may take a while to notice that the session before this one has no client any more."""
         driver.execute(
             "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE application_name = %s"

@@ -16,7 +16,7 @@ import msgspec
 import psycopg
 import structlog
 
-from broker.database.drivers.postgres.connections import Driver, Settings, connect, run
+from broker.database.drivers.postgres.connections import SessionLimits, WatchedConnection, connect, run
 from broker.database.drivers.postgres.patience import Patience
 from broker.domain.ids import new_id
 from broker.wakeups import Topic, Wakeups
@@ -101,16 +101,16 @@ class PostgresWakeups:
                 self._job_ids.extend(job_ids)
             self._changed.notify_all()
 
-    def _keep_at_it(self, name: str, turn: Callable[[Driver], None]) -> None:
+    def _keep_at_it(self, name: str, turn: Callable[[WatchedConnection], None]) -> None:
         """Connect, work, and after a loss do both again."""
         try:
             self._turn_until_stopped(name, turn)
         finally:
             self._ended.release()
 
-    def _turn_until_stopped(self, name: str, turn: Callable[[Driver], None]) -> None:
+    def _turn_until_stopped(self, name: str, turn: Callable[[WatchedConnection], None]) -> None:
         patience = Patience(float("inf"), self._stopping)
-        settings = Settings(f"wakeups {name}", _STATEMENT_SECONDS)
+        settings = SessionLimits(f"wakeups {name}", _STATEMENT_SECONDS)
         while True:
             try:
                 with contextlib.closing(connect(self._url, settings)) as driver:
@@ -124,7 +124,7 @@ class PostgresWakeups:
             if not patience.outlasts():
                 return
 
-    def _send(self, driver: Driver) -> None:
+    def _send(self, driver: WatchedConnection) -> None:
         run(driver, "SET synchronous_commit = off")  # a wake-up that a crash takes back is none
         while True:
             with self._changed:
@@ -153,7 +153,7 @@ class PostgresWakeups:
             assert len(payload) < _PAYLOAD_BYTES_MAX  # noqa: S101 (300 ids of 18 bytes, a third more in base64)
             yield payload
 
-    def _listen(self, driver: Driver) -> None:
+    def _listen(self, driver: WatchedConnection) -> None:
         run(driver, f"LISTEN {CHANNEL}")
         # What was told while nobody listened is lost; so everyone looks once.
         self._wakeups.wake(*Topic)
