@@ -211,7 +211,7 @@ UPDATE shard SET
     worker_id = :to_worker,
     claimed_us = :now_us,
     lease_until_us = :until_us
-WHERE shard_id IN :of_shards
+WHERE shard_id {{which}}
     -- a lane's worker gets its lane's shards alone
     AND lane = :of_lane
     -- free, or this very worker's, which asks again when the answer got lost
@@ -227,8 +227,15 @@ WHERE shard_id = :of_shard
     -- not one that was taken back, handed back or done meanwhile
     AND state = 'running'
 {_HINTS}"""  # noqa: S608 (our own words alone)
+_CLAIM_ONE = (
+    text(_CLAIM_TEXT.format(which="= :of_shard"))
+    .bindparams(bindparam("of_shard", type_=Id))
+    .columns(shard_id=Id, batch_cancelled_us=BigInteger, any_cancelled_job=Id)
+)
+"""Most claims are of one, and a list of any length is put into the statement anew each time."""
+
 _CLAIM = (
-    text(_CLAIM_TEXT)
+    text(_CLAIM_TEXT.format(which="IN :of_shards"))
     .bindparams(bindparam("of_shards", expanding=True, type_=Id))
     .columns(shard_id=Id, batch_cancelled_us=BigInteger, any_cancelled_job=Id)
 )
@@ -244,6 +251,8 @@ def claim(
 ) -> dict[bytes, Holding]:
     """Give this worker those of the shards that are still free. A shard id is claimed once; this is the fence."""
     values = {"of_lane": lane, "to_worker": worker_id, "now_us": now_us, "until_us": lease_until_us}
+    if len(shard_ids) == 1:
+        return _holdings(connection, _CLAIM_ONE, {"of_shard": shard_ids[0], **values})
     return _holdings(connection, _CLAIM, {"of_shards": sorted(shard_ids), **values})
 
 

@@ -34,9 +34,10 @@ _CHECKPOINT_PAGES = 4_000  # 16 MB of log: pages that change often are then copi
 _READER_CACHE_KIB = 512  # each reader has its own; what they read is mostly what was just written
 _STATEMENTS_KEPT = 256  # a connection; all that the writer asks in its rounds, as each is parsed anew otherwise
 
-# Said to be their own adapters, which the driver else looks for at each value, for longer than it takes to bind it.
+# Said how they are bound, for which the driver else looks at each value, for longer than it takes to bind it.
 sqlite3.register_adapter(bytes, bytes.__bytes__)
 sqlite3.register_adapter(type(None), {None: None}.get)
+sqlite3.register_adapter(bool, {False: 0, True: 1}.get)
 
 
 def lock_folder(folder: Path) -> int:
