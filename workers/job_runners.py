@@ -57,9 +57,12 @@ class JobRunners:
 
     async def run_all(self) -> None:
         """Returns when each job has been run, left out or, after a stop, never begun."""
-        self._start_runner()
-        while self._runners:
-            await asyncio.wait(self._runners)
+        try:
+            self._start_runner()
+            while self._runners:
+                await asyncio.wait(self._runners)
+        finally:
+            del self._run_job  # it knows the shard, whose bodies would else stay until garbage is looked for
 
     def stop(self) -> None:
         """Cancel the jobs that run, and begin no other."""

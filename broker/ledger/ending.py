@@ -6,13 +6,13 @@ Used by whoever learns of an end: the recorder from a worker's events, the rescu
 from __future__ import annotations
 
 from collections import ChainMap, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from broker.database import batches, jobs
 from broker.database.batches import Counts
@@ -254,7 +254,7 @@ def _shard_facts(shard: ShardRecord, lane: Lane, decision_digest: bytes | None) 
     )
 
 
-def _outcome_row(shared: _Shared, row: AttemptRow, ended: Ended, asked: Row[Any] | None) -> OutcomeRow:
+def _outcome_row(shared: _Shared, row: AttemptRow, ended: Ended, asked: Sequence[Any] | None) -> OutcomeRow:
     facts = shared.facts
     return OutcomeRow(
         job_id=row.job_id,
