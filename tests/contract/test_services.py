@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import absent
+from tests.conftest import usable
 
 
 def test_postgres_gives_each_module_an_empty_database_of_its_own(postgres_url, postgres_server_url):
@@ -35,5 +35,8 @@ def test_redis_answers(redis_url):
 @pytest.mark.parametrize(("required", "outcome"), [("1", pytest.fail.Exception), ("", pytest.skip.Exception)])
 def test_an_absent_service_fails_only_where_it_is_required(monkeypatch, required, outcome):
     monkeypatch.setenv("BROKER_REQUIRE_SERVICES", required)
-    with pytest.raises(outcome, match="no PostgreSQL at nowhere"):
-        absent("PostgreSQL", "postgresql://nowhere/x", "BROKER_TEST_POSTGRES_URL", OSError("refused"))
+    monkeypatch.setenv("BROKER_TEST_POSTGRES_URL", "postgresql://127.0.0.1:1/nowhere")
+    with pytest.raises(
+        outcome, match=r"no PostgreSQL at 127\.0\.0\.1 \(set BROKER_TEST_POSTGRES_URL to name another\)"
+    ):
+        usable("postgres")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 from sqlalchemy import Column, Connection, Table
@@ -20,15 +20,38 @@ __all__ = ["TextRows"]
 _ROWS_AT_ONCE = (256, 64, 16)
 
 
+_SHARED_ROWS_MIN = 16
+
+
 class TextRows:
-    """The `RowWriter` of SQLite."""
+    """The `RowWriter` of SQLite. Used by one thread, which writes."""
+
+    def __init__(self) -> None:
+        self._shared: dict[str, tuple[int, ...]] = {}
 
     def insert(self, connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
-        """See `bulk_insert`."""
+        """See `bulk_insert`.
+
+        A value that a column has in all rows of a statement is bound once: to bind it takes longer than to compare it.
+        """
         columns_count = len(table.columns)
         for part in _parts(rows):
-            statement = _insert_text(table.name, len(part), columns_count)
-            connection.exec_driver_sql(statement, tuple(chain.from_iterable(part)))
+            shared: tuple[int, ...] = ()
+            values = chain.from_iterable(part)
+            if len(part) >= _SHARED_ROWS_MIN:
+                columns = list(zip(*part, strict=True))
+                shared = self._still_shared(table.name, columns)
+                own = (column for index, column in enumerate(columns) if index not in shared)
+                values = chain((part[0][index] for index in shared), *zip(*own, strict=True))
+            statement = _insert_text(table.name, len(part), columns_count, shared)
+            connection.exec_driver_sql(statement, tuple(values))
+
+    def _still_shared(self, table: str, columns: Sequence[tuple[Any, ...]]) -> tuple[int, ...]:
+        """The columns with one value each, in this part as in all before it: so the statements stay few."""
+        asked = self._shared.get(table, range(len(columns)))
+        shared = tuple(index for index in asked if columns[index].count(columns[index][0]) == len(columns[index]))
+        self._shared[table] = shared
+        return shared
 
     def update(
         self, connection: Connection, key: Column[Any], columns: Sequence[Column[Any]], rows: Sequence[tuple[Any, ...]]
@@ -52,8 +75,17 @@ def _parts(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]
 
 
 @lru_cache(maxsize=256)
-def _insert_text(table: str, rows_count: int, columns_count: int) -> str:
-    return f"INSERT INTO {table} VALUES {_marks(rows_count, columns_count)}"  # noqa: S608 (names of our own tables)
+def _insert_text(table: str, rows_count: int, columns_count: int, shared: tuple[int, ...]) -> str:
+    """The values of the `shared` columns come first, once, then each row's own."""
+    if not shared:
+        return f"INSERT INTO {table} VALUES {_marks(rows_count, columns_count)}"  # noqa: S608 (names of our own tables)
+    number_of = {index: number for number, index in enumerate(shared, start=1)}
+    numbers = count(len(shared) + 1)
+    rows = (
+        ", ".join(f"?{number_of.get(index) or next(numbers)}" for index in range(columns_count))
+        for _ in range(rows_count)
+    )
+    return f"INSERT INTO {table} VALUES ({'), ('.join(rows)})"  # noqa: S608 (as above)
 
 
 @lru_cache(maxsize=64)
