@@ -27,6 +27,7 @@ from tests.harness.dying_thread import DEATHS_FOLDER, PARTS, QUICK
 from tests.services.private_postgres import PrivatePostgres
 from tests.services.private_redis import PrivateRedis
 from tests.services.process import free_port
+from tests.upgraded import upgrade_postgres
 
 pytestmark = pytest.mark.slow
 
@@ -145,6 +146,7 @@ class Crew:
 @pytest.fixture(scope="module")
 def crew(tmp_path_factory):
     with PrivatePostgres({"max_connections": "200"}) as postgres, PrivateRedis() as redis:
+        upgrade_postgres(postgres.url)
         made = Crew(tmp_path_factory.mktemp("crew"), postgres.url, redis.url)
         yield made
         made.close()
