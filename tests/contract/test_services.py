@@ -36,7 +36,5 @@ def test_redis_answers(redis_url):
 def test_an_absent_service_fails_only_where_it_is_required(monkeypatch, required, outcome):
     monkeypatch.setenv("BROKER_REQUIRE_SERVICES", required)
     monkeypatch.setenv("BROKER_TEST_POSTGRES_URL", "postgresql://127.0.0.1:1/nowhere")
-    with pytest.raises(
-        outcome, match=r"no PostgreSQL at 127\.0\.0\.1 \(set BROKER_TEST_POSTGRES_URL"
-    ):
+    with pytest.raises(outcome, match=r"no PostgreSQL at 127\.0\.0\.1 \(set BROKER_TEST_POSTGRES_URL"):
         usable("postgres")

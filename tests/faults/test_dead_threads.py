@@ -67,7 +67,8 @@ class Mortal:
             token = (Path(self.data) / "token").read_text().strip()
             headers = {"Authorization": f"Bearer {token}"}
             with suppress(httpx.HTTPError):  # there will be no answer
-                httpx.post(f"http://127.0.0.1:{self.port}/broker/v1/jobs", json={"body": BODY}, headers=headers, timeout=10)
+                url = f"http://127.0.0.1:{self.port}/broker/v1/jobs"
+                httpx.post(url, json={"body": BODY}, headers=headers, timeout=10)
 
     data = ""
 
