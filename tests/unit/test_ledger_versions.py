@@ -165,3 +165,27 @@ def test_the_documents_program_finds_an_edit_in_any_column_of_either_version(gro
         done = subprocess.run([sys.executable, program, copy], capture_output=True, text=True, check=False)
         assert done.returncode == 1, (version, column)
         assert re.search(rf"AssertionError: {table.name} row \d+ is (not what was written|of version 3)", done.stderr)
+
+
+@pytest.mark.parametrize("value", ["x", b"x", 1.5, 2**62, -1], ids=str)
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        *(("attempt", name) for name in ("seq", "ledger_batch", "schema_version", "cost_nano_usd", "price_version")),
+        *(("ledger_batch", name) for name in ("batch_number", "first_seq", "rows_count", "merkle_root", "batch_hash")),
+        *(("ledger_seal_leaf", name) for name in ("batch_number", "batch_hash")),
+        ("ledger_checkpoint", "note"),
+    ],
+)
+def test_what_sqlite_keeps_in_any_column_is_a_fault_and_ends_no_verification(tmp_path, table, column, value):
+    path = restore_sqlite(tmp_path)
+    with sqlite3.connect(path) as other:
+        for (name,) in other.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            other.execute(f'DROP TRIGGER "{name}"')
+        key = {"attempt": "attempt_id", "ledger_batch": "batch_hash", "ledger_checkpoint": "tree_size"}
+        chosen = key.get(table, "tree_index")
+        where = f"{chosen} = (SELECT max({chosen}) FROM {table})"
+        assert other.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (value,)).rowcount == 1
+    database = open_database(tmp_path)
+    assert database.read(verify).faults != []
+    database.close()
