@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from broker.bootstrap.data_folder import open_database
 from broker.cli.ledger import app
+from broker.domain.errors import BrokerError
 from broker.domain.ids import parse_id
 from broker.ledger.proving import prove_job
 from broker.ledger.tables import attempt, cost_entry, job_outcome, ledger_batch
@@ -189,3 +190,17 @@ def test_what_sqlite_keeps_in_any_column_is_a_fault_and_ends_no_verification(tmp
     database = open_database(tmp_path)
     assert database.read(verify).faults != []
     database.close()
+
+
+@pytest.mark.parametrize("value", [99, "x"], ids=str)
+@pytest.mark.parametrize("column", ["seq", "cost_nano_usd", "leaf", "recorded_us"])
+def test_an_edited_row_is_not_proven_and_the_command_says_so(tmp_path, column, value):
+    path = restore_sqlite(tmp_path)
+    job_id = parse_id("job", old_proofs("sqlite")[0]["job"])
+    with sqlite3.connect(path) as other:
+        other.execute("DROP TRIGGER attempt_no_update")
+        other.execute(f"UPDATE attempt SET {column} = ? WHERE job_id = ?", (value, job_id))
+    words = ["prove", "--job", f"job_{job_id.hex()}", "--data", str(tmp_path)]
+    done = CliRunner().invoke(app, words, env={"BROKER_DATABASE_URL": ""})
+    assert isinstance(done.exception, BrokerError)
+    assert "is not what was written" in str(done.exception)
