@@ -10,7 +10,6 @@ from sqlalchemy import Connection, bindparam, select
 
 from broker.database.tables import batch_refusal, job, result
 from broker.domain.errors import ErrorCode
-from broker.domain.ids import id_offset, span_of
 from broker.domain.job import RefusedLine
 from broker.domain.outcome import Outcome
 from broker.ledger.tables import job_outcome
@@ -119,11 +118,14 @@ def _runs(job_ids: list[bytes]) -> list[list[bytes]]:
     A span's ids aren't in the order of its lines: those of prompts that begin alike stand together.
     """
     runs: list[list[bytes]] = []
+    following = -1
     for job_id in sorted(job_ids):
-        if runs and span_of(runs[-1][-1]) == span_of(job_id) and id_offset(runs[-1][-1], job_id) == 1:
+        number = int.from_bytes(job_id)
+        if number == following:
             runs[-1].append(job_id)
         else:
             runs.append([job_id])
+        following = number + 1
     return runs
 
 
