@@ -16,9 +16,12 @@ class PricesNamed:
     def __init__(self) -> None:
         self._digests: dict[str, set[bytes]] = {}
 
-    def note(self, version: str, digest: bytes | None) -> None:
-        """An attempt was paid at this price; without a digest where it is of version 1."""
-        if digest is not None:
+    def note(self, version: object, digest: bytes | None) -> None:
+        """An attempt was paid at this price; without a digest where it is of version 1.
+
+        What can't be a version is no price's: the attempt's own leaf tells of it.
+        """
+        if digest is not None and isinstance(version, str):
             self._digests.setdefault(version, set()).add(digest)
 
     def faults(self, connection: Connection) -> list[str]:

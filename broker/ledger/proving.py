@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, select
 
 from broker.domain.errors import BrokerError
 from broker.domain.ids import format_id
-from broker.ledger.canonical import BatchRecord, batch_bytes, row_bytes
+from broker.ledger.canonical import BatchRecord, batch_bytes, row_bytes, row_leaf
 from broker.ledger.row_values import RowAsWritten, RowValues
 from broker.ledger.tables import (
     attempt,
@@ -24,7 +24,7 @@ from broker.ledger.tables import (
     ledger_seal_leaf,
     ledger_stream,
 )
-from broker.rules.merkle import inclusion_path, leaf_hash
+from broker.rules.merkle import inclusion_path, leaf_hash, merkle_root
 
 __all__ = ["Proof", "RowProof", "prove_job"]
 
@@ -119,6 +119,12 @@ def _row_proof(
         .where(ledger_batch.c.stream_id == row.stream_id, ledger_batch.c.batch_number == row.ledger_batch)
     ).one()
     leaves = _leaves(connection, row)
+    as_written = row_leaf(table, written.values) == written.leaf and merkle_root(leaves) == batch.merkle_root
+    if not as_written or len(leaves) != batch.rows_count:
+        raise BrokerError(
+            f"row {row.seq} of {table}, or another of its batch, is not what was written, so nothing can be proven by"
+            " it: `broker ledger verify` says more"
+        )
     index = row.seq - batch.first_seq
     return RowProof(
         table=table,
@@ -140,8 +146,13 @@ def _leaves(connection: Connection, row: Row[Any]) -> list[bytes]:
         mine = (table.c.stream_id == row.stream_id, table.c.ledger_batch == row.ledger_batch)
         # A batch's rows were recorded at one time, which is what the large tables are looked up by.
         query = select(table.c.seq, table.c.leaf).where(table.c.recorded_us == row.recorded_us, *mine)
-        found += [(seq, bytes(leaf)) for seq, leaf in connection.execute(query)]
+        # SQLite keeps any value in any column: what can't be a place or a leaf was none.
+        found += [(seq, bytes(leaf)) for seq, leaf in connection.execute(query) if _is_leaf(seq, leaf)]
     return [leaf for _, leaf in sorted(found)]
+
+
+def _is_leaf(seq: object, leaf: object) -> bool:
+    return type(seq) is int and isinstance(leaf, bytes | memoryview)
 
 
 def _readable(written: RowAsWritten) -> dict[str, Any]:

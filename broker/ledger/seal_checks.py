@@ -62,12 +62,15 @@ def _stored(connection: Connection, keys: Collection[bytes], faults: list[str]) 
     """The database's own checkpoints, as their notes say it."""
     found = []
     for row in connection.execute(select(ledger_checkpoint).order_by(ledger_checkpoint.c.tree_size)):
+        if not isinstance(row.note, str):
+            faults.append(f"the checkpoint of {row.tree_size:,} batches: its note is no text")
+            continue
         try:
             said = verify_note(row.note, keys)
         except ValueError as error:
             faults.append(f"the checkpoint of {row.tree_size:,} batches: {error}")
             continue
-        if (said.tree_size, said.root, said.sealed_us) != (row.tree_size, bytes(row.root), row.sealed_us):
+        if (said.tree_size, said.root, said.sealed_us) != (row.tree_size, _hash(row.root), row.sealed_us):
             faults.append(f"the checkpoint of {row.tree_size:,} batches is not what its note says")
         found.append(said)
     return found
@@ -87,6 +90,11 @@ def _verify_tree(connection: Connection, roots: dict[int, set[bytes]], faults: l
     next_numbers: dict[bytes, int] = defaultdict(int)
     slots = {row.stream_id: row.slot for row in connection.execute(select(ledger_stream))}
     for row in _leaves(connection):
+        if type(row.batch_number) is not int or not isinstance(row.stream_id, bytes):
+            faults.append(f"seal {row.tree_index:,} was changed: it names no batch")
+            expected = row.tree_index + 1
+            tree.add(leaf_hash(_hash(row.batch_hash)))
+            continue
         name = slots.get(row.stream_id, row.stream_id.hex())
         said = []
         if row.tree_index != expected:
@@ -97,17 +105,22 @@ def _verify_tree(connection: Connection, roots: dict[int, set[bytes]], faults: l
             said.append(f"seal {row.tree_index:,}: batch {row.batch_number} of stream {name} is out of its turn")
         if row.present_hash is None:
             said.append(f"stream {name}, batch {row.batch_number}: it was sealed, and is gone")
-        elif bytes(row.present_hash) != bytes(row.batch_hash):
+        elif _hash(row.present_hash) != _hash(row.batch_hash):
             said.append(f"stream {name}, batch {row.batch_number}: it is not the one that was sealed")
         expected, next_numbers[row.stream_id] = row.tree_index + 1, row.batch_number + 1
         wrong += len(said)
         faults += said[: max(0, _FAULTS_MAX - wrong + len(said))]
-        tree.add(leaf_hash(bytes(row.batch_hash)))
+        tree.add(leaf_hash(_hash(row.batch_hash)))
         if any(root != tree.root for root in roots.get(tree.size, ())):
             faults.append(f"the first {tree.size:,} sealed batches are not those that a checkpoint is of")
     if wrong > _FAULTS_MAX:
         faults.append(f"and {wrong - _FAULTS_MAX:,} more of the kind")
     return tree.size
+
+
+def _hash(value: object) -> bytes:
+    """A hash as it is kept; what isn't one, which SQLite would keep as well, is like none."""
+    return bytes(value) if isinstance(value, bytes | memoryview) else b""
 
 
 def _leaves(connection: Connection) -> Iterable[Any]:

@@ -79,12 +79,18 @@ def _verify_stream(
 ) -> None:
     rows = _Peekable(
         heapq.merge(
-            *(_rows(connection, table, stream_id, prices) for table in (attempt, job_outcome, cost_entry)),
+            *(
+                _rows(connection, table, stream_id, prices, f"stream {slot}", found)
+                for table in (attempt, job_outcome, cost_entry)
+            ),
             key=attrgetter("seq"),
         )
     )
     previous, number, seq = FIRST_PREVIOUS_HASH, 0, 0
     for record in _batches(connection, stream_id):
+        if not all(type(one) is int for one in (record.batch_number, record.first_seq, record.rows_count)):
+            found.faults.append(f"stream {slot}: the record of a batch was changed: its numbers are none")
+            continue
         end = record.first_seq + record.rows_count
         members = list(rows.take_below(end))
         where = f"stream {slot}, batch {record.batch_number}"
@@ -102,8 +108,8 @@ def _verify_stream(
 def _faults(record: _Batch, members: list[_Row], previous: bytes, number: int, seq: int) -> Iterator[str]:
     if record.batch_number != number or record.first_seq != seq:
         yield f"batch {number} is missing before it"
-    expected = list(range(record.first_seq, record.first_seq + record.rows_count))
-    if [row.seq for row in members] != expected:
+    in_order = all(row.seq == seq for seq, row in enumerate(members, start=record.first_seq))
+    if len(members) != record.rows_count or not in_order:
         yield f"it was written with {record.rows_count} rows, and now has {len(members)}"
     if record.previous_hash != previous:
         yield "it does not continue the batch before it"
@@ -129,12 +135,18 @@ def _batches(connection: Connection, stream_id: bytes) -> Iterator[_Batch]:
         yield _Batch(**row._mapping)  # noqa: SLF001 (SQLAlchemy's public name for it)
 
 
-def _rows(connection: Connection, table: Table, stream_id: bytes, prices: PricesNamed) -> Iterator[_Row]:
+def _rows(
+    connection: Connection, table: Table, stream_id: bytes, prices: PricesNamed, where: str, found: Verification
+) -> Iterator[_Row]:
+    """SQLite keeps any value in any column: what isn't even a number must not end the search for faults."""
     name = str(table.name)
     reader = RowValues(connection, table)
     query = select(*reader.columns).where(table.c.stream_id == stream_id).order_by(table.c.seq)
     for row in connection.execute(query.execution_options(yield_per=_ROWS_TOGETHER)):
-        cost = 0 if table is job_outcome else row.cost_nano_usd
+        if type(row.seq) is not int:
+            found.faults.append(f"{where}: a row of {name} is not what was written: it has no place in the stream")
+            continue
+        cost = 0 if table is job_outcome or type(row.cost_nano_usd) is not int else row.cost_nano_usd
         try:
             written = reader.of(row)
         except UnknownVersion as error:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from broker.bootstrap.data_folder import open_database
 from broker.cli.ledger import app
+from broker.domain.errors import BrokerError
 from broker.domain.ids import parse_id
 from broker.ledger.proving import prove_job
 from broker.ledger.tables import attempt, cost_entry, job_outcome, ledger_batch
@@ -165,3 +166,41 @@ def test_the_documents_program_finds_an_edit_in_any_column_of_either_version(gro
         done = subprocess.run([sys.executable, program, copy], capture_output=True, text=True, check=False)
         assert done.returncode == 1, (version, column)
         assert re.search(rf"AssertionError: {table.name} row \d+ is (not what was written|of version 3)", done.stderr)
+
+
+@pytest.mark.parametrize("value", ["x", b"x", 1.5, 2**62, -1], ids=str)
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        *(("attempt", name) for name in ("seq", "ledger_batch", "schema_version", "cost_nano_usd", "price_version")),
+        *(("ledger_batch", name) for name in ("batch_number", "first_seq", "rows_count", "merkle_root", "batch_hash")),
+        *(("ledger_seal_leaf", name) for name in ("batch_number", "batch_hash")),
+        ("ledger_checkpoint", "note"),
+    ],
+)
+def test_what_sqlite_keeps_in_any_column_is_a_fault_and_ends_no_verification(tmp_path, table, column, value):
+    path = restore_sqlite(tmp_path)
+    with sqlite3.connect(path) as other:
+        for (name,) in other.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            other.execute(f'DROP TRIGGER "{name}"')
+        key = {"attempt": "attempt_id", "ledger_batch": "batch_hash", "ledger_checkpoint": "tree_size"}
+        chosen = key.get(table, "tree_index")
+        where = f"{chosen} = (SELECT max({chosen}) FROM {table})"
+        assert other.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (value,)).rowcount == 1
+    database = open_database(tmp_path)
+    assert database.read(verify).faults != []
+    database.close()
+
+
+@pytest.mark.parametrize("value", [99, "x"], ids=str)
+@pytest.mark.parametrize("column", ["seq", "cost_nano_usd", "leaf", "recorded_us"])
+def test_an_edited_row_is_not_proven_and_the_command_says_so(tmp_path, column, value):
+    path = restore_sqlite(tmp_path)
+    job_id = parse_id("job", old_proofs("sqlite")[0]["job"])
+    with sqlite3.connect(path) as other:
+        other.execute("DROP TRIGGER attempt_no_update")
+        other.execute(f"UPDATE attempt SET {column} = ? WHERE job_id = ?", (value, job_id))
+    words = ["prove", "--job", f"job_{job_id.hex()}", "--data", str(tmp_path)]
+    done = CliRunner().invoke(app, words, env={"BROKER_DATABASE_URL": ""})
+    assert isinstance(done.exception, BrokerError)
+    assert "is not what was written" in str(done.exception)

@@ -17,7 +17,7 @@ from broker.domain.outcome import Outcome
 from broker.domain.usage import Usage
 from broker.ledger.tables import attempt, job_outcome
 from broker.stages.assembler import Assembler
-from tests.unit.builders import a_failure, a_job_ran, some_lines
+from tests.unit.builders import a_failure, a_job_ran, a_line, some_lines
 
 COST = 10_000
 """What one job is expected to cost on the lane of these tests, in nano-dollars."""
@@ -218,6 +218,35 @@ def test_what_is_written_ahead_is_what_would_be_written_at_the_end(make_world, a
     assert len(Assembler(world.database, world.clock).step()) == 1
     assert _content(record) == written
     assert sum(content.count(b"\n") for content in written) == 13
+
+
+def _chat(place, system):
+    """A line whose prompt begins with `system`: those of one have neighbouring ids."""
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": "hi"}]
+    return a_line(f"n{place}", body={"messages": messages}) + b"\n"
+
+
+@settings(max_examples=30)
+@given(draws=st.data())
+def test_lines_whose_prompts_begin_alike_are_written_in_the_order_of_the_input(make_world, draws):
+    world = make_world()
+    kinds = draws.draw(st.lists(st.sampled_from(["", "a", "b", "c"]), min_size=1, max_size=14))
+    record = world.take_in(b"".join(_chat(place, kind) if kind else b"bad\n" for place, kind in enumerate(kinds)))
+    expected = [f"n{place}" for place, kind in enumerate(kinds) if kind]
+    shards = world.claimed()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("broker.stages.assembler._AHEAD_LINES", 2)
+        patch.setattr("broker.stages.output_files._LINES_PER_PAGE", draws.draw(st.integers(1, 14)))
+        patch.setattr("broker.ledger.results._RUN_JOBS_MIN", draws.draw(st.integers(1, 5)))
+        assembler = Assembler(world.database, world.clock)
+        for shard in shards:
+            for number, index in enumerate(draws.draw(st.permutations(range(shard.jobs_count)))):
+                assert assembler.step() == []
+                world.record(world.ran(shard, a_job_ran(index), number=number))
+        assert len(assembler.step()) == 1
+    output, errors = _files(record)
+    assert [line["custom_id"] for line in output] == expected
+    assert len(errors) == len(kinds) - len(expected)
 
 
 def test_lines_are_written_ahead_up_to_the_first_that_runs(world, ahead):
