@@ -145,6 +145,16 @@ def test_an_orderly_stop_in_time_spares_the_last_resort(wakeups):
     assert not ended.wait(0.6)
 
 
+def test_what_outlasts_the_others_is_not_waited_for(threads):
+    over = threading.Event()
+    threads.spawn("outlasting", over.wait, over.is_set, outlasts=True)
+    threads.stop()
+    began = time.monotonic()
+    threads.join(20.0)
+    assert time.monotonic() - began < 10.0
+    over.set()
+
+
 def test_a_thread_whose_work_is_over_may_return(threads):
     over = threading.Event()
     threads.spawn("well", over.wait, over.is_set)
