@@ -45,7 +45,8 @@ class Waiter:
     def wait(self, timeout_seconds: float) -> bool:
         """Sleep until woken, or for `timeout_seconds`; whether woken."""
         woken = self._event.wait(timeout_seconds)
-        self._event.clear()
+        if woken:  # else one that comes just now would be lost, which is kept for the next wait
+            self._event.clear()
         return woken
 
 

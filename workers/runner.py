@@ -330,6 +330,8 @@ class _ShardRun:
             except Exception as error:  # noqa: BLE001 (the broker can't be asked; the lease still runs)
                 _log.warning("renewal_failed", shard=self._order.shard_id.hex(), error=type(error).__name__)
                 granted = not self._lease.is_over
+            if self._stopped is not None:
+                return  # meanwhile: what hasn't ended is handed back, and who is told so also cancels it
             if not granted:
                 _log.warning("lease_lost", shard=self._order.shard_id.hex(), lane=self._order.lane)
                 self.stop(_Stop.LEASE_LOST)

@@ -24,6 +24,8 @@ _BACKLOG = 1_024
 
 def listen(host: str, port: int) -> socket.socket:
     """Take the address, before anything else is started. Raises BrokerError when it can't be had."""
+    if not host:  # to a socket that means every address of the machine
+        raise BrokerError("can't listen on no address: name one with --host, such as 127.0.0.1, or 0.0.0.0 for all")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     taken = socket.socket(family, socket.SOCK_STREAM)
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -135,7 +135,7 @@ class Served:
         signer = self._load_signer()
         self.database.write(lambda connection: import_prices(connection, self._lanes, self.clock()))
         self._keys.refresh()
-        self._carrier.start(lambda name, run: self._threads.spawn(name, run, lambda: self._carrier.is_stopping))
+        self._carrier.start(self._spawn_carrying)
         start_roles(self._terms.roles, self._wiring(signer))
         for loop in self._chores():
             self._threads.start(loop)
@@ -161,6 +161,10 @@ class Served:
                 self._jobs_bus.close()
             self.database.close()
             self._threads.end()
+
+    def _spawn_carrying(self, name: str, run: Callable[[], None]) -> None:
+        """Until the others have ended, whose last wake-ups it carries; `stop` waits for it then."""
+        self._threads.spawn(name, run, lambda: self._carrier.is_stopping, outlasts=True)
 
     def _wiring(self, signer: Signer) -> Wiring:
         ring = self._keys.ring

@@ -49,6 +49,7 @@ class Threads:
         self._end_process = end_process
         self._failure: BrokerError | None = None
         self._threads: dict[str, threading.Thread] = {}
+        self._outlasting: set[threading.Thread] = set()
         self._ended_in_order = threading.Event()
 
     @property
@@ -60,8 +61,18 @@ class Threads:
         """Run a loop until `stop`."""
         self.spawn(loop.name, Runner(loop, self.stopping, self._wakeups, self._note_failure).run)
 
-    def spawn(self, name: str, run: Callable[[], None], is_over: Callable[[], bool] = lambda: False) -> None:
-        """Run it in a thread of its own. It may end after `stop`, or once `is_over`; before, that ends the process."""
+    def spawn(
+        self,
+        name: str,
+        run: Callable[[], None],
+        is_over: Callable[[], bool] = lambda: False,
+        *,
+        outlasts: bool = False,
+    ) -> None:
+        """Run it in a thread of its own. It may end after `stop`, or once `is_over`; before, that ends the process.
+
+        One that `outlasts` the others serves them until they have ended: `join` doesn't wait for it.
+        """
 
         def watched() -> None:
             error: BaseException | None = None
@@ -76,6 +87,8 @@ class Threads:
 
         thread = threading.Thread(target=watched, name=name, daemon=True)
         self._threads[_unused(name, self._threads)] = thread
+        if outlasts:
+            self._outlasting.add(thread)
         thread.start()
 
     def runs(self, name: str) -> bool:
@@ -105,9 +118,11 @@ class Threads:
         self._wakeups.wake(*Topic)
 
     def join(self, timeout_seconds: float) -> None:
-        """Wait until all have ended, or the time is over."""
+        """Wait until all have ended but those that outlast the others, or the time is over."""
         deadline = time.monotonic() + timeout_seconds
         for thread in self._threads.values():
+            if thread in self._outlasting:
+                continue
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def end(self) -> None:

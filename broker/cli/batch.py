@@ -62,6 +62,8 @@ def run(
     leave_modules_out_of_garbage_collection()
     settings = read_settings(data, catalog)
     names = tuple(sorted(name.strip() for name in lanes.split(",") if name.strip())) if lanes else ()
+    if lanes is not None and not names:  # a limit that names nothing is a mistake, and no limit would be a costly one
+        raise UsageError(f"--lanes is {lanes!r}, which names none: leave it out for all lanes")
     every = load_lanes(settings.catalog)
     policy, chosen = load_policy(settings.catalog, every), allowed_lanes(every, names)
     options = RunOptions(

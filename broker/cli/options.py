@@ -86,7 +86,7 @@ def read_constraints(lanes: str | None, require: list[str] | None) -> Constraint
     """What --lanes and --require demand together; None where they demand nothing."""
     from broker.rules.demands import constraints_of
 
-    texts = [*(require or []), *([f"lane={lanes}"] if lanes else [])]
+    texts = [*(require or []), *([f"lane={lanes}"] if lanes is not None else [])]
     try:
         return constraints_of(texts) if texts else None
     except ValueError as error:

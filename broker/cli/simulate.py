@@ -49,7 +49,10 @@ ShareOption = Annotated[
 StandbyOption = Annotated[
     float | None,
     typer.Option(
-        "--standby", min=0.0, help="Capacity that stands by for urgent work, times its daily mean [what is worth it]."
+        "--standby",
+        min=0.0,
+        max=100.0,
+        help="Capacity that stands by for urgent work, times its daily mean [what is worth it].",
     ),
 ]
 MissedOption = Annotated[
@@ -81,7 +84,7 @@ def simulate(
     from broker.simulation.comparing import compare_ours, compare_peers
     from broker.simulation.faults import drain_of, named_faults, parse_outage
     from broker.simulation.lane_files import DEFAULT_LANES, read_lanes
-    from broker.simulation.workload import read_arrivals
+    from broker.simulation.workload import STEP_S, read_arrivals
 
     if history == (trace is not None):
         raise UsageError("name a trace, or --history; one of them")
@@ -97,6 +100,9 @@ def simulate(
             raise UsageError(f"no lane of the catalog is {fault.provider}'s")
     shares = _shares(share or (), lanes)
     policy = Policy(shares=shares, standby=standby, missed_job_nano_usd=_missed_job(missed_job_usd))
+    history_steps = -workload.start_s // STEP_S
+    if not any(any(source.jobs[history_steps:]) for source in workload.sources):
+        raise UsageError(f"{trace or 'the history'} asks for no jobs: there is nothing to place")
     ours = compare_ours(lanes, workload, faults, policy, seed)
     row = _row_for_people if shape is OutputFormat.TABLE else _row
     rows = [{**dict.fromkeys(row(ours)), "policy": "bound", "cost_usd": round(ours.bound_usd, 2), "x_bound": 1.0}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -58,6 +59,8 @@ def worker(
     broker_url = url or settings.url
     if not broker_url:
         raise UsageError("name the broker's door with --url, or BROKER_URL: a worker claims its shards there")
+    if not _is_http(broker_url):
+        raise UsageError(f"{broker_url!r} is not the URL of a broker, such as http://127.0.0.1:8470")
     terms = WorkerTerms(
         url=broker_url,
         bus_url=shared_bus_url_of(chosen),
@@ -90,6 +93,14 @@ def _resource_id(given: str | None) -> str | None:
             f"--resource-id is {given[:40]!r}; it must be at most {RESOURCE_ID_CHARS_MAX} printable characters"
         )
     return given
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _lane(name: str, lanes: list[Lane]) -> Lane:

@@ -61,8 +61,9 @@ class Cursor:
     def take(self, lane: Lane, jobs_max: int) -> list[WaitingSpan]:
         """The next jobs of one batch for one shard, in order: up to `jobs_max`, and to what the lane's message carries.
 
-        A suspect (`alone`) comes by itself, and jobs of quite another size don't come along: they may have a better
-        lane, and would make a small shard. `jobs_max` is at least 1; empty only at the end.
+        A suspect (`alone`) comes by itself. Jobs that were preempted more or less often don't come along, for the lane
+        was chosen by that; nor do those of quite another size: they may have a better lane, and would make a small
+        shard. `jobs_max` is at least 1; empty only at the end.
         """
         taken: list[WaitingSpan] = []
         count = fitting = 0
@@ -74,6 +75,7 @@ class Cursor:
             if taken and (
                 rest.batch_id != taken[0].batch_id
                 or rest.alone
+                or rest.preemptions != taken[0].preemptions
                 or count >= jobs_max
                 or max(alike, fitting) > _UNLIKE * min(alike, fitting)
             ):

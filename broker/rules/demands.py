@@ -42,7 +42,10 @@ def constraints_of(texts: Iterable[str]) -> Constraints:
         name, sign, value = match[1], match[2], match[3].strip()
         if (name, sign) in _FIELDS:
             field = _FIELDS[name, sign]
-            fields[field] = (*fields.get(field, ()), *(part.strip() for part in value.split(",") if part.strip()))
+            names = [part.strip() for part in value.split(",") if part.strip()]
+            if not names:
+                raise ValueError(f"{text[:60]!r}, which names none; it must be one of {_EXAMPLES}")
+            fields[field] = (*fields.get(field, ()), *names)
         elif (name, sign) == ("interruptible", "=") and value in {"yes", "no"}:
             fields["interruptible"] = value == "yes"
         elif (name, sign) == ("max-cost", "="):

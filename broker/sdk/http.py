@@ -73,12 +73,15 @@ class Client:
 
     def __init__(self, url: str, token: str) -> None:
         self._url = url.rstrip("/")
-        self._http = httpx.Client(
-            base_url=self._url,
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=_ANSWER_SECONDS,
-            trust_env=False,  # a proxy has no business between a producer and its own machine
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=self._url,
+                headers={"Authorization": f"Bearer {token}"},
+                timeout=_ANSWER_SECONDS,
+                trust_env=False,  # a proxy has no business between a producer and its own machine
+            )
+        except httpx.InvalidURL as error:
+            raise self._unreachable(error) from None
 
     @classmethod
     def of_folder(cls, data: Path, url: str | None = None, token: str | None = None) -> Self:

@@ -128,3 +128,25 @@ def test_a_trace_or_ones_history_is_needed_and_a_history_has_arrivals(tmp_path):
     open_database(tmp_path / "data").close()
     done = simulate("--history", "--data", tmp_path / "data")
     assert (done.returncode, "no arrivals are kept yet" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("figure", "said"), [("-3", "-3"), ("nan", "nan"), ("inf", "inf")])
+def test_a_figure_that_no_trace_can_have_is_named_with_its_line(tmp_path, figure, said):
+    path = tmp_path / "trace.csv"
+    path.write_text(f"step_start_s,requests_1h\n0,1\n10,{figure}\n")
+    with pytest.raises(UsageError, match=f"trace.csv, line 3: requests_1h is {said}; it must be a number of 0 or more"):
+        read_arrivals(path)
+
+
+@pytest.mark.parametrize("steps", ["0,0", "-10,4\n0,0"])
+def test_a_trace_that_asks_for_nothing_is_one_sentence(tmp_path, steps):
+    path = tmp_path / "trace.csv"
+    path.write_text(f"step_start_s,requests_1h\n{steps}\n")
+    done = simulate(path)
+    assert (done.returncode, done.stderr) == (2, f"error: {path} asks for no jobs: there is nothing to place\n")
+
+
+def test_no_more_stands_by_than_a_catalog_may_say(trace):
+    done = simulate(trace, "--standby", "inf")
+    assert done.returncode == 2
+    assert "'--standby': Input should be less than or equal to 100" in done.stderr

@@ -20,7 +20,7 @@ from broker.database.drivers.sqlite.database import SqliteDatabase, lock_folder,
 from broker.database.failures import is_disk_full
 from broker.database.migrating import upgrade
 from broker.database.tables import ready, tenant
-from broker.domain.errors import BrokerError
+from broker.domain.errors import BrokerError, UsageError
 from broker.keys import load_or_create_signer, public_bytes
 from tests.unit.builders import a_span
 
@@ -216,6 +216,13 @@ def test_commits_outlive_a_power_cut_and_keys_are_checked(database):
         "recursive_triggers": 1,
         "journal_mode": "wal",
     }
+
+
+@pytest.mark.parametrize("name", ["a-file", "a-file/data"])
+def test_a_data_folder_that_can_not_be_had_is_one_sentence(tmp_path, name):
+    (tmp_path / "a-file").touch()
+    with pytest.raises(UsageError, match=f"can't write in the data folder {tmp_path / name}: "):
+        lock_folder(tmp_path / name)
 
 
 def test_a_folder_has_one_broker(tmp_path):

@@ -31,6 +31,11 @@ def taken():
     socket.close()
 
 
+def test_an_empty_host_is_refused_and_is_not_every_address():
+    with pytest.raises(BrokerError, match=r"^can't listen on no address: name one with --host, "):
+        listen("", 0)
+
+
 def test_served_a_taken_port_is_said_before_the_database_is_asked(tmp_path, taken):
     nowhere = "postgresql://postgres@127.0.0.1:1/none"
     terms = ServedTerms(database_url=nowhere, data=tmp_path, roles=[Role.API], door=DoorTerms(port=taken))

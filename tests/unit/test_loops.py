@@ -17,7 +17,7 @@ from broker.bootstrap import loop as loop_module
 from broker.bootstrap.loop import Every, Loop, Woken
 from broker.bootstrap.threads import Threads
 from broker.domain.errors import BrokerError
-from broker.wakeups import Topic, Wakeups
+from broker.wakeups import Topic, Waiter, Wakeups
 
 ROOT = Path(__file__).parents[2]
 
@@ -143,6 +143,32 @@ def test_an_orderly_stop_in_time_spares_the_last_resort(wakeups):
     threads.stop()
     threads.end()
     assert not ended.wait(0.6)
+
+
+def test_a_wake_up_just_after_the_time_is_over_is_kept_for_the_next_wait(monkeypatch):
+    waiter = Waiter()
+    wait = waiter._event.wait
+
+    def woken_too_late(timeout_seconds):
+        woken = wait(timeout_seconds)
+        waiter.wake()
+        return woken
+
+    monkeypatch.setattr(waiter._event, "wait", woken_too_late)
+    assert not waiter.wait(0.01)
+    monkeypatch.undo()
+    assert waiter.wait(0.0)
+    assert not waiter.wait(0.0)
+
+
+def test_what_outlasts_the_others_is_not_waited_for(threads):
+    over = threading.Event()
+    threads.spawn("outlasting", over.wait, over.is_set, outlasts=True)
+    threads.stop()
+    began = time.monotonic()
+    threads.join(20.0)
+    assert time.monotonic() - began < 10.0
+    over.set()
 
 
 def test_a_thread_whose_work_is_over_may_return(threads):

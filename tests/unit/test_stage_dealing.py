@@ -109,6 +109,16 @@ def test_preempted_as_often_as_the_policy_allows_a_job_is_kept_off_spot_and_anot
     assert fresh.reason == "the cheapest of 2 allowed lanes"
 
 
+def test_what_is_kept_off_spot_does_not_ride_along_with_what_is_not(make_world):
+    world = make_world(SPOT, STEADY)
+    world.place_by(Policy(preemptions_max=1))
+    world.take_in(some_lines(4))
+    (shard,) = world.claimed()
+    world.record(world.ran(shard, *map(a_preemption, (2, 3))), world.returned(shard))
+    sent = {one.lane: [(span.preemptions, span.jobs_count) for span in one.spans] for one in world.dispatch()}
+    assert sent == {"spot": [(0, 2)], "steady": [(1, 2)]}
+
+
 def test_where_only_spot_is_allowed_a_preempted_job_goes_there_again(make_world):
     world = make_world(SPOT, STEADY)
     world.place_by(Policy(preemptions_max=1))

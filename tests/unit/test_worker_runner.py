@@ -12,6 +12,8 @@ import pytest
 
 from broker.bus.envelope import Kind, seal
 from broker.domain.errors import ErrorCode
+from broker.domain.events import ShardReturned
+from broker.domain.lane import EngineSettings
 from broker.domain.outcome import Outcome
 from broker.domain.shard import Bitmap, ClaimShard
 from tests.unit.builders import NOW_US, SECOND_US, a_signer, an_order
@@ -278,3 +280,37 @@ def test_a_bus_that_hangs_delays_no_renewal(hire):
         thread.join(5)
     assert not thread.is_alive()
     assert few.submit(lambda: True).result(5)
+
+
+def test_a_cancel_that_comes_while_a_stopped_shard_is_handed_back_adds_nothing(hire):
+    engine = Held(1)
+    worker = hire(engine, engine=EngineSettings(driver="echo", models=("m",), concurrency=1))
+    renewing, answer, publishing, confirm = (threading.Event() for _ in range(4))
+    renew, publish = worker.door.renew, worker.publisher.publish_events
+
+    def slow_renew(question):
+        renewing.set()
+        answer.wait(5)
+        return renew(question)
+
+    def slow_publish(queue, envelopes):
+        publishing.set()
+        confirm.wait(5)
+        publish(queue, envelopes)
+
+    worker.door.renew, worker.publisher.publish_events = slow_renew, slow_publish
+    thread = worker.in_background(an_order(3))
+    assert engine.all_there.wait(5)
+    assert renewing.wait(5)
+    worker.runner.preempt()
+    assert publishing.wait(5)
+    worker.door.cancelled_jobs = Bitmap.of([1, 2]).to_bytes()
+    answer.set()
+    until(lambda: worker.door.renewals)
+    time.sleep(0.3)
+    confirm.set()
+    thread.join(5)
+    time.sleep(0.3)
+    events = worker.events()
+    assert list(ran_jobs(events)) == [0]  # the others never began, and went back
+    assert isinstance(events[-1], ShardReturned)

@@ -22,7 +22,7 @@ from sqlalchemy.pool import QueuePool
 from broker.database.connection import ROW_WRITER
 from broker.database.drivers.sqlite.log_syncing import Committed, LogSyncer
 from broker.database.drivers.sqlite.rows import TextRows
-from broker.domain.errors import BrokerError
+from broker.domain.errors import BrokerError, UsageError
 
 __all__ = ["SqliteDatabase", "lock_folder", "open_read_only"]
 
@@ -41,10 +41,15 @@ sqlite3.register_adapter(bool, {False: 0, True: 1}.get)
 
 
 def lock_folder(folder: Path) -> int:
-    """Take the one-process lock of a data folder; it goes when the process does. Returns the file descriptor."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # it will hold prompts and replies
-    path = folder / "broker.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Take the one-process lock of a data folder; it goes when the process does. Returns the file descriptor.
+
+    Raises UsageError where the folder can't be made or written, BrokerError where another process has it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # it will hold prompts and replies
+        descriptor = os.open(folder / "broker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UsageError(f"can't write in the data folder {folder}: {error.strerror}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
