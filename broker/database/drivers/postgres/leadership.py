@@ -61,9 +61,10 @@ class Leadership:
 
     def close(self) -> None:
         """Make room for another."""
-        self._leads = False
-        if self._session:
-            self._session.close()
+        with self._lock:
+            self._leads = False
+            if self._session:
+                self._session.close()
 
 
 class StreamLock:
