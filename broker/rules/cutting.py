@@ -30,11 +30,13 @@ class Changes(msgspec.Struct, frozen=True):
 class Cursor:
     """A place in a line of spans: the span with this index, less its first `offset` jobs, is next.
 
-    It only moves forward, so what it has passed is either used or still waiting, as it was.
+    It only moves forward, so what it has passed is either used or still waiting, as it was. Jobs that were preempted
+    `preemptions_max` times have other lanes than the rest.
     """
 
-    def __init__(self, spans: Sequence[WaitingSpan]) -> None:
+    def __init__(self, spans: Sequence[WaitingSpan], preemptions_max: int) -> None:
         self._spans = spans
+        self._preemptions_max = preemptions_max
         self._index = 0
         self._offset = 0
         self._used: list[WaitingSpan] = []
@@ -53,6 +55,9 @@ class Cursor:
             self._leave()
         return None
 
+    def _is_kept_off_spot(self, span: WaitingSpan) -> bool:
+        return span.preemptions >= self._preemptions_max
+
     def pass_over(self) -> None:
         """Leave what is next waiting: no lane takes it now, though it may take what comes after."""
         self.has_passed_over = True
@@ -61,9 +66,9 @@ class Cursor:
     def take(self, lane: Lane, jobs_max: int) -> list[WaitingSpan]:
         """The next jobs of one batch for one shard, in order: up to `jobs_max`, and to what the lane's message carries.
 
-        A suspect (`alone`) comes by itself. Jobs that were preempted more or less often don't come along, for the lane
-        was chosen by that; nor do those of quite another size: they may have a better lane, and would make a small
-        shard. `jobs_max` is at least 1; empty only at the end.
+        A suspect (`alone`) comes by itself. What is kept off spot and what isn't don't come along with each other, for
+        the lane was chosen by that; nor do jobs of quite another size: they may have a better lane, and would make a
+        small shard. `jobs_max` is at least 1; empty only at the end.
         """
         taken: list[WaitingSpan] = []
         count = fitting = 0
@@ -75,7 +80,7 @@ class Cursor:
             if taken and (
                 rest.batch_id != taken[0].batch_id
                 or rest.alone
-                or rest.preemptions != taken[0].preemptions
+                or self._is_kept_off_spot(rest) is not self._is_kept_off_spot(taken[0])
                 or count >= jobs_max
                 or max(alike, fitting) > _UNLIKE * min(alike, fitting)
             ):

@@ -67,9 +67,9 @@ def read_arrivals(path: Path, tenant: str = LOCAL.tenant) -> Workload:
     if any(len(row) != len(rows[0]) or row[0] != start_s + STEP_S * step for step, row in enumerate(figures)):
         raise UsageError(f"{path}: its steps must be {STEP_S} s apart, without gaps, and each have every column")
     for line, row in enumerate(figures, 2):
-        for name, jobs in zip(rows[0][1:], row[1:], strict=True):
-            if not 0 <= jobs < inf:
-                raise UsageError(f"{path}, line {line}: {name} is {jobs:g}; it must be a number of 0 or more")
+        for heading, figure in zip(rows[0][1:], row[1:], strict=True):
+            if not 0 <= figure < inf:
+                raise UsageError(f"{path}, line {line}: {heading} is {figure:g}; it must be a number of 0 or more")
     # A trace that begins later begins now.
     start_s = min(start_s, 0)
     sources = []

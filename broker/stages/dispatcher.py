@@ -45,12 +45,15 @@ _log = structlog.get_logger(__name__)
 class _Line:
     """A group's line during one step: loaded in pages as needed, each cut in memory and written back once."""
 
-    def __init__(self, connection: Connection, group_id: bytes, now_us: int, held_batches: set[bytes]) -> None:
+    def __init__(
+        self, connection: Connection, group_id: bytes, now_us: int, held_batches: set[bytes], preemptions_max: int
+    ) -> None:
         self._connection = connection
+        self._preemptions_max = preemptions_max
         self._group_id = group_id
         self._now_us = now_us
         self._held_batches = held_batches
-        self._cursor = Cursor([])
+        self._cursor = Cursor([], self._preemptions_max)
 
     def first(self, bytes_max: int) -> WaitingSpan | None:
         """The span that is next, earliest deadline first, of those with bodies up to `bytes_max`.
@@ -84,14 +87,14 @@ class _Line:
         changes = self._cursor.changes()
         ready.withdraw(self._connection, changes.used)
         jobs.wait(self._connection, changes.put_back)
-        self._cursor = Cursor([])
+        self._cursor = Cursor([], self._preemptions_max)
 
     def _load(self, bytes_max: int) -> bool:
         self.write_back()
         spans = ready.next_spans(
             self._connection, self._group_id, self._now_us, self._held_batches, bytes_max, _SPANS_PER_LOAD
         )
-        self._cursor = Cursor(spans)
+        self._cursor = Cursor(spans, self._preemptions_max)
         return bool(spans)
 
 
@@ -109,6 +112,7 @@ class Dispatcher:
         policy: Policy | None = None,
     ) -> None:
         self._database = database
+        self._preemptions_max = (policy or Policy()).preemptions_max
         self._dealing = Dealing(lanes, health, capacity, policy)
         self._clock = clock
         self._wakeups = wakeups
@@ -158,7 +162,9 @@ class Dispatcher:
                 return None
             line = lines.get(waiting.group_id)
             if line is None:
-                line = lines[waiting.group_id] = _Line(connection, waiting.group_id, now_us, room.held_batches)
+                line = lines[waiting.group_id] = _Line(
+                    connection, waiting.group_id, now_us, room.held_batches, self._preemptions_max
+                )
             record = self._cut(line, waiting, room, now_us)
             if record is None:
                 return None

@@ -53,7 +53,7 @@ bytes_most = st.sampled_from([500, 5_000, 1 << 30])
 
 @given(lines, st.lists(st.tuples(steps, bytes_most), max_size=3))
 def test_every_job_is_taken_put_back_or_left_waiting_and_shards_keep_their_limits(spans, rounds):
-    cursor, held, shards = Cursor(spans), set(), []
+    cursor, held, shards = Cursor(spans, 3), set(), []
     for step, bytes_max in [(step, bytes_max) for steps, bytes_max in rounds for step in steps]:
         first = cursor.first(held, bytes_max)
         if first is None:
@@ -92,7 +92,7 @@ def _check_shard(shard, first, lane, jobs_max):
 
 @given(lines)
 def test_what_is_not_cut_stays_as_it_was(spans):
-    cursor = Cursor(spans)
+    cursor = Cursor(spans, 3)
     assert cursor.first(set(), 1 << 30) == (spans[0] if spans else None)
     assert cursor.first(set(BATCHES), 1 << 30) is None
     changes = cursor.changes()
@@ -101,7 +101,7 @@ def test_what_is_not_cut_stays_as_it_was(spans):
 
 def test_what_is_left_of_a_span_keeps_all_but_its_place():
     span = a_span(10, attempt_number=2, failures=1, not_before_us=7)
-    cursor = Cursor([span])
+    cursor = Cursor([span], 3)
     (taken,) = cursor.take(LANES[2], 4)
     changes = cursor.changes()
     assert (taken.jobs_count, changes.used) == (4, [span])
