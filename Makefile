@@ -34,7 +34,7 @@ demo: $(VENV)/.demo ## Run the main job on a small real language model, here, an
 clouds: $(VENV)/.dev $(VENV)/.demo ## Run one batch over Pub/Sub, Service Bus and OCI Queue at once, on their emulators, here
 	$(BIN)/python -m infra.clouds
 
-test: $(VENV)/.dev ## Run the unit, architecture, database and flow tests (some two minutes)
+test: $(VENV)/.dev ## Run the unit, architecture, database and flow tests (some four minutes on two cores)
 	$(PYTEST) -n 2 --dist loadfile $(wildcard tests/unit tests/architecture tests/migration tests/postgres tests/flow)
 
 unit: $(VENV)/.dev ## Run the unit tests alone (about ten seconds)

@@ -3,7 +3,7 @@
 The flow, one file per step:
 
     intake/       takes work in: batch files, uploads, single jobs, jobs from the bus; from here nothing can lose it
-    stages/       the loops that work it off, each one thread:
+    stages/       the loops that work it off, and what single ones are made of (`watching`, `dealing`, `output_files`):
         planner       decides which lanes may serve each group of jobs, in which order, and why
         dispatcher    cuts shards from the waiting jobs, earliest deadline first, for lanes with room
         relay         publishes committed shards on the lanes' queues (`bus`)
