@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import chain, count
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import Column, Connection, Table
@@ -34,7 +34,6 @@ class TextRows:
 
         A value that a column has in all rows of a statement is bound once: to bind it takes longer than to compare it.
         """
-        columns_count = len(table.columns)
         for part in _parts(rows):
             shared: tuple[int, ...] = ()
             values = chain.from_iterable(part)
@@ -43,7 +42,7 @@ class TextRows:
                 shared = self._still_shared(table.name, columns)
                 own = (column for index, column in enumerate(columns) if index not in shared)
                 values = chain((part[0][index] for index in shared), *zip(*own, strict=True))
-            statement = _insert_text(table.name, len(part), columns_count, shared)
+            statement = _insert_text(table, len(part), shared)
             connection.exec_driver_sql(statement, tuple(values))
 
     def _still_shared(self, table: str, columns: Sequence[tuple[Any, ...]]) -> tuple[int, ...]:
@@ -75,17 +74,16 @@ def _parts(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]
 
 
 @lru_cache(maxsize=256)
-def _insert_text(table: str, rows_count: int, columns_count: int, shared: tuple[int, ...]) -> str:
-    """The values of the `shared` columns come first, once, then each row's own."""
-    if not shared:
-        return f"INSERT INTO {table} VALUES {_marks(rows_count, columns_count)}"  # noqa: S608 (names of our own tables)
-    number_of = {index: number for number, index in enumerate(shared, start=1)}
-    numbers = count(len(shared) + 1)
-    rows = (
-        ", ".join(f"?{number_of.get(index) or next(numbers)}" for index in range(columns_count))
-        for _ in range(rows_count)
-    )
-    return f"INSERT INTO {table} VALUES ({'), ('.join(rows)})"  # noqa: S608 (as above)
+def _insert_text(table: Table, rows_count: int, shared: tuple[int, ...]) -> str:
+    """The values of the `shared` columns come first, once, then each row's own.
+
+    Only the shared ones have numbers: SQLite looks through a list of all that have one, wherever one is named.
+    """
+    own = tuple(index for index in range(len(table.columns)) if index not in shared)
+    names = ", ".join(f'"{table.columns[index].name}"' for index in (*shared, *own))
+    marks = [f"?{number}" for number in range(1, len(shared) + 1)] + ["?"] * len(own)
+    row = f"({', '.join(marks)})"
+    return f"INSERT INTO {table.name} ({names}) VALUES {', '.join([row] * rows_count)}"  # noqa: S608 (names of our own tables)
 
 
 @lru_cache(maxsize=64)
