@@ -34,27 +34,28 @@ class CopiedRows:
 
     def insert(self, connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
         """See `bulk_insert`."""
-        _copy_rows(connection, table, rows)
+        statement, types, small = _shape(table)
+        with _driver_errors(connection, statement) as driver, driver.cursor().copy(statement) as copying:
+            for place in small:  # the driver would cut off what doesn't fit, without a word
+                numbers = [row[place] for row in rows]
+                if max(numbers) > _INT4_MAX or min(numbers) < -_INT4_MAX - 1:
+                    raise connection.dialect.loaded_dbapi.DataError(f"a number is out of range in column {place + 1}")
+            copying.set_types(types)
+            write = copying.write_row
+            for row in rows:
+                write(row)
 
     def update(
         self, connection: Connection, key: Column[Any], columns: Sequence[Column[Any]], rows: Sequence[tuple[Any, ...]]
     ) -> None:
         """See `bulk_update`."""
-        _update_rows(connection, key, columns, rows)
-
-
-def _copy_rows(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Insert rows, each with a value for every column in the table's order."""
-    statement, types, small = _shape(table)
-    with _driver_errors(connection, statement) as driver, driver.cursor().copy(statement) as copying:
-        for place in small:  # the driver would cut off what doesn't fit, without a word
-            numbers = [row[place] for row in rows]
-            if max(numbers) > _INT4_MAX or min(numbers) < -_INT4_MAX - 1:
-                raise connection.dialect.loaded_dbapi.DataError(f"a number is out of range in column {place + 1}")
-        copying.set_types(types)
-        write = copying.write_row
-        for row in rows:
-            write(row)
+        statement = _update(key, tuple(columns))
+        ids = [place for place, column in enumerate((key, *columns)) if isinstance(column.type, Id)]
+        values: list[Any] = [list(part) for part in zip(*rows, strict=True)]
+        for place in ids:
+            values[place] = [None if one is None else uuid.UUID(bytes=one) for one in values[place]]
+        with _driver_errors(connection, statement) as driver:
+            driver.cursor().execute(statement, values)
 
 
 @lru_cache(maxsize=64)
@@ -80,19 +81,6 @@ def _number_of(column: Column[Any]) -> int:
     if isinstance(kind, Float):
         return _FLOAT8
     return _INT4 if isinstance(kind, Integer) else _TEXT
-
-
-def _update_rows(
-    connection: Connection, key: Column[Any], columns: Sequence[Column[Any]], rows: Sequence[tuple[Any, ...]]
-) -> None:
-    """Set `columns` where `key` matches; each row is the key's value, then one per column."""
-    statement = _update(key, tuple(columns))
-    ids = [place for place, column in enumerate((key, *columns)) if isinstance(column.type, Id)]
-    values: list[Any] = [list(part) for part in zip(*rows, strict=True)]
-    for place in ids:
-        values[place] = [None if one is None else uuid.UUID(bytes=one) for one in values[place]]
-    with _driver_errors(connection, statement) as driver:
-        driver.cursor().execute(statement, values)
 
 
 _ARRAYS = {_BOOL: "bool[]", _BYTEA: "bytea[]", _INT8: "int8[]", _INT4: "int4[]", _TEXT: "text[]", _FLOAT8: "float8[]"}
