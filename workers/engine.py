@@ -7,7 +7,7 @@ from typing import Protocol
 import msgspec
 
 from broker.domain.errors import ErrorCode
-from broker.domain.usage import Usage
+from broker.domain.usage import Usage, UsageBasis
 
 __all__ = ["Engine", "EngineError", "EngineReply", "EngineRequest"]
 
@@ -25,30 +25,49 @@ class EngineRequest(msgspec.Struct, frozen=True):
 
 
 class EngineReply(msgspec.Struct, frozen=True):
-    """A valid success: HTTP 2xx with a JSON body, and the usage that the body states.
+    """A valid success: HTTP 2xx with a JSON body that holds what the endpoint promises, and the usage that it states.
 
-    `usage.accelerator_us` is left at 0; the meter fills it in.
+    `usage_basis` says how far that usage can be believed; NONE where none is stated. `usage.accelerator_us` is left at
+    0; the meter fills it in.
     """
 
     status_code: int
     body: bytes
     usage: Usage
     request_id: str = ""
+    usage_basis: UsageBasis = UsageBasis.ENGINE
 
 
 class EngineError(Exception):
     """The request failed. `code` says what follows; `status_code` is 0 where no HTTP reply came.
 
     `body` is the engine's own error body, if it sent one, for the producer's error file. It may echo the
-    prompt, so it is never logged and never enters the ledger.
+    prompt, so it is never logged and never enters the ledger. `retry_after_s`: how long the server asks to be left
+    alone, 0 where it doesn't. `usage` is what a reply that is thrown away states all the same, None where nothing was
+    stated; `is_free`: the call can't have cost anything, for the server never had it, or refused it.
     """
 
-    def __init__(self, code: ErrorCode, message: str, *, status_code: int = 0, body: bytes = b"") -> None:
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        status_code: int = 0,
+        body: bytes = b"",
+        retry_after_s: float = 0.0,
+        usage: Usage | None = None,
+        usage_basis: UsageBasis = UsageBasis.NONE,
+        is_free: bool = False,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.status_code = status_code
         self.body = body
+        self.retry_after_s = retry_after_s
+        self.usage = usage
+        self.usage_basis = usage_basis
+        self.is_free = is_free
 
 
 class Engine(Protocol):
