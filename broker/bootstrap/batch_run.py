@@ -143,7 +143,7 @@ class BatchRun:
 
     def resting_lanes(self) -> list[tuple[str, str]]:
         """Lanes that get no work just now, each with the fault that made it rest."""
-        return sorted((lane, str(code)) for lane, code in self._embedded.health.resting().items())
+        return sorted((lane, str(rest.code)) for lane, rest in self._embedded.health.resting().items())
 
     def progress(self) -> Progress:
         """How far it is now."""
