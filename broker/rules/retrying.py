@@ -11,6 +11,7 @@ __all__ = [
     "CRASHES_MAX",
     "FAILURES_MAX",
     "LANE_FAULT_PAUSE_SECONDS",
+    "SUSPECTED_TRIES_MAX",
     "Verdict",
     "backoff_seconds",
     "failures_max",
@@ -20,6 +21,12 @@ __all__ = [
 
 FAILURES_MAX = 4
 """With so many attempts failed while others succeeded beside them, the job itself ends as failed."""
+
+SUSPECTED_TRIES_MAX = 32
+"""A job that failed twice while others succeeded ends with this try, even if nothing succeeds beside it any more.
+
+With the pauses between them these take 12 minutes, which is longer than a server is out.
+"""
 
 _FAILURES_MAX_OF = {
     # What repeats by its nature isn't paid for so often: a reply without content, a job longer than its time.

@@ -11,6 +11,7 @@ from broker.domain.outcome import Outcome
 from broker.rules.evidence import Evidence, evidence_of
 from broker.rules.retrying import (
     CRASHES_MAX,
+    SUSPECTED_TRIES_MAX,
     Verdict,
     backoff_seconds,
     failures_max,
@@ -121,13 +122,15 @@ def _by_evidence(code: ErrorCode, before: Retry, attempt_number: int, around: Ar
                 return ended
             return msgspec.structs.replace(before, lane_refused=True)
         case Evidence.OPEN:
-            if not around.lane_works:
+            is_suspected = before.failures >= 2 and attempt_number >= SUSPECTED_TRIES_MAX
+            if not around.lane_works and not is_suspected:
                 return msgspec.structs.replace(before, delay_seconds=pause_s, lane_failed=True)
             failures = before.failures + 1
-            if failures >= failures_max(code):
+            if failures >= failures_max(code) or is_suspected:
                 return ended
+            # A lane that works fails now and then: another may be several times as dear, and is for the second time.
             return msgspec.structs.replace(
-                before, delay_seconds=backoff_seconds(failures), failures=failures, lane_failed=True
+                before, delay_seconds=backoff_seconds(failures), failures=failures, lane_failed=failures > 1
             )
     assert_never(evidence_of(code))
 

@@ -15,6 +15,8 @@ __all__ = ["FAILURES_IN_A_ROW", "Streaks"]
 FAILURES_IN_A_ROW = 3
 """So many failures with no success between them are the lane's."""
 
+_REMEMBERED_MAX = 10_000
+
 
 class Streaks:
     """Follows each lane's ends, in the order in which they come.
@@ -25,10 +27,12 @@ class Streaks:
 
     def __init__(self) -> None:
         self._in_a_row: dict[str, int] = {}
+        self._failed_since: dict[str, set[bytes]] = {}
 
     def note_success(self, lane: str) -> None:
         """The lane did a job."""
         self._in_a_row[lane] = 0
+        self._failed_since.pop(lane, None)
 
     def note_failure(self, lane: str, outcome: Outcome, code: ErrorCode | None) -> bool:
         """A job did not succeed there. Whether the lane works all the same, as far as can be told."""
@@ -36,6 +40,16 @@ class Streaks:
         if says not in (None, Evidence.UNSUITED) and lane in self._in_a_row:
             self._in_a_row[lane] += 1
         return self.works(lane)
+
+    def note_job(self, lane: str, job_id: bytes) -> None:
+        """This job failed there. If it is the next to fail there too, nothing else has shown that the lane works."""
+        failed = self._failed_since.setdefault(lane, set())
+        if len(failed) < _REMEMBERED_MAX:
+            failed.add(job_id)
+
+    def has_failed_since(self, lane: str, job_id: bytes) -> bool:
+        """Whether this job has failed there since the lane's last success."""
+        return job_id in self._failed_since.get(lane, ())
 
     def works(self, lane: str) -> bool:
         """Whether it has succeeded, and not failed FAILURES_IN_A_ROW times since."""

@@ -140,9 +140,8 @@ class Dealing:
     def note_sent(self, lanes: Iterable[str], now_s: float) -> None:
         """These lanes were sent something: one that is on trial has its job."""
         trials = self._health.on_trial()
-        self._trials = {name: (trials[name], now_s) for name in lanes if name in trials} | {
-            name: sent for name, sent in self._trials.items() if name in trials and sent[0] == trials[name]
-        }
+        kept = {name: sent for name, sent in self._trials.items() if trials.get(name) == sent[0]}
+        self._trials = kept | {name: (trials[name], now_s) for name in lanes if name in trials}
 
     def _is_tried(self, name: str, rest_ended_s: float, now_s: float) -> bool:
         """Whether a job tries the lane already, since this rest of its."""

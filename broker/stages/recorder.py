@@ -53,15 +53,17 @@ class Delivered(Protocol):
 class _News:
     """An event, and what its jobs' ends say about its lane.
 
-    `in_company`: the indices of those that failed while the lane worked. `fault`: the last that speaks against the
-    lane, and for how many seconds its server asks to be left alone. `is_well`: it succeeded after that.
+    `in_company`: the indices of those that failed while the lane worked; `failed`: the jobs that did. `fault`: the last
+    that speaks against the lane, and for how many seconds its server asks to be left alone. `is_well`: it succeeded
+    after that.
     """
 
-    __slots__ = ("event", "fault", "has_succeeded", "in_company", "is_well")
+    __slots__ = ("event", "failed", "fault", "has_succeeded", "in_company", "is_well")
 
     def __init__(self, event: WorkerEvent) -> None:
         self.event = event
         self.in_company: set[int] = set()
+        self.failed: set[bytes] = set()
         self.fault: tuple[ErrorCode, int] | None = None
         self.has_succeeded = False
         self.is_well = False
@@ -101,6 +103,9 @@ class Recorder:
             stream = self._stream.current()
             news = [self._news_of(event) for event in events]
             ended = self._database.write(lambda connection: self._write(connection, news, stream))
+            for one in news:
+                for job_id in one.failed:
+                    self._streaks.note_job(one.event.lane, job_id)
             self._wakeups.notify(Topic.DISPATCHER, Topic.ASSEMBLER)
             self._wakeups.endings.announce(ended)
             for one in news:
@@ -163,6 +168,12 @@ class Recorder:
                 news.is_well = False
         return news
 
+    def _is_in_company(self, news: _News, record: ShardRecord, index: int) -> bool:
+        """Whether others succeeded on its lane while this job failed there, or since it failed there before."""
+        job_id = record.job_id_at(index)
+        news.failed.add(job_id)
+        return index in news.in_company and not self._streaks.has_failed_since(record.lane, job_id)
+
     def _tell_health(self, news: _News) -> None:
         lane = news.event.lane
         if news.is_well:
@@ -180,7 +191,10 @@ class Recorder:
                     if not 0 <= ran.index < record.jobs_count or ran.index in record.recorded:
                         continue
                     record.recorded.add(ran.index)
-                    ends.add(record, lane, ran, lane_works=ran.index in news.in_company)
+                    if ran.outcome is Outcome.SUCCEEDED:
+                        ends.add(record, lane, ran)
+                    else:
+                        ends.add(record, lane, ran, lane_works=self._is_in_company(news, record, ran.index))
             case ShardReturned():
                 if record.state is ShardState.RUNNING:
                     ends.give_back(record, record.recorded.missing(record.jobs_count))

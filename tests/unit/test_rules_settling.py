@@ -89,7 +89,7 @@ def test_a_failure_in_company_counts_and_at_the_limit_ends_the_job(code):
     limit = COUNTED.get(code, FAILURES_MAX)
     for failures in range(limit - 1):
         then = failed(code, IN_COMPANY, failures=failures)
-        assert then == Retry(0.5 * 2**failures, failures + 1, 0, alone=False, lane_failed=True)
+        assert then == Retry(0.5 * 2**failures, failures + 1, 0, alone=False, lane_failed=failures > 0)
     assert failed(code, IN_COMPANY, failures=limit - 1) == Ended(Outcome.FAILED, code)
 
 
@@ -153,7 +153,7 @@ def test_a_crash_in_company_is_no_evidence_and_three_alone_are():
 
 def test_a_failure_keeps_a_suspect_alone_and_a_preemption_forgets_nothing():
     suspect = {"crashes": 2, "alone": True}
-    assert failed(ErrorCode.ENGINE_FAILED, IN_COMPANY, **suspect) == Retry(0.5, 1, 2, alone=True, lane_failed=True)
+    assert failed(ErrorCode.ENGINE_FAILED, IN_COMPANY, **suspect) == Retry(0.5, 1, 2, alone=True)
     then = settle(Outcome.PREEMPTED, ErrorCode.PREEMPTED, False, **FRESH | suspect | {"failures": 3}).then
     assert then == Retry(0.0, 3, 2, alone=True, was_preempted=True)
 
