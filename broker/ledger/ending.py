@@ -193,7 +193,9 @@ class AttemptEnds:
 
     def _around(self, shard: ShardRecord, span: ShardSpan, lane_works: bool) -> Around:
         refusing = set(refusing_lanes(span)) - {shard.lane}
-        return Around(lane_works, bool(self._may_serve(shard) - refusing - {shard.lane}), bool(refusing))
+        left = bool(self._may_serve(shard) - refusing - {shard.lane})
+        since_us = span.submitted_us or time_us_of(span.first_job_id)
+        return Around(lane_works, left, bool(refusing), (self._now_us - since_us) / max(1, span.deadline_us - since_us))
 
     def _may_serve(self, shard: ShardRecord) -> set[str]:
         """The lanes of the catalog that the shard's constraints allow; looked up once for all that ask the same."""

@@ -12,6 +12,7 @@ __all__ = [
     "FAILURES_MAX",
     "LANE_FAULT_PAUSE_SECONDS",
     "SUSPECTED_TRIES_MAX",
+    "SUSPECTED_WINDOW_PART",
     "Verdict",
     "backoff_seconds",
     "failures_max",
@@ -23,9 +24,10 @@ FAILURES_MAX = 4
 """With so many attempts failed while others succeeded beside them, the job itself ends as failed."""
 
 SUSPECTED_TRIES_MAX = 32
-"""A job that failed twice while others succeeded ends with this try, even if nothing succeeds beside it any more.
-
-With the pauses between them these take 12 minutes, which is longer than a server is out.
+SUSPECTED_WINDOW_PART = 1 / 24
+"""A job that failed while others succeeded, and now fails with nothing beside it, may be what breaks its server, or may
+wait for one that is out. It ends with so many tries, which take 12 minutes, once such a part of its window is over: an
+hour of a day.
 """
 
 _FAILURES_MAX_OF = {

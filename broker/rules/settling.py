@@ -12,6 +12,7 @@ from broker.rules.evidence import Evidence, evidence_of
 from broker.rules.retrying import (
     CRASHES_MAX,
     SUSPECTED_TRIES_MAX,
+    SUSPECTED_WINDOW_PART,
     Verdict,
     backoff_seconds,
     failures_max,
@@ -27,11 +28,13 @@ class Around(msgspec.Struct, frozen=True):
 
     `lane_works`: its lane has done other jobs, and didn't just fail several in a row. `lanes_left`: another lane may
     serve the job, and has not said that it can't. `refused_before`: another lane has refused it already.
+    `window_part`: how much of the time that the job has is over.
     """
 
     lane_works: bool = False
     lanes_left: bool = False
     refused_before: bool = False
+    window_part: float = 0.0
 
 
 _NOTHING_KNOWN = Around()
@@ -122,7 +125,11 @@ def _by_evidence(code: ErrorCode, before: Retry, attempt_number: int, around: Ar
                 return ended
             return msgspec.structs.replace(before, lane_refused=True)
         case Evidence.OPEN:
-            is_suspected = before.failures >= 2 and attempt_number >= SUSPECTED_TRIES_MAX
+            is_suspected = (
+                before.failures > 0
+                and attempt_number >= SUSPECTED_TRIES_MAX
+                and around.window_part >= SUSPECTED_WINDOW_PART
+            )
             if not around.lane_works and not is_suspected:
                 return msgspec.structs.replace(before, delay_seconds=pause_s, lane_failed=True)
             failures = before.failures + 1

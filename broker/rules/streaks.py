@@ -26,20 +26,22 @@ class Streaks:
     """
 
     def __init__(self) -> None:
+        self._succeeded_us: dict[str, int] = {}
         self._in_a_row: dict[str, int] = {}
         self._failed_since: dict[str, set[bytes]] = {}
 
-    def note_success(self, lane: str) -> None:
-        """The lane did a job."""
+    def note_success(self, lane: str, ended_us: int) -> None:
+        """The lane did a job, which ended then by its worker's clock."""
+        self._succeeded_us[lane] = max(ended_us, self._succeeded_us.get(lane, 0))
         self._in_a_row[lane] = 0
         self._failed_since.pop(lane, None)
 
-    def note_failure(self, lane: str, outcome: Outcome, code: ErrorCode | None) -> bool:
-        """A job did not succeed there. Whether the lane works all the same, as far as can be told."""
+    def note_failure(self, lane: str, outcome: Outcome, code: ErrorCode | None, started_us: int) -> bool:
+        """A job that began then did not succeed there. Whether the lane worked all the same, as far as can be told."""
         says = evidence_of(code) if code is not None and outcome is Outcome.FAILED else None
         if says not in (None, Evidence.UNSUITED) and lane in self._in_a_row:
             self._in_a_row[lane] += 1
-        return self.works(lane)
+        return self.works(lane) or self._succeeded_us.get(lane, -1) >= started_us
 
     def note_job(self, lane: str, job_id: bytes) -> None:
         """This job failed there. If it is the next to fail there too, nothing else has shown that the lane works."""

@@ -156,11 +156,11 @@ class Recorder:
         for ran in event.jobs if isinstance(event, JobsRan) else ():
             if ran.outcome is Outcome.SUCCEEDED:
                 if not after_success:  # a success right after another says nothing new
-                    self._streaks.note_success(event.lane)
+                    self._streaks.note_success(event.lane, ran.ended_us)
                     news.is_well = news.has_succeeded = after_success = True
                 continue
             after_success = False
-            if self._streaks.note_failure(event.lane, ran.outcome, ran.error_code):
+            if self._streaks.note_failure(event.lane, ran.outcome, ran.error_code, ran.started_us):
                 news.in_company.add(ran.index)
             code = ran.error_code if ran.outcome is Outcome.FAILED else None
             if code and self._streaks.is_at_fault(event.lane, code):

@@ -109,6 +109,15 @@ def test_what_a_server_is_unsuited_for_goes_to_each_other_lane():
     assert failed(ErrorCode.ENGINE_UNSUITED, IN_COMPANY) == Ended(Outcome.FAILED, ErrorCode.ENGINE_UNSUITED)
 
 
+def test_what_failed_in_company_and_then_alone_for_long_ends_once_a_part_of_its_window_is_over():
+    late, early = Around(window_part=0.05), Around(window_part=0.04)
+    code = ErrorCode.ENGINE_FAILED
+    assert failed(code, late, failures=1, attempt_number=32) == Ended(Outcome.FAILED, code)
+    for around, failures, attempt_number in ((early, 1, 32), (late, 0, 32), (late, 1, 31)):
+        assert isinstance(failed(code, around, failures=failures, attempt_number=attempt_number), Retry)
+    assert isinstance(failed(ErrorCode.ENGINE_UNAVAILABLE, late, failures=3, attempt_number=99), Retry)
+
+
 def test_other_verdicts():
     assert failed(ErrorCode.PREEMPTED, failures=1) == Retry(0.0, 1, 0, alone=False, was_preempted=True)
     assert failed(ErrorCode.INTERRUPTED, failures=1) == Retry(0.0, 1, 0, alone=False)

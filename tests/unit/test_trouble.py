@@ -45,7 +45,8 @@ class Played:
                 code = self.server(shard.lane, job_id, self.second)
                 self.calls[shard.lane, job_id] += 1
                 self.when.append((self.second, shard.lane, code is None))
-                ran.append(a_job_ran(index) if code is None else a_failure(index, code))
+                now = {"started_us": self.world.clock(), "ended_us": self.world.clock()}
+                ran.append(a_job_ran(index, **now) if code is None else a_failure(index, code, **now))
                 if code is not None and first_only and index + 1 < shard.jobs_count:
                     left = True
                     break
