@@ -83,22 +83,23 @@ class Forked:
     ) -> None:
         self.args = ["broker", *words]
         self.returncode: int | None = None
+        self.peak_bytes = 0  # of its memory, once it has ended
         self._reading = threading.Lock()
         request = {"program": program, "words": list(words), "cwd": str(cwd), "env": dict(env)}
         with ExitStack() as given_away:
             self.stdout, out = _end(stdout, given_away)
             self.stderr, err = (None, out) if stderr == subprocess.STDOUT else _end(stderr, given_away)
-            self._ends, server_end = socket.socketpair()
+            self._ends, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             given_away.callback(server_end.close)
             socket.send_fds(_server(), [json.dumps(request).encode()], [out, err, server_end.fileno()])
-        self.pid = self._number()
+        (self.pid,) = self._numbers()
         self._ends.setblocking(False)
 
     def poll(self) -> int | None:
         with self._reading:
             if self.returncode is None:
                 try:
-                    self.returncode = self._number()
+                    self.returncode, self.peak_bytes = self._numbers()
                 except BlockingIOError:
                     return None
                 self._ends.close()
@@ -147,11 +148,11 @@ class Forked:
             if pipe:
                 pipe.close()
 
-    def _number(self) -> int:
-        content = self._ends.recv(16)
+    def _numbers(self) -> list[int]:
+        content = self._ends.recv(64)
         if not content:
             raise ConnectionError("the fork server is gone")
-        return int(content)
+        return [int(word) for word in content.split()]
 
 
 def run(words: Sequence[str], *, cwd: Path, env: Mapping[str, str], seconds_max: float = 60.0) -> CompletedProcess[str]:
@@ -223,9 +224,9 @@ def serve(line: socket.socket) -> str:
                     pid = key.data
                     awaited.unregister(key.fileobj)
                     os.close(key.fd)
-                    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                    _, status, used = os.wait4(pid, 0)
                     with lives.pop(pid) as ends:
-                        _tell(ends, code)
+                        _tell(ends, os.waitstatus_to_exitcode(status), used.ru_maxrss * 1024)
                     continue
                 content, fds, _, _ = socket.recv_fds(line, _REQUEST_BYTES_MAX, 3)
                 if not content:
@@ -243,9 +244,9 @@ def serve(line: socket.socket) -> str:
                 awaited.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
 
 
-def _tell(ends: socket.socket, number: int) -> None:
+def _tell(ends: socket.socket, *numbers: int) -> None:
     with suppress(OSError):  # who asked may be gone without waiting for the end
-        ends.sendall(str(number).encode())
+        ends.sendall(" ".join(map(str, numbers)).encode())
 
 
 def _become(request: dict, fds: list[int]) -> str:
