@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from broker.database.known_lanes import find_lanes
 from broker.domain.lane import Lane, Price, PriceMeter
 from broker.ledger.tables import price, price_book, price_in_force
 
@@ -99,8 +100,15 @@ class PricedLanes:
         self._history: PriceHistory = {}
         self._looked_at = float("-inf")
 
-    def look(self, connection: Connection) -> None:
-        """Read the book, unless it was read just now."""
+    def look(self, connection: Connection, names: Iterable[str] = ()) -> None:
+        """Read the book, unless it was read just now; and of these lanes those that this process hasn't heard of.
+
+        A process that started with a newer catalog may have sent shards to them.
+        """
+        if unknown := set(names) - self._lanes.keys():
+            if found := find_lanes(connection, unknown):
+                self._looked_at = float("-inf")
+            self._lanes |= {str(lane.name): lane for lane in found}
         self.note(self.read(connection))
 
     def read(self, connection: Connection) -> PriceHistory | None:

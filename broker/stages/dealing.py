@@ -220,9 +220,8 @@ class Dealing:
             self._assignments = plans.load_waiting(connection)
         else:
             self._assignments |= plans.load_later(connection, self._generation)
-        self._assignments = {
-            group_id: one for group_id, one in self._assignments.items() if one.plan.candidates or one.plan.removed
-        }
+        known = {group_id: self._of_the_catalog(one) for group_id, one in self._assignments.items()}
+        self._assignments = {group_id: one for group_id, one in known.items() if one is not None}
         self._lane_plans = plans.lane_plans(connection)
         self._fastest = _fastest(self._lanes, self._lane_plans)
         limits = work_counts.share_limits(connection)
@@ -232,6 +231,16 @@ class Dealing:
             if lane.provider in limits and lane.supply is not Supply.ELASTIC  # of those the planner wants fewer
         }
         self._plan_id, self._generation = plan_id, generation
+
+    def _of_the_catalog(self, assignment: Assignment) -> Assignment | None:
+        """Without candidates that this process's catalog doesn't have; None where that leaves nothing said."""
+        plan = assignment.plan
+        here = tuple(one for one in plan.candidates if one.lane in self._lanes)
+        if len(here) == len(plan.candidates):
+            return assignment if here or plan.removed else None
+        if not here:
+            return None
+        return msgspec.structs.replace(assignment, plan=msgspec.structs.replace(plan, candidates=here))
 
     def _can_wait(self, waiting: Waiting, plan: GroupPlan, room: Room) -> bool:
         """Whether a lane within its provider's share works, and will do it in time."""
