@@ -38,6 +38,7 @@ __all__ = [
     "set_budget",
     "set_paths",
     "set_status",
+    "spent_nano_usd",
     "unfinished",
 ]
 
@@ -122,6 +123,11 @@ _PROGRESS_OF_EACH = (
 )
 _PROGRESS_OF = _PROGRESS_OF_EACH.where(
     batch.c.tenant_id == bindparam("of_tenant"), batch.c.batch_id.in_(bindparam("batches", expanding=True))
+)
+_SPENT = (
+    select(batch_count.c.batch_id, func.sum(batch_count.c.cost_nano_usd))
+    .where(batch_count.c.batch_id.in_(bindparam("batches", expanding=True)))
+    .group_by(batch_count.c.batch_id)
 )
 _PROGRESS_OF_UNFINISHED = _PROGRESS_OF_EACH.where(batch.c.finished_us.is_(None))
 
@@ -280,6 +286,12 @@ def progress(connection: Connection, batch_id: bytes) -> Counts:
     """The sum over all writers."""
     row = connection.execute(_PROGRESS, {"of_batch": batch_id}).one()
     return Counts(**{name: int(value) for name, value in row._mapping.items()})  # noqa: SLF001 (as above)
+
+
+def spent_nano_usd(connection: Connection, batch_ids: Collection[bytes]) -> dict[bytes, int]:
+    """What these batches' attempts came to so far, for each that had any."""
+    rows = connection.execute(_SPENT, {"batches": list(batch_ids)})
+    return {batch_id: int(cost) for batch_id, cost in rows}
 
 
 def progress_of_unfinished(connection: Connection) -> dict[bytes, Counts]:

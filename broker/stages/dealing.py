@@ -317,10 +317,8 @@ def _fastest(lanes: Mapping[str, Lane], lane_plans: Mapping[str, LanePlan]) -> d
 
 def _budgets_left(connection: Connection, terms: list[OpenTerms]) -> dict[bytes, int]:
     """What each batch with a budget may still spend, beside what is spent and held."""
-    return {
-        one.batch_id: one.max_cost_nano_usd
-        - batches.progress(connection, one.batch_id).cost_nano_usd
-        - shards.held_nano_usd(connection, one.batch_id)
-        for one in terms
-        if one.max_cost_nano_usd is not None
-    }
+    budgets = {one.batch_id: one.max_cost_nano_usd for one in terms if one.max_cost_nano_usd is not None}
+    if not budgets:
+        return {}
+    spent, held = batches.spent_nano_usd(connection, budgets), shards.held_nano_usd(connection, budgets)
+    return {batch_id: budget - spent.get(batch_id, 0) - held.get(batch_id, 0) for batch_id, budget in budgets.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.unit.test_instances import *  # noqa: F403 (the tests themselves)
 from tests.unit.test_late_words import *  # noqa: F403 (as above)
+from tests.unit.test_many_to_end import *  # noqa: F403 (as above)
 from tests.unit.test_nul import *  # noqa: F403 (as above)
 from tests.unit.test_overtaken_reading import *  # noqa: F403 (as above)
 from tests.unit.test_sizes import *  # noqa: F403 (as above)
