@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import assert_never
 
 import msgspec
@@ -9,7 +10,7 @@ import msgspec
 from broker.api.errors import Refused
 from broker.api.gate import Receive, Send, Wire, answer
 from broker.api.threads import in_lease_thread, in_thread
-from broker.bus.envelope import EnvelopeError, LeaseQuestion, open_lease_question
+from broker.bus.envelope import EnvelopeError, LeaseQuestion, UnknownKeyError, open_lease_question
 from broker.clock import Clock
 from broker.domain.errors import BrokerError, ErrorCode
 from broker.domain.parked import AskToPark
@@ -46,8 +47,14 @@ class LeaseCounter:
 
     def _open(self, envelope: bytes) -> LeaseQuestion:
         """Raises Refused; a lane asks for itself alone."""
+        since = time.monotonic()
         try:
             opened = open_lease_question(self._ring, envelope, self._clock())
+        except UnknownKeyError as error:
+            if not self._ring.is_settled(error.key_id, since):
+                message = "the key of this question isn't known here yet: ask again"
+                raise Refused(503, "key_not_known_yet", message, retry_after_seconds=1) from None
+            raise Refused(401, "not_signed", f"this is not a lane's signed question: {error}") from None
         except EnvelopeError as error:
             raise Refused(401, "not_signed", f"this is not a lane's signed question: {error}") from None
         if opened.owner != opened.body.lane:
