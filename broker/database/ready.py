@@ -18,21 +18,24 @@ from sqlalchemy import (
     tuple_,
 )
 
-from broker.database.tables import ready
+from broker.database.tables import batch, ready
 from broker.domain.job import WaitingSpan
 
 __all__ = [
     "KEEPERS",
     "GroupWaiting",
     "Page",
+    "groups_of_batches",
     "is_empty",
     "least_tried_spans",
+    "load",
     "next_due_us",
     "next_spans",
     "often_preempted",
     "overdue_spans",
+    "spans_of_batches",
+    "spans_of_cancelled",
     "waiting_groups",
-    "waiting_spans_of_batch",
     "withdraw",
 ]
 
@@ -83,6 +86,14 @@ _IN_LINE = _NEXT.where(
     > tuple_(bindparam("after_deadline_us", type_=BigInteger), bindparam("after_job_id", type_=LargeBinary))
 ).order_by(ready.c.deadline_us, ready.c.first_job_id)
 _LEAST_TRIED = _NEXT.order_by(ready.c.attempt_number, ready.c.deadline_us, ready.c.first_job_id)
+_LOAD = select(ready).where(ready.c.first_job_id.in_(bindparam("first_job_ids", expanding=True)))
+_TO_BE_CANCELLED = select(batch.c.batch_id).where(
+    batch.c.finished_us.is_(None), batch.c.cancel_requested_us.is_not(None)
+)
+_OF_CANCELLED = select(ready).where(ready.c.batch_id.in_(_TO_BE_CANCELLED)).limit(bindparam("spans_max"))
+_IN_BATCHES = ready.c.batch_id.in_(bindparam("of_batches", expanding=True))
+_OF_BATCHES = select(ready).where(_IN_BATCHES).limit(bindparam("spans_max"))
+_GROUPS_OF_BATCHES = select(ready.c.batch_id, ready.c.group_id).where(_IN_BATCHES).distinct()
 _WITHDRAW = delete(ready).where(ready.c.first_job_id.in_(bindparam("spans", expanding=True)))
 
 
@@ -145,12 +156,28 @@ def _of(page: Page) -> dict[str, object]:
     }
 
 
-def waiting_spans_of_batch(connection: Connection, batch_id: bytes, limit: int) -> list[WaitingSpan]:
-    """Spans of a batch that still wait."""
-    rows = connection.execute(
-        select(ready).where(ready.c.batch_id == batch_id).order_by(ready.c.first_job_id).limit(limit)
-    )
-    return [_span(row) for row in rows]
+def load(connection: Connection, first_job_ids: Collection[bytes]) -> list[WaitingSpan]:
+    """The spans that begin with these jobs and still wait."""
+    return [_span(row) for row in connection.execute(_LOAD, {"first_job_ids": list(first_job_ids)})]
+
+
+def spans_of_cancelled(connection: Connection, limit: int) -> list[WaitingSpan]:
+    """Waiting spans of batches that are to be cancelled, whichever."""
+    return [_span(row) for row in connection.execute(_OF_CANCELLED, {"spans_max": limit})]
+
+
+def spans_of_batches(connection: Connection, batch_ids: Collection[bytes], limit: int) -> list[WaitingSpan]:
+    """Waiting spans of these batches, whichever."""
+    asked = {"of_batches": list(batch_ids), "spans_max": limit}
+    return [_span(row) for row in connection.execute(_OF_BATCHES, asked)]
+
+
+def groups_of_batches(connection: Connection, batch_ids: Collection[bytes]) -> dict[bytes, set[bytes]]:
+    """Which groups' jobs wait, for each of these batches that waits."""
+    groups: dict[bytes, set[bytes]] = {}
+    for batch_id, group_id in connection.execute(_GROUPS_OF_BATCHES, {"of_batches": list(batch_ids)}):
+        groups.setdefault(batch_id, set()).add(group_id)
+    return groups
 
 
 def overdue_spans(connection: Connection, now_us: int, limit: int) -> list[WaitingSpan]:

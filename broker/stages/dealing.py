@@ -249,9 +249,8 @@ class Dealing:
             self._assignments = plans.load_waiting(connection)
         else:
             self._assignments |= plans.load_later(connection, self._generation)
-        self._assignments = {
-            group_id: one for group_id, one in self._assignments.items() if one.plan.candidates or one.plan.removed
-        }
+        known = {group_id: self._of_the_catalog(one) for group_id, one in self._assignments.items()}
+        self._assignments = {group_id: one for group_id, one in known.items() if one is not None}
         self._lane_plans = plans.lane_plans(connection)
         self._fastest = _fastest(self._lanes, self._lane_plans)
         limits = work_counts.share_limits(connection)
@@ -261,6 +260,16 @@ class Dealing:
             if lane.provider in limits and lane.supply is not Supply.ELASTIC  # of those the planner wants fewer
         }
         self._plan_id, self._generation = plan_id, generation
+
+    def _of_the_catalog(self, assignment: Assignment) -> Assignment | None:
+        """Without candidates that this process's catalog doesn't have; None where that leaves nothing said."""
+        plan = assignment.plan
+        here = tuple(one for one in plan.candidates if one.lane in self._lanes)
+        if len(here) == len(plan.candidates):
+            return assignment if here or plan.removed else None
+        if not here:
+            return None
+        return msgspec.structs.replace(assignment, plan=msgspec.structs.replace(plan, candidates=here))
 
     def _can_wait(self, waiting: Waiting, plan: GroupPlan, room: Room) -> bool:
         """Whether a lane within its provider's share works, and will do it in time."""
@@ -349,10 +358,8 @@ def _fastest(lanes: Mapping[str, Lane], lane_plans: Mapping[str, LanePlan]) -> d
 
 def _budgets_left(connection: Connection, terms: list[OpenTerms]) -> dict[bytes, int]:
     """What each batch with a budget may still spend, beside what is spent and held."""
-    return {
-        one.batch_id: one.max_cost_nano_usd
-        - batches.progress(connection, one.batch_id).cost_nano_usd
-        - shards.held_nano_usd(connection, one.batch_id)
-        for one in terms
-        if one.max_cost_nano_usd is not None
-    }
+    budgets = {one.batch_id: one.max_cost_nano_usd for one in terms if one.max_cost_nano_usd is not None}
+    if not budgets:
+        return {}
+    spent, held = batches.spent_nano_usd(connection, budgets), shards.held_nano_usd(connection, budgets)
+    return {batch_id: budget - spent.get(batch_id, 0) - held.get(batch_id, 0) for batch_id, budget in budgets.items()}

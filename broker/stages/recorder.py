@@ -7,12 +7,14 @@ in between repeats them, and repeating them changes nothing.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import Protocol, assert_never
+from typing import Generic, NamedTuple, Protocol, TypeVar, assert_never
 
 import structlog
 
-from broker.bus.envelope import EnvelopeError, open_event
+from broker.bus.envelope import EnvelopeError, UnknownKeyError, open_event
+from broker.bus.late_keys import LateKeys
 from broker.clock import Clock
 from broker.database import shards
 from broker.database.connection import Connection, Database
@@ -31,7 +33,7 @@ from broker.rules.streaks import Streaks
 from broker.signing import KeyRing
 from broker.wakeups import Topic, Wakeups
 
-__all__ = ["Delivered", "Recorder"]
+__all__ = ["Delivered", "NotRecorded", "Recorder"]
 
 _ONLY_SLOT = FixedSlot("recorder-0")
 
@@ -69,6 +71,23 @@ class _News:
         self.is_well = False
 
 
+D = TypeVar("D", bound=Delivered)
+
+
+class NotRecorded(NamedTuple, Generic[D]):
+    """What is nobody's event, for the dead letters; and what may be, signed with a key that isn't known yet."""
+
+    rejected: list[D]
+    put_off: list[D]
+
+
+class _Written(NamedTuple):
+    """The single jobs that ended, and by index which events were none of their lane's or worker's, and why."""
+
+    ended: list[bytes]
+    foreign: list[tuple[int, str]]
+
+
 class Recorder:
     """Records the events of the lanes it was given; what one lane failed, those `in_catalog` may be asked to do."""
 
@@ -91,64 +110,80 @@ class Recorder:
         self._decisions = Decisions()
         self._lane_of_queue = {lane.events_queue: str(lane.name) for lane in lanes}
         self._ring = ring
+        self._late_keys = LateKeys(ring)
         self._clock = clock
         self._wakeups = wakeups
         self._health = health
         self._stream = OwnStream(database, clock, slot)
 
-    def record(self, deliveries: Sequence[Delivered]) -> None:
-        """Make these events durable; the caller acknowledges them when this returns."""
-        events = self._verified(deliveries)
+    def record(self, deliveries: Sequence[D]) -> NotRecorded[D]:
+        """Make these events durable; the caller acknowledges them when this returns, but for those that were not."""
+        left: NotRecorded[D] = NotRecorded([], [])
+        events = self._verified(deliveries, left)
         if events:
             stream = self._stream.current()
-            news = [self._news_of(event) for event in events]
-            ended = self._database.write(lambda connection: self._write(connection, news, stream))
+            news = [self._news_of(event) for event in events.values()]
+            written = self._database.write(lambda connection: self._write(connection, news, stream))
             for one in news:
                 for job_id in one.failed:
                     self._streaks.note_job(one.event.lane, job_id)
             self._wakeups.notify(Topic.DISPATCHER, Topic.ASSEMBLER)
-            self._wakeups.endings.announce(ended)
+            self._wakeups.endings.announce(written.ended)
             for one in news:
                 self._tell_health(one)
+            of_index = list(events)
+            for index, reason in written.foreign:
+                delivery = deliveries[of_index[index]]
+                _log.warning("event_rejected", queue=delivery.queue, reason=reason)
+                left.rejected.append(delivery)
+        return left
 
-    def _verified(self, deliveries: Sequence[Delivered]) -> list[WorkerEvent]:
+    def _verified(self, deliveries: Sequence[D], left: NotRecorded[D]) -> dict[int, WorkerEvent]:
         """The events that are what they claim to be; a lane speaks for its own shards only, over its own queue."""
-        events = []
-        for delivery in deliveries:
+        events: dict[int, WorkerEvent] = {}
+        since = time.monotonic()
+        for index, delivery in enumerate(deliveries):
             try:
                 opened = open_event(self._ring, delivery.envelope, self._clock())
+            except UnknownKeyError as error:
+                if self._late_keys.may_come(delivery, error.key_id, since):
+                    left.put_off.append(delivery)
+                    continue
+                reason = str(error)
             except EnvelopeError as error:
-                _log.warning("event_rejected", queue=delivery.queue, reason=str(error))
-                continue
-            if not opened.owner == opened.body.lane == self._lane_of_queue.get(delivery.queue):
-                _log.warning("event_rejected", queue=delivery.queue, reason=f"signed by lane {opened.owner}")
-                continue
-            events.append(opened.body)
+                reason = str(error)
+            else:
+                if opened.owner == opened.body.lane == self._lane_of_queue.get(delivery.queue):
+                    events[index] = opened.body
+                    continue
+                reason = f"signed by lane {opened.owner}"
+            _log.warning("event_rejected", queue=delivery.queue, reason=reason)
+            left.rejected.append(delivery)
         return events
 
-    def _write(self, connection: Connection, news: list[_News], stream: OpenStream) -> list[bytes]:
-        """The single jobs that ended with it."""
+    def _write(self, connection: Connection, news: list[_News], stream: OpenStream) -> _Written:
         now_us = self._clock()
         records = shards.load(connection, sorted({one.event.shard_id for one in news}), lock=True)
         self._lanes.look(connection)
         self._decisions.look(connection, records.values())
         ends = AttemptEnds(connection, *stream, now_us, self._decisions, self._in_catalog)
         touched: dict[bytes, ShardRecord] = {}
-        for one in news:
+        foreign: list[tuple[int, str]] = []
+        for index, one in enumerate(news):
             event = one.event
             record = records.get(event.shard_id)
             if record is None or record.lane != event.lane:
-                _log.warning("event_rejected", lane=event.lane, reason="it names a shard of another lane, or none")
+                foreign.append((index, "it names a shard of another lane, or none"))
                 continue
             if record.worker_id != event.worker_id:
-                _log.warning("event_rejected", lane=event.lane, reason="the shard was never this worker's")
+                foreign.append((index, "the shard was never this worker's"))
                 continue
             self._apply(ends, record, one, now_us)
             touched[record.shard_id] = record
         ends.write()
         shards.save_recorded(connection, touched.values())
         _log.info("events_recorded", shards=len(touched), jobs=ends.attempts_count)
-        return ends.ended_singles
+        return _Written(ends.ended_singles, foreign)
 
     def _news_of(self, event: WorkerEvent) -> _News:
         """What its ends say about the lane. Found out once, in order, before a transaction that may run twice."""
