@@ -179,8 +179,8 @@ def _lines_in_all(progress: BatchProgress) -> int | None:
     """Known once the file is read; before, judged by how many bytes are."""
     record = progress.record
     if record.read_us is not None:
-        return record.read_lines
-    return record.read_lines * record.source_bytes // record.read_bytes if record.read_bytes else None
+        return record.lines_in
+    return record.lines_in * record.source_bytes // record.read_bytes if record.read_bytes else None
 
 
 def _conclude(batch: BatchRun, data: Path) -> None:
@@ -190,7 +190,7 @@ def _conclude(batch: BatchRun, data: Path) -> None:
     print_rows(rows, OutputFormat.TABLE, title="By provider")
     counts = progress.counts
     say(
-        f"{progress.record.read_lines:,} lines: {counts.succeeded:,} succeeded, {progress.failed:,} in the error file. "
+        f"{progress.record.lines_in:,} lines: {counts.succeeded:,} succeeded, {progress.failed:,} in the error file. "
         f"Cost {dollars(counts.cost_nano_usd)}, of which wasted {dollars(counts.wasted_nano_usd)}."
     )
     unknown = sum(row["unknown_upper_nano_usd"] for row in rows)
@@ -199,7 +199,7 @@ def _conclude(batch: BatchRun, data: Path) -> None:
     say(f"Output   {progress.record.output_path}")
     say(f"Errors   {progress.record.error_path}")
     say(f"Ledger   {data}    (broker ledger summary --by provider,model --data {data})")
-    if progress.failed == progress.record.read_lines:
+    if progress.failed == progress.record.lines_in:
         complain("no line succeeded; the error file says why")
         raise typer.Exit(1)
 

@@ -66,6 +66,11 @@ class BatchRecord(msgspec.Struct, kw_only=True):
     cancel_requested_us: int | None = None
     finished_us: int | None = None
 
+    @property
+    def lines_in(self) -> int:
+        """Lines that became a job or were refused; `read_lines` also counts the empty ones, which are neither."""
+        return self.accepted_jobs + self.refused_lines
+
 
 class Counts(msgspec.Struct, kw_only=True):
     """What one writer, or all of them, counted for a batch."""
