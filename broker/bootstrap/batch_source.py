@@ -19,7 +19,7 @@ import msgspec
 from broker.domain.errors import BrokerError, UsageError, reason_of
 from broker.intake.unpacking import reader_of, unpacked
 from broker.intake.uploads import UPLOAD_BYTES_MAX
-from broker.rules.file_form import FileForm
+from broker.rules.file_form import FileForm, LineCount
 
 __all__ = ["Source", "default_output", "open_source", "read_once", "sees_as_file"]
 
@@ -130,14 +130,15 @@ def _looked_through(
     file: BufferedReader, kept: BinaryIO, name: str, found: os.stat_result, lines_max: int | None
 ) -> Source:
     """Read `file` once; where `kept` is another, it has the plain bytes then."""
-    digest, size, lines, form = sha256(), 0, 0, FileForm()
+    digest, size, form, count = sha256(), 0, FileForm(), LineCount()
     is_copied = kept is not file
     pieces = _pieces(file, name)
     for piece in unpacked(pieces) if is_copied else pieces:
         digest.update(piece)
         size += len(piece)
-        lines += piece.count(b"\n")
         form.see(piece)
+        if lines_max is not None:
+            count.see(piece)
         if is_copied:
             if size > UPLOAD_BYTES_MAX:
                 raise UsageError(f"{name} is larger than {UPLOAD_BYTES_MAX:,} bytes, the limit of what is copied")
@@ -146,8 +147,8 @@ def _looked_through(
         raise UsageError(f"{name} is empty: there is nothing to run")
     if fault := form.fault:
         raise BrokerError(f"{name} {fault}")
-    if lines_max is not None and lines > lines_max:
-        raise UsageError(f"{name} has {lines:,} lines; the limit is {lines_max:,}")
+    if lines_max is not None and count.lines > lines_max:
+        raise UsageError(f"{name} has {count.lines:,} lines; the limit is {lines_max:,}")
     if is_copied:
         _copy(b"", kept)
     return Source(kept, digest.digest(), size, name, found)

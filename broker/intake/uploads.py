@@ -22,7 +22,7 @@ from broker.domain.ids import new_id
 from broker.domain.job import RefusedLine
 from broker.durable import sync_folder
 from broker.intake.unpacking import Unpacking
-from broker.rules.file_form import FileForm
+from broker.rules.file_form import FileForm, LineCount
 
 __all__ = ["UPLOAD_BYTES_MAX", "UPLOAD_PREFIX", "FileTooLarge", "Spool", "UploadReader"]
 
@@ -52,7 +52,7 @@ class Spool:
         self._bytes_max = bytes_max
         self._lines_max = lines_max
         self._digest = sha256()
-        self._lines = 0
+        self._count = LineCount()
         self._came = 0
         self._unpacking = Unpacking()
         self._file = self._draft.open("wb")
@@ -67,11 +67,12 @@ class Spool:
 
     def _keep(self, piece: bytes) -> None:
         self.bytes_count += len(piece)
-        self._lines += piece.count(b"\n")
         if max(self.bytes_count, self._came) > self._bytes_max:
             raise FileTooLarge(f"the file is larger than {self._bytes_max:,} bytes, the limit of an upload")
-        if self._lines_max is not None and self._lines > self._lines_max:
-            raise FileTooLarge(f"the file has more than {self._lines_max:,} lines, the limit of a batch")
+        if self._lines_max is not None:
+            self._count.see(piece)
+            if self._count.lines > self._lines_max:
+                raise FileTooLarge(f"the file has more than {self._lines_max:,} lines, the limit of a batch")
         self.form.see(piece)
         self._digest.update(piece)
         self._file.write(piece)

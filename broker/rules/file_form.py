@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["FileForm"]
+__all__ = ["FileForm", "LineCount"]
 
 _HEAD_BYTES = 256
 _BOM = b"\xef\xbb\xbf"
@@ -84,3 +84,24 @@ class FileForm:
         if re.match(rb"\{\s*\n", self._start):
             return f"is JSON spread over several lines; {_JSONL}: jq -c . makes that of it"
         return None
+
+
+class LineCount:
+    """How many lines that hold anything have come, in pieces of any size; the last one may still go on."""
+
+    def __init__(self) -> None:
+        self._ended = 0
+        self._holds_anything = False
+
+    @property
+    def lines(self) -> int:
+        """With the one that was begun."""
+        return self._ended + self._holds_anything
+
+    def see(self, piece: bytes) -> None:
+        """The next bytes."""
+        *ended, rest = piece.split(b"\n")
+        for part in ended:
+            self._ended += self._holds_anything or bool(part.strip())
+            self._holds_anything = False
+        self._holds_anything = self._holds_anything or bool(rest.strip())

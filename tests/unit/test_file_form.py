@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from broker.rules.file_form import FileForm
+from broker.rules.file_form import FileForm, LineCount
 from tests.unit.builders import a_line, some_lines
 
 ROWS = [json.loads(a_line(name)) for name in ("a", "b")]
@@ -75,3 +75,12 @@ def test_a_first_line_of_which_more_is_to_come_has_no_end_yet():
 def test_a_file_of_nothing_is_blank(content):
     for size in (3, 100):
         assert seen(content, size).is_blank
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize(("content", "lines"), [(b"", 0), (b"\n \n", 0), (b"a\n\r\n  b\n \n", 2), (b"a\r\nb", 2)])
+def test_lines_that_hold_anything_are_counted(content, lines, size):
+    count = LineCount()
+    for start in range(0, len(content), size):
+        count.see(content[start : start + size])
+    assert count.lines == lines
