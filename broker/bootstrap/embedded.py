@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from broker.bootstrap.buses import in_one_process
 from broker.bootstrap.data_folder import open_database, own_files
 from broker.bootstrap.door import DoorTerms, HttpDoor
 from broker.bootstrap.loop import Loop
@@ -70,7 +71,7 @@ class Embedded:
             os.close(self._lock)
             raise
         self._data = data
-        self._lanes = lanes
+        self._lanes = lanes = in_one_process(lanes)
         self._policy = policy or Policy()
         self.database = open_database(data)
         self.health = LaneHealth()

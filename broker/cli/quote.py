@@ -56,7 +56,8 @@ def quote(
     settings = read_settings(data, catalog)
     every, speeds = _as_known(settings.data, database_url or settings.database_url, load_lanes(settings.catalog))
     constraints = read_constraints(lanes, require) or Constraints()
-    jobs, refused = _count(file, constraints, every)
+    is_served = bool(database_url or settings.database_url)
+    jobs, refused = _count(file, constraints, every, by_reference=not is_served or settings.payloads_url is not None)
     quotes: list[ModelQuote] = []
     for model, count in sorted(jobs.items()):
         quotes += quote_model(model, count, constraints, every, speeds)
@@ -88,14 +89,17 @@ def _as_known(data: Path, database_url: str | None, lanes: list[Lane]) -> tuple[
     return priced.all_at(utc_now_us()), speeds
 
 
-def _count(file: Path, constraints: Constraints, lanes: list[Lane]) -> tuple[Counter[str], int]:
-    """Jobs by model, and lines that would be refused, as intake would have it."""
+def _count(file: Path, constraints: Constraints, lanes: list[Lane], *, by_reference: bool) -> tuple[Counter[str], int]:
+    """Jobs by model, and lines that would be refused, as intake would have it; `by_reference`: also of long ones."""
     from broker.bootstrap.batch_source import read_once
+    from broker.bootstrap.buses import in_one_process
     from broker.domain.job import AcceptedLine
     from broker.intake.batch_lines import Admission, read_chunk
     from broker.rules.grouping import canonical_constraints
 
     models = {model for lane in lanes for model in lane.engine.models}
+    if by_reference:
+        lanes = in_one_process(lanes)
     admission = Admission(models, canonical_constraints(constraints), lanes)
     jobs: Counter[str] = Counter()
     names: set[int] = set()  # of hashes, for there may be millions

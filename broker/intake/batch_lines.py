@@ -15,8 +15,8 @@ from broker.rules.size_classes import size_class, size_limits
 
 __all__ = ["LINE_BYTES_MAX", "Admission", "Chunk", "Line", "read_chunk"]
 
-LINE_BYTES_MAX = 3_000_000
-"""A line must fit a message of the smallest lane that could carry it; longer ones are refused, unread."""
+LINE_BYTES_MAX = 64_000_000
+"""Pictures come in lines; longer ones are refused, unread. Which lanes carry a long one is a matter of theirs."""
 
 _CHUNK_LINES = 2_000
 _CHUNK_BYTES = 8_000_000
@@ -85,7 +85,7 @@ class Admission:
     def admit(self, line: Line) -> AcceptedLine | RefusedLine:
         """What becomes of it; whether its name was taken before is the caller's to know."""
         if line.is_too_long:
-            message = f"the line is longer than {LINE_BYTES_MAX:,} bytes, the most that a lane's message carries"
+            message = f"the line is longer than {LINE_BYTES_MAX:,} bytes, the limit of a line"
             return refuse_line(line.number, line.text, ErrorCode.LINE_TOO_LARGE, message)
         found = admit_line(line.number, line.text, self._models)
         if isinstance(found, RefusedLine):

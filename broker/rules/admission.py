@@ -17,7 +17,7 @@ __all__ = ["BODY_BYTES_MAX", "CUSTOM_ID_CHARS_MAX", "Checked", "Refusal", "admit
 CUSTOM_ID_CHARS_MAX = 512
 
 BODY_BYTES_MAX = 3_000_000
-"""A body must fit a message of the smallest lane that could carry it."""
+"""Of a single job: thousands of them may wait at the door, in memory."""
 
 
 class Refusal(msgspec.Struct, frozen=True):

@@ -169,9 +169,10 @@ CASES = [
         "",
         "2 replies, 1 errors (line 2 invalid_line), 2 calls",
     ),
+    Case("a line of 20 MB", lines(GOOD[0], GOOD[2].replace(b"say", b"x" * 20_000_000), GOOD[1]), 0, "", ALL_THREE),
     Case(
-        "a line of 5 MB",
-        lines(GOOD[0], GOOD[2].replace(b"say", b"x" * 5_000_000), GOOD[1]),
+        "a line of 65 MB",
+        lines(GOOD[0], GOOD[2].replace(b"say", b"x" * 65_000_000), GOOD[1]),
         0,
         "",
         "2 replies, 1 errors (line 2 line_too_large), 2 calls",
