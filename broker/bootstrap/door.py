@@ -10,6 +10,7 @@ import msgspec
 
 from broker.bootstrap.threads import Threads
 from broker.front import Front
+from broker.intake.uploads import UPLOAD_BYTES_MAX
 from broker.leasing import LeaseDoor
 from broker.signing import KeyRing
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from broker.api.server import Door
 
 __all__ = ["DoorTerms", "HttpDoor"]
-
-_UPLOAD_BYTES_MAX = 10_000_000_000
 
 
 class DoorTerms(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +27,7 @@ class DoorTerms(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8470
     names: tuple[str, ...] = ()
     batch_lines_max: int | None = None
-    upload_bytes_max: int = _UPLOAD_BYTES_MAX
+    upload_bytes_max: int = UPLOAD_BYTES_MAX
 
 
 class HttpDoor:

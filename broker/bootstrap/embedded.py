@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from broker.bootstrap.data_folder import open_database
+from broker.bootstrap.buses import in_one_process
+from broker.bootstrap.data_folder import open_database, own_files
 from broker.bootstrap.door import DoorTerms, HttpDoor
 from broker.bootstrap.loop import Loop
 from broker.bootstrap.roles import new_rescuer, start_roles
@@ -59,14 +61,17 @@ class Embedded:
         door: DoorTerms | None = None,
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
+        is_new = not data.exists()
         self._lock = lock_folder(data)
         try:
             self._door = HttpDoor(door, data) if door else None
         except BaseException:
+            if is_new:
+                _forget_folder(data)
             os.close(self._lock)
             raise
         self._data = data
-        self._lanes = lanes
+        self._lanes = lanes = in_one_process(lanes)
         self._policy = policy or Policy()
         self.database = open_database(data)
         self.health = LaneHealth()
@@ -105,6 +110,10 @@ class Embedded:
     def url(self) -> str:
         """Where the door listens; empty where there is none."""
         return self._door.url if self._door else ""
+
+    def own_files(self) -> list[Path]:
+        """The files in the data folder that nobody else may write."""
+        return own_files(self._data)
 
     def check(self) -> None:
         """Raises BrokerError when a thread has ended that should not."""
@@ -205,3 +214,10 @@ class Embedded:
             policy=self._policy,
             door=self._door,
         )
+
+
+def _forget_folder(data: Path) -> None:
+    """Made a moment ago for nothing."""
+    with suppress(OSError):
+        (data / "broker.lock").unlink()
+        data.rmdir()

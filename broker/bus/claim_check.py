@@ -35,8 +35,8 @@ __all__ = [
     "sweep",
 ]
 
-PARKED_BYTES_MAX = 4_000_000
-"""The most bytes of an envelope that goes by reference."""
+PARKED_BYTES_MAX = 64_100_000
+"""The most bytes of an envelope that goes by reference: one with the largest line, or the largest reply."""
 
 _TICKET = b"\xc1"  # the one byte that MessagePack never uses
 _ROOM_BYTES = 4_000  # what kombu, Celery and a bus put around an envelope

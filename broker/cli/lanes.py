@@ -52,7 +52,7 @@ def list_lanes(shape: FormatOption = OutputFormat.TABLE, url: UrlOption = None, 
         }
         for lane in lanes
     ]
-    print_rows(rows, shape, keys=3)
+    print_rows(rows, shape, keys=3, empty="There are no lanes.")
 
 
 @app.command("watch")

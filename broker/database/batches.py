@@ -27,6 +27,7 @@ __all__ = [
     "find",
     "find_latest",
     "get",
+    "last_written",
     "newest",
     "open_terms",
     "progress",
@@ -67,6 +68,11 @@ class BatchRecord(msgspec.Struct, kw_only=True):
     read_us: int | None = None
     cancel_requested_us: int | None = None
     finished_us: int | None = None
+
+    @property
+    def lines_in(self) -> int:
+        """Lines that became a job or were refused; `read_lines` also counts the empty ones, which are neither."""
+        return self.accepted_jobs + self.refused_lines
 
 
 class Counts(msgspec.Struct, kw_only=True):
@@ -153,6 +159,17 @@ def find_latest(connection: Connection, tenant_id: str, source_digest: bytes) ->
         .limit(1)
     ).one_or_none()
     return _record(row) if row else None
+
+
+def last_written(connection: Connection, tenant_id: str, output_path: str) -> bytes | None:
+    """The tenant's batch that was the last to write its replies to this path."""
+    found: bytes | None = connection.execute(
+        select(batch.c.batch_id)
+        .where(batch.c.tenant_id == tenant_id, batch.c.output_path == output_path, batch.c.finished_us.is_not(None))
+        .order_by(batch.c.finished_us.desc())
+        .limit(1)
+    ).scalar_one_or_none()
+    return found
 
 
 def unfinished(connection: Connection) -> list[BatchRecord]:

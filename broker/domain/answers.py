@@ -67,7 +67,7 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
 class BatchState(msgspec.Struct, frozen=True, kw_only=True):
     """How far a batch is; `status` is reading, running, cancelling, finalizing, completed or cancelled.
 
-    `lines_read` and the counts grow while it is read and run. `expected_late_at` as for a job.
+    `lines_read`, without empty lines, and the counts grow while it is read and run. `expected_late_at` as for a job.
     """
 
     id: str

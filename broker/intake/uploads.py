@@ -29,8 +29,13 @@ from broker.domain.errors import ErrorCode, UsageError
 from broker.domain.ids import new_id
 from broker.domain.job import RefusedLine
 from broker.durable import sync_folder
+from broker.intake.unpacking import Unpacking
+from broker.rules.file_form import FileForm, LineCount
 
-__all__ = ["UPLOAD_PREFIX", "Spool", "UploadReader"]
+__all__ = ["UPLOAD_BYTES_MAX", "UPLOAD_PREFIX", "FileTooLarge", "Spool", "UploadReader"]
+
+UPLOAD_BYTES_MAX = 10_000_000_000
+"""Of a file that is copied before it is read, packed or unpacked."""
 
 UPLOAD_PREFIX = "upload:"
 """Before the name of an upload in its batch's `source_name`: the folder may move, or be named in another way."""
@@ -42,8 +47,15 @@ _GONE = "it is no longer in the folder of the uploads"
 _log = structlog.get_logger(__name__)
 
 
+class FileTooLarge(UsageError):
+    """It has more bytes, or lines, than are taken in."""
+
+
 class Spool:
-    """One upload on its way to disk; at most `bytes_max` bytes and, where not None, `lines_max` lines."""
+    """One upload on its way to disk; at most `bytes_max` bytes and, where not None, `lines_max` lines.
+
+    What comes packed with gzip is unpacked, and the limits are of what comes out.
+    """
 
     def __init__(self, folder: Path, bytes_max: int, lines_max: int | None) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -52,25 +64,41 @@ class Spool:
         self._bytes_max = bytes_max
         self._lines_max = lines_max
         self._digest = sha256()
-        self._lines = 0
+        self._count = LineCount()
+        self._came = 0
+        self._unpacking = Unpacking()
         self._file = self._draft.open("wb")
+        self.form = FileForm()
         self.bytes_count = 0
 
     def add(self, chunk: bytes) -> None:
-        """Keep the next bytes. Raises UsageError beyond a limit."""
-        self.bytes_count += len(chunk)
-        self._lines += chunk.count(b"\n")
-        if self.bytes_count > self._bytes_max:
-            raise UsageError(f"the file is larger than {self._bytes_max:,} bytes, the limit of an upload")
-        if self._lines_max is not None and self._lines > self._lines_max:
-            raise UsageError(f"the file has more than {self._lines_max:,} lines, the limit of a batch")
-        self._digest.update(chunk)
-        self._file.write(chunk)
+        """Keep the next bytes. Raises FileTooLarge beyond a limit, UsageError for what can't be unpacked."""
+        self._came += len(chunk)
+        for piece in self._unpacking.feed(chunk):
+            self._keep(piece)
+
+    def _keep(self, piece: bytes) -> None:
+        self.bytes_count += len(piece)
+        if max(self.bytes_count, self._came) > self._bytes_max:
+            raise FileTooLarge(f"the file is larger than {self._bytes_max:,} bytes, the limit of an upload")
+        if self._lines_max is not None:
+            self._count.see(piece)
+            if self._count.lines > self._lines_max:
+                raise FileTooLarge(f"the file has more than {self._lines_max:,} lines, the limit of a batch")
+        self.form.see(piece)
+        self._digest.update(piece)
+        self._file.write(piece)
 
     def finish(self) -> bytes:
-        """The file is complete and on disk, from now on at `path`; its SHA-256."""
-        if self.bytes_count == 0:
+        """The file is complete and on disk, from now on at `path`; its SHA-256.
+
+        Raises UsageError for one that is no batch file.
+        """
+        self._keep(self._unpacking.end())
+        if self.form.is_blank:
             raise UsageError("the file is empty: there is nothing to run")
+        if fault := self.form.fault:
+            raise UsageError(f"the file {fault}")
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
