@@ -3,7 +3,7 @@
 Four ideas:
 
 - *The ramp.* An engine that hasn't answered yet gets one call, and twice as many every RAMP_S, up to what it may take.
-  Above RAMP_QUICK it is every 2 RAMP_S, for a refusal from afar takes as long to be heard of: 256 are reached in 0.33 s.
+  Above RAMP_QUICK it is every 2 RAMP_S, for a refusal from afar takes a while: 256 are reached in 0.36 s.
 - *The limit.* A server that refuses a call while it does others takes as many at once as weren't refused. Now and then
   it is asked for more; each time that is refused, the next try is twice as far off.
 - *The interval.* Where even one at once is refused now and then, it is so many in a time: calls go so far apart.
@@ -21,7 +21,7 @@ from broker.rules.evidence import Evidence, evidence_of
 __all__ = ["PAUSE_MAX_S", "RAMP_QUICK", "RAMP_S", "TROUBLE_ANSWERS", "Pace"]
 
 RAMP_S = 0.03
-RAMP_QUICK = 32
+RAMP_QUICK = 16
 TROUBLE_ANSWERS = 3
 PAUSE_MAX_S = 5.0
 """A server that asks for more time than this is left to the broker, which has other lanes."""

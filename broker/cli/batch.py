@@ -77,12 +77,17 @@ def run(
     source = read_source(file, settings.batch_lines_max)
     log = settings.data / "broker.log"
     log_to_file(log, settings.log_level)
-    with Embedded(settings.data, chosen, policy=policy) as embedded:
+    with Embedded(settings.data, chosen, policy=policy, say=_say_between) as embedded:
         batch = BatchRun(embedded, options, source)
         _introduce(batch, chosen, settings.catalog)
         if not batch.is_finished:
             _work_off(embedded, batch)
         _conclude(batch, settings.data)
+
+
+def _say_between(sentence: str) -> None:
+    """Above what moves, where something moves."""
+    terminal().print(sentence, markup=False)
 
 
 def _budget(text: str | None) -> int | None:
