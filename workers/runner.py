@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from enum import Enum
@@ -26,6 +26,7 @@ from broker.domain.shard import Bitmap, RunShard, ShardJob
 from broker.domain.usage import Usage
 from broker.signing import KeyRing, Signer
 from workers.engine import Engine, EngineError, EngineReply, EngineRequest
+from workers.gate import Gate
 from workers.job_runners import JobRunners
 from workers.lease import Lease, LeaseDoor
 from workers.meter import Meter, Reading
@@ -63,6 +64,23 @@ class Deployment:
         self.slots = threading.Semaphore(lane.slots)
         # Metering begins where the engine begins: who waits here uses no accelerator, and is no crash's suspect.
         self.places = Places(lane.engine.concurrency)
+        self.gate = Gate(self.places)
+        self._starting = ""
+
+    def say_starting(self, message: str) -> None:
+        """Its engine isn't up, for this reason: a job that comes all the same is told so, and nothing is sent."""
+        self._starting = message
+
+    def say_started(self) -> None:
+        """Its engine is up. On the engines' loop."""
+        self._starting = ""
+        self.gate.open()
+
+    def run(self, request: EngineRequest) -> Awaitable[EngineReply]:
+        """What the engine makes of it. Raises EngineError."""
+        if self._starting:
+            raise EngineError(ErrorCode.ENGINE_STARTING, self._starting, is_free=True)
+        return self.engine.run(request)
 
 
 class ShardRunner:
@@ -208,15 +226,22 @@ class _ShardRun:
         clock: Clock,
     ) -> None:
         self._order = order
-        self._engine = deployment.engine
+        self._deployment = deployment
+        self._gate = deployment.gate
         self._meter = deployment.meter
         self._jobs = JobRunners(
-            len(order.jobs), self._run_job, deployment.places, ahead=order.beside, exclusive=order.exclusive
+            len(order.jobs),
+            self._run_job,
+            deployment.places,
+            ahead=order.beside,
+            exclusive=order.exclusive,
+            gate=deployment.gate,
         )
         self._lease = lease
         self._renewals = renewals
         self._clock = clock
         self._stopped: _Stop | None = None
+        self._returned: ErrorCode | None = None
         self._done = Bitmap()
         self._cancelled = Bitmap()
         self.renew_soon = asyncio.Event()
@@ -237,8 +262,9 @@ class _ShardRun:
             self.stop(already_stopping or _Stop.CANCELLED)
         await self._jobs.run_all()
         # A shard whose lease is lost is no longer ours to hand back; what it brought still counts.
-        handed_back = self._stopped is not None and self._stopped is not _Stop.LEASE_LOST
-        await self._report.finish(self._stopped.value[1] if self._stopped and handed_back else None)
+        is_ours = self._stopped is not _Stop.LEASE_LOST
+        self._returned = (self._stopped.value[1] if self._stopped else self._jobs.gave_up) if is_ours else None
+        await self._report.finish(self._returned)
         keeper.cancel()  # only now: until its results are confirmed, the shard is this worker's
         _log.debug("shard_ran", shard=self._order.shard_id.hex(), lane=self._order.lane, jobs=len(self._order.jobs))
 
@@ -251,7 +277,9 @@ class _ShardRun:
             self._jobs.stop()
 
     def _cancel_jobs(self, asked: Bitmap) -> None:
-        """End these jobs; the others run on."""
+        """End these jobs; the others run on. What is handed back isn't this worker's to end."""
+        if self._returned:
+            return
         for index in self._done.missing(len(self._order.jobs)):
             if index in asked and index not in self._cancelled:
                 self._cancelled.add(index)
@@ -264,17 +292,29 @@ class _ShardRun:
         reading = self._meter.begin()
         started_us = self._clock()
         request = EngineRequest(job.job_id.hex(), self._order.endpoint, job.body)
-        ended: EngineReply | EngineError | _Stop
+        ended: EngineReply | EngineError | _Stop = _Stop.JOB_CANCELLED
+        if index not in self._cancelled:
+            ended = await self._call(index, request)
+        self._end(index, job, ended, reading, started_us)
+
+    async def _call(self, index: int, request: EngineRequest) -> EngineReply | EngineError | _Stop:
+        gate = self._gate
+        mark = gate.begin()
         try:
-            ended = _Stop.JOB_CANCELLED if index in self._cancelled else await self._engine.run(request)
+            reply = await self._deployment.run(request)
         except EngineError as error:
             ended = error
         except asyncio.CancelledError:
-            ended = _Stop.JOB_CANCELLED if index in self._cancelled else self._stopped or _Stop.INTERRUPTED
+            gate.let_go()
+            return _Stop.JOB_CANCELLED if index in self._cancelled else self._stopped or _Stop.INTERRUPTED
         except Exception as error:  # noqa: BLE001 (a driver's bug must end its job, not silence the shard)
             _log.exception("engine_driver_failed", lane=self._order.lane)
             ended = EngineError(ErrorCode.ENGINE_INVALID_REPLY, f"the engine's driver failed: {type(error).__name__}")
-        self._end(index, job, ended, reading, started_us)
+        else:
+            gate.succeeded()
+            return reply
+        gate.failed(mark, ended.code, ended.retry_after_s)
+        return ended
 
     def _end(
         self, index: int, job: ShardJob, ended: EngineReply | EngineError | _Stop, reading: Reading, started_us: int

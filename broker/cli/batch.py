@@ -100,12 +100,17 @@ def _run(options: RunOptions, settings: Settings) -> None:
     policy, chosen = load_policy(settings.catalog, every), allowed_lanes(every, options.lanes)
     with open_source(options.source, settings.data, settings.batch_lines_max) as source:
         log_to_file(settings.data / "broker.log", settings.log_level)
-        with Embedded(settings.data, chosen, policy=policy) as embedded:
+        with Embedded(settings.data, chosen, policy=policy, say=_say_between) as embedded:
             batch = BatchRun(embedded, options, source)
             _introduce(batch, chosen, settings.catalog)
             if not batch.is_finished:
                 _work_off(embedded, batch)
             _conclude(batch, settings.data)
+
+
+def _say_between(sentence: str) -> None:
+    """Above what moves, where something moves."""
+    terminal().print(sentence, markup=False)
 
 
 def _budget(text: str | None) -> int | None:

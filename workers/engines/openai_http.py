@@ -24,6 +24,8 @@ ERROR_BODY_BYTES_MAX = 1_000_000
 # connection that the server is just closing fails, and we may not send it again.
 _KEEP_ALIVE_SECONDS = 2.0
 
+_HEALTH_SECONDS = 10.0
+
 
 class OpenAIHttpEngine:
     """Posts each body unchanged to `base_url` + endpoint; at most `concurrency` requests are under way.
@@ -72,12 +74,14 @@ class OpenAIHttpEngine:
         if not self._health_path:
             return
         try:
-            async with asyncio.timeout(self._request_timeout_seconds):
+            async with asyncio.timeout(min(self._request_timeout_seconds, _HEALTH_SECONDS)):
                 status_code = (await client.get(self._base_url + self._health_path)).status_code
         except (httpx.HTTPError, TimeoutError) as error:
             raise _unreachable(self._base_url, type(error).__name__) from None
         if not 200 <= status_code < 300:
-            raise _unreachable(self._base_url, f"its health check answers HTTP {status_code}")
+            # Whatever it says: while a server or a proxy before it starts, that may be 503, 404 or a redirect.
+            message = f"the engine at {self._base_url} isn't ready: its health check answers HTTP {status_code}"
+            raise EngineError(ErrorCode.ENGINE_STARTING, message, status_code=status_code, is_free=True)
 
     async def run(self, request: EngineRequest) -> EngineReply:
         if request.endpoint not in ENDPOINTS:
@@ -127,7 +131,8 @@ class OpenAIHttpEngine:
         key = os.environ.get(self._api_key_variable, "").strip()
         if not (key and key.isascii() and key.isprintable()):
             problem = f"the environment variable {self._api_key_variable} must hold its API key"
-            raise _unreachable(self._base_url, problem)
+            message = f"the engine at {self._base_url} can't be used: {problem}"
+            raise EngineError(ErrorCode.ENGINE_MISCONFIGURED, message, is_free=True)
         return key
 
     def _content(self, body: bytes) -> bytes:
