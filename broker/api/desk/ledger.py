@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
-
 from broker.api.errors import Refused
+from broker.database.connection import Connection
 from broker.database.statement_limits import limit_statements, was_cut_off
 from broker.domain.errors import UsageError
 from broker.domain.identity import Identity
@@ -38,7 +36,7 @@ class LedgerDesk:
             return self._database.read(work)
         except UsageError as error:
             raise Refused(400, "invalid_field", str(error).removeprefix("--"), field="by") from None
-        except DBAPIError as error:
+        except Exception as error:
             if not was_cut_off(error):
                 raise
             message = (
