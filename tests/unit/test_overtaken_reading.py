@@ -11,7 +11,7 @@ import pytest
 from broker.database import batches
 from broker.database.tables import batch, batch_refusal, job
 from broker.domain.job import BatchStatus
-from broker.intake import batch_files
+from broker.intake import batch_lines
 from broker.intake.batch_files import Intake
 from broker.stages.assembler import Assembler
 from tests.unit.builders import MODEL, World, a_job_ran, some_lines
@@ -58,7 +58,7 @@ def test_nothing_comes_in_once_a_batch_is_cancelled_and_has_ended(world):
 
 @pytest.mark.parametrize("pieces", [2, 50])
 def test_two_that_read_the_same_batch_take_each_line_in_once(world, monkeypatch, pieces):
-    monkeypatch.setattr(batch_files, "_CHUNK_LINES", pieces)
+    monkeypatch.setattr(batch_lines, "_CHUNK_LINES", pieces)
     content = some_lines(10)
     record = world.create(content)
     other = Intake(world.database, {MODEL}, world.clock, world.wakeups, world.lanes)
@@ -73,7 +73,7 @@ def test_two_that_read_the_same_batch_take_each_line_in_once(world, monkeypatch,
 
 
 def test_two_that_read_at_once_take_each_line_in_once(world, monkeypatch):
-    monkeypatch.setattr(batch_files, "_CHUNK_LINES", 3)
+    monkeypatch.setattr(batch_lines, "_CHUNK_LINES", 3)
     content = some_lines(40)
     records = [world.create(content) for _ in range(2)]
     together = threading.Barrier(2)
