@@ -112,7 +112,7 @@ class ArrivalLog:
             lowest.append(index)
             if lowest[0] < index - ahead:
                 lowest.popleft()
-            if (risen := rate - rates[lowest[0]]) > rise:  # noqa: PLR1730 (a call of max takes most of this loop's time)
+            if (risen := rate - rates[lowest[0]]) > rise:  # a call of max would take a third of this loop's time
                 rise = risen
         return rise, max(rates, default=0.0)
 
