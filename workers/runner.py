@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -23,7 +24,6 @@ from broker.domain.events import JobRan
 from broker.domain.lane import Lane
 from broker.domain.outcome import Outcome
 from broker.domain.shard import Bitmap, RunShard, ShardJob
-from broker.domain.usage import Usage
 from broker.signing import KeyRing, Signer
 from workers.engine import Engine, EngineError, EngineReply, EngineRequest
 from workers.job_runners import JobRunners
@@ -31,11 +31,13 @@ from workers.lease import Lease, LeaseDoor
 from workers.meter import Meter, Reading
 from workers.outcomes import EventOutlet, EventPublisher, OutcomeReport
 from workers.places import Places
+from workers.spending import Spending, Spent
 
 __all__ = ["Deployment", "ShardRunner"]
 
 _DIGEST_BYTES = 32
 _SLOT_POLL_SECONDS = 0.5
+_CANCELLED_AMID = "This request was cancelled while it ran; the call may have been billed."
 _RENEWALS_AT_ONCE = 64  # threads that are there only while so many wait: an outage must not make one wait for another
 
 _log = structlog.get_logger(__name__)
@@ -60,6 +62,7 @@ class Deployment:
         self.outlet = EventOutlet(publisher, lane.events_queue)
         self.signer = signer
         self.meter = Meter()
+        self.spending = Spending(lane)
         self.slots = threading.Semaphore(lane.slots)
         # Metering begins where the engine begins: who waits here uses no accelerator, and is no crash's suspect.
         self.places = Places(lane.engine.concurrency)
@@ -210,6 +213,7 @@ class _ShardRun:
         self._order = order
         self._engine = deployment.engine
         self._meter = deployment.meter
+        self._spending = deployment.spending
         self._jobs = JobRunners(
             len(order.jobs), self._run_job, deployment.places, ahead=order.beside, exclusive=order.exclusive
         )
@@ -256,7 +260,8 @@ class _ShardRun:
             if index in asked and index not in self._cancelled:
                 self._cancelled.add(index)
                 if not self._jobs.cancel(index):
-                    self._end(index, self._order.jobs[index], _Stop.JOB_CANCELLED, self._meter.begin(), self._clock())
+                    reading, now_us = self._meter.begin(), self._clock()
+                    self._end(index, self._order.jobs[index], _Stop.JOB_CANCELLED, reading, now_us, sent=False)
 
     async def _run_job(self, index: int) -> None:
         """One job at the engine. A cancel ends it like any other outcome."""
@@ -264,9 +269,12 @@ class _ShardRun:
         reading = self._meter.begin()
         started_us = self._clock()
         request = EngineRequest(job.job_id.hex(), self._order.endpoint, job.body)
+        if index in self._cancelled:
+            self._end(index, job, _Stop.JOB_CANCELLED, reading, started_us, sent=False)
+            return
         ended: EngineReply | EngineError | _Stop
         try:
-            ended = _Stop.JOB_CANCELLED if index in self._cancelled else await self._engine.run(request)
+            ended = await self._engine.run(request)
         except EngineError as error:
             ended = error
         except asyncio.CancelledError:
@@ -277,44 +285,24 @@ class _ShardRun:
         self._end(index, job, ended, reading, started_us)
 
     def _end(
-        self, index: int, job: ShardJob, ended: EngineReply | EngineError | _Stop, reading: Reading, started_us: int
+        self,
+        index: int,
+        job: ShardJob,
+        ended: EngineReply | EngineError | _Stop,
+        reading: Reading,
+        started_us: int,
+        *,
+        sent: bool = True,
     ) -> None:
+        """`sent`: the engine may have had it, whatever came of it."""
         self._done.add(index)
-        self._report.add(self._ran(index, job, ended, reading, started_us))
-
-    def _ran(
-        self, index: int, job: ShardJob, ended: EngineReply | EngineError | _Stop, reading: Reading, started_us: int
-    ) -> JobRan:
         accelerator_us, run_us = self._meter.end(reading)
-        times = (started_us, started_us + run_us, run_us)
-        digest = _digest(job, job.body)
-        match ended:
-            case EngineReply(status_code, body, usage, request_id):
-                usage = msgspec.structs.replace(usage, accelerator_us=accelerator_us)
-                reply_digest = _digest(job, body)
-                return JobRan(
-                    index,
-                    Outcome.SUCCEEDED,
-                    status_code,
-                    *times,
-                    usage,
-                    body,
-                    None,
-                    "",
-                    request_id,
-                    digest,
-                    reply_digest,
-                )
-            case EngineError():
-                outcome, code, status, body = Outcome.FAILED, ended.code, ended.status_code, ended.body
-                message = ended.message
-            case _Stop():
-                outcome, code, *_ = ended.value
-                status, body, message = 0, b"", ""
-            case _:
-                assert_never(ended)
-        usage = Usage(accelerator_us=accelerator_us)
-        return JobRan(index, outcome, status, *times, usage, body, code, message, request_digest=digest)
+        if sent:
+            spent = self._spending.of(self._order.endpoint, job.body, None if isinstance(ended, _Stop) else ended)
+        else:
+            spent = self._spending.of_unsent()
+        spent = spent._replace(usage=msgspec.structs.replace(spent.usage, accelerator_us=accelerator_us))
+        self._report.add(_ran(index, job, ended, spent, (started_us, started_us + run_us, run_us), sent=sent))
 
     async def _keep_lease(self) -> None:
         """Renew until cancelled; stop the jobs when the lease is lost or the batch is cancelled."""
@@ -339,6 +327,60 @@ class _ShardRun:
                 self.stop(_Stop.CANCELLED)
             elif self._lease.cancelled_jobs:
                 self._cancel_jobs(Bitmap(self._lease.cancelled_jobs))
+
+
+def _ran(
+    index: int,
+    job: ShardJob,
+    ended: EngineReply | EngineError | _Stop,
+    spent: Spent,
+    times: tuple[int, int, int],
+    *,
+    sent: bool,
+) -> JobRan:
+    digest = _digest(job, job.body)
+    retry_after_s = 0
+    match ended:
+        case EngineReply(status_code, body, request_id=request_id):
+            return JobRan(
+                index,
+                Outcome.SUCCEEDED,
+                status_code,
+                *times,
+                spent.usage,
+                body,
+                None,
+                "",
+                request_id,
+                digest,
+                _digest(job, body),
+                spent.basis,
+                spent.upper,
+            )
+        case EngineError():
+            outcome, code, status, body = Outcome.FAILED, ended.code, ended.status_code, ended.body
+            message, retry_after_s = ended.message, math.ceil(ended.retry_after_s)
+        case _Stop():
+            outcome, code, *_ = ended.value
+            status, body = 0, b""
+            # Without a word of ours the error file says that it was not executed.
+            message = _CANCELLED_AMID if sent and outcome is Outcome.CANCELLED else ""
+        case _:
+            assert_never(ended)
+    return JobRan(
+        index,
+        outcome,
+        status,
+        *times,
+        spent.usage,
+        body,
+        code,
+        message,
+        request_digest=digest,
+        usage_basis=spent.basis,
+        usage_upper=spent.upper,
+        retry_after_s=retry_after_s,
+    )
 
 
 def _digest(job: ShardJob, data: bytes) -> bytes:

@@ -68,7 +68,10 @@ class BatchRecord(msgspec.Struct, kw_only=True):
 
 
 class Counts(msgspec.Struct, kw_only=True):
-    """What one writer, or all of them, counted for a batch."""
+    """What one writer, or all of them, counted for a batch.
+
+    `cost_nano_usd` is what is known; `unknown_nano_usd` is the most that it can have cost besides.
+    """
 
     succeeded: int = 0
     failed: int = 0
@@ -79,6 +82,12 @@ class Counts(msgspec.Struct, kw_only=True):
     output_tokens: int = 0
     cost_nano_usd: int = 0
     wasted_nano_usd: int = 0
+    unknown_nano_usd: int = 0
+
+    @property
+    def at_most_nano_usd(self) -> int:
+        """What budgets count: what it cost, with the bound of what nobody knows."""
+        return self.cost_nano_usd + self.unknown_nano_usd
 
     @property
     def ended(self) -> int:

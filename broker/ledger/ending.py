@@ -37,6 +37,7 @@ from broker.rules.settling import Ended, Retry, Settlement, settle
 __all__ = ["AttemptEnds"]
 
 _MISCONFIGURED = ErrorCode.ENGINE_MISCONFIGURED
+_NOT_KNOWN = (UsageBasis.NONE, UsageBasis.IMPLAUSIBLE)
 
 
 class _Shared(NamedTuple):
@@ -222,6 +223,7 @@ def _count(counts: Counts, row: AttemptRow) -> None:
     counts.input_tokens += row.input_tokens or 0  # the counters sum what is known
     counts.output_tokens += row.output_tokens or 0
     counts.cost_nano_usd += row.cost_nano_usd
+    counts.unknown_nano_usd += row.cost_upper_nano_usd - row.cost_nano_usd
     if row.outcome != Outcome.SUCCEEDED:
         counts.wasted_nano_usd += row.cost_nano_usd
 
@@ -273,10 +275,33 @@ def _outcome_row(shared: _Shared, row: AttemptRow, ended: Ended, asked: Sequence
 
 
 def _usage_basis(ran: JobRan) -> UsageBasis:
-    """A reply counts as one only with its usage; what ended without one used nobody knows how much."""
+    """What its worker says. Of one of an older build a reply counts as stated, and what ended without one as unknown."""
+    if ran.usage_basis is not None:
+        return ran.usage_basis
     usage = ran.usage
     is_stated = ran.outcome is Outcome.SUCCEEDED or usage.input_tokens or usage.output_tokens
     return UsageBasis.ENGINE if is_stated else UsageBasis.NONE
+
+
+class _Costs(NamedTuple):
+    """Nano-USD: what is known, and that with the most that isn't."""
+
+    known: int
+    upper: int
+    basis: CostBasis
+
+
+def _costs(shared: _Shared, ran: JobRan, usage_basis: UsageBasis, cost_upper_nano_usd: int | None) -> _Costs:
+    """By the hour the time is known, and with it the cost, whatever is of the tokens; by the token the tokens say it."""
+    price = shared.price
+    is_known = price.meter is not PriceMeter.TOKEN or usage_basis not in _NOT_KNOWN
+    known = cost_nano_usd(price, ran.usage) if is_known else 0
+    if cost_upper_nano_usd is not None:
+        return _Costs(known, max(known, cost_upper_nano_usd), CostBasis.UNKNOWN)
+    if price.meter is not PriceMeter.TOKEN or ran.usage_upper is None:
+        return _Costs(known, known, shared.basis if is_known else CostBasis.UNKNOWN)
+    upper = max(known, cost_nano_usd(price, ran.usage_upper))
+    return _Costs(known, upper, shared.basis if is_known and upper == known else CostBasis.UNKNOWN)
 
 
 def _attempt_row(
@@ -290,8 +315,8 @@ def _attempt_row(
     attempt_id, job_id = ids
     submitted_us = time_us_of(job_id) if span.submitted_us is None else span.submitted_us
     usage, usage_basis = ran.usage, _usage_basis(ran)
-    is_known = usage_basis is not UsageBasis.NONE
-    cost = cost_nano_usd(shared.price, usage)
+    is_known = usage_basis not in _NOT_KNOWN
+    cost = _costs(shared, ran, usage_basis, cost_upper_nano_usd)
     return AttemptRow(
         attempt_id,
         job_id,
@@ -312,10 +337,10 @@ def _attempt_row(
         usage.output_tokens if is_known else None,
         usage.reasoning_tokens if is_known else None,
         usage.accelerator_us,
-        cost,
-        cost,
-        cost if cost_upper_nano_usd is None else cost_upper_nano_usd,
-        (shared.basis if cost_upper_nano_usd is None else CostBasis.UNKNOWN)._value_,
+        cost.known,
+        cost.known,
+        cost.upper,
+        cost.basis._value_,
         ran.request_digest or None,
         ran.reply_digest or None,
         len(ran.body),
@@ -329,5 +354,5 @@ def _attempt_row(
         None,
         None,
         None,
-        charged_nano_usd(settlement.outcome, cost),
+        charged_nano_usd(settlement.outcome, cost.known),
     )

@@ -28,12 +28,18 @@ def accelerator_cost_nano_usd(price: Price, accelerator_us: int) -> NanoUsd:
 
 
 def cost_nano_usd(price: Price, usage: Usage) -> NanoUsd:
-    """What `usage` costs at `price`, in nano-USD: accelerator time, or tokens on per-token lanes."""
+    """What `usage` costs at `price`, in nano-USD: accelerator time, or tokens on per-token lanes.
+
+    Cached input has a price of its own where the price says one, else that of other input.
+    """
     match price.meter:
         case PriceMeter.ACCELERATOR_HOUR:
             return accelerator_cost_nano_usd(price, usage.accelerator_us)
         case PriceMeter.TOKEN:
             pico = usage.input_tokens * price.input_token_pico_usd + usage.output_tokens * price.output_token_pico_usd
+            if usage.cached_input_tokens and price.cached_input_token_pico_usd is not None:
+                cached = min(usage.cached_input_tokens, usage.input_tokens)
+                pico -= cached * (price.input_token_pico_usd - price.cached_input_token_pico_usd)
             return NanoUsd(divide_half_even(pico, _PICO_PER_NANO))
 
 

@@ -114,7 +114,7 @@ class Closer:
         """Nothing is under way that could cost less than is held for it, and no allowed lane can run one more job."""
         if record.max_cost_nano_usd is None or not spans or shards.any_open(connection, record.batch_id):
             return False
-        left = record.max_cost_nano_usd - batches.progress(connection, record.batch_id).cost_nano_usd
+        left = record.max_cost_nano_usd - batches.progress(connection, record.batch_id).at_most_nano_usd
         # What the dispatcher goes by; a group that isn't planned yet may still turn out to be affordable.
         groups = {span.group_id for span in spans}
         assigned = plans.newest(connection, groups)

@@ -310,7 +310,7 @@ def _budgets_left(connection: Connection, terms: list[OpenTerms]) -> dict[bytes,
     """What each batch with a budget may still spend, beside what is spent and held."""
     return {
         one.batch_id: one.max_cost_nano_usd
-        - batches.progress(connection, one.batch_id).cost_nano_usd
+        - batches.progress(connection, one.batch_id).at_most_nano_usd
         - shards.held_nano_usd(connection, one.batch_id)
         for one in terms
         if one.max_cost_nano_usd is not None

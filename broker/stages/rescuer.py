@@ -23,7 +23,7 @@ from broker.database.stranded import stranded_shards
 from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan
 from broker.domain.job import WaitingSpan
-from broker.domain.lane import Lane
+from broker.domain.lane import Lane, PriceMeter
 from broker.domain.outcome import Outcome
 from broker.domain.shard import Bitmap, ShardState
 from broker.domain.usage import Usage
@@ -32,7 +32,8 @@ from broker.ledger.ending import AttemptEnds
 from broker.ledger.prices import PricedLanes
 from broker.ledger.streams import FixedSlot, OwnStream, StreamSlot
 from broker.ledger.writing import ended_jobs
-from broker.rules.pricing import accelerator_cost_nano_usd
+from broker.rules.bounds import Asked, TokenRatios, asked_of, tokens_upper
+from broker.rules.pricing import accelerator_cost_nano_usd, cost_nano_usd
 from broker.rules.regrouping import another_try, regroup, waiting_job
 from broker.rules.settling import Ended, Retry, settle
 from broker.wakeups import Topic, Wakeups
@@ -187,9 +188,9 @@ class Rescuer:
         """The jobs go on at once; their attempts stay open for late results, but for those that end here."""
         missing = record.recorded.missing(record.jobs_count)
         running = Bitmap(record.running) if record.running is not None else Bitmap.of(missing)
-        shares = self._upper_costs(record, missing, now_us)
         self._lanes.look(connection)
         lane = self._lanes.at(record.lane, record.created_us)
+        shares = _upper_costs(connection, record, lane, missing, now_us)
         ends = AttemptEnds(connection, *self._stream, now_us, self._decisions)
         ends.give_back(record, [index for index in missing if index not in running])
         retries: list[WaitingSpan] = []
@@ -248,7 +249,7 @@ class Rescuer:
                 missing = [index for index in missing if index in ran]
             self._lanes.look(connection)
             lane = self._lanes.at(record.lane, record.created_us)
-            shares = self._upper_costs(record, missing, now_us)
+            shares = _upper_costs(connection, record, lane, missing, now_us)
             for index in missing:
                 record.recorded.add(index)
                 # One taken back before had lost its worker, whatever ended since.
@@ -259,15 +260,34 @@ class Rescuer:
         record.state, record.closed_us = ShardState.TAKEN_BACK, now_us
         shards.save_recorded(connection, [record])
 
-    def _upper_costs(self, record: ShardRecord, indices: list[int], now_us: int) -> dict[int, int]:
-        """At most the whole time from claim to lease end was these jobs': its cost, divided without remainder."""
-        if not indices or record.claimed_us is None:
-            return dict.fromkeys(indices, 0)
-        until_us = min(now_us, record.lease_until_us or now_us)
-        lane = self._lanes.at(record.lane, record.created_us)
-        whole = accelerator_cost_nano_usd(lane.price, max(0, until_us - record.claimed_us))
-        share, extra = divmod(whole, len(indices))
-        return {index: share + (place < extra) for place, index in enumerate(indices)}
+
+def _upper_costs(
+    connection: Connection, record: ShardRecord, lane: Lane, indices: list[int], now_us: int
+) -> dict[int, int]:
+    """What these jobs of the shard can have cost at most, by index, in nano-USD."""
+    if not indices or record.claimed_us is None:
+        return dict.fromkeys(indices, 0)
+    if lane.price.meter is PriceMeter.TOKEN:
+        return _token_bounds(connection, record, lane, indices)
+    # At most the whole time from claim to lease end was theirs: its cost, divided without remainder.
+    until_us = min(now_us, record.lease_until_us or now_us)
+    whole = accelerator_cost_nano_usd(lane.price, max(0, until_us - record.claimed_us))
+    share, extra = divmod(whole, len(indices))
+    return {index: share + (place < extra) for place, index in enumerate(indices)}
+
+
+def _token_bounds(connection: Connection, record: ShardRecord, lane: Lane, indices: list[int]) -> dict[int, int]:
+    """By what each request allows; its worker knew how much text makes a token there, and we don't."""
+    bodies = jobs.load_bodies(connection, [record.job_id_at(index) for index in indices])
+    found: dict[int, int] = {}
+    for index in indices:
+        body = bodies.get(record.job_id_at(index))
+        if body is None:
+            asked = Asked(text_bytes=record.span_at(index).body_bytes_max)
+        else:
+            asked = asked_of(record.endpoint, body)
+        found[index] = cost_nano_usd(lane.price, tokens_upper(asked, TokenRatios(), lane.engine.context_tokens))
+    return found
 
 
 def _lost(record: ShardRecord, index: int, code: ErrorCode, now_us: int) -> JobRan:

