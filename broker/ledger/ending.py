@@ -275,7 +275,7 @@ def _outcome_row(shared: _Shared, row: AttemptRow, ended: Ended, asked: Sequence
 
 
 def _usage_basis(ran: JobRan) -> UsageBasis:
-    """What its worker says. Of one of an older build a reply counts as stated, and what ended without one as unknown."""
+    """What its worker says. Of an older build's a reply counts as stated, and what ended without one as unknown."""
     if ran.usage_basis is not None:
         return ran.usage_basis
     usage = ran.usage
@@ -292,7 +292,7 @@ class _Costs(NamedTuple):
 
 
 def _costs(shared: _Shared, ran: JobRan, usage_basis: UsageBasis, cost_upper_nano_usd: int | None) -> _Costs:
-    """By the hour the time is known, and with it the cost, whatever is of the tokens; by the token the tokens say it."""
+    """By the hour the time is known, and with it the cost, whatever the tokens are; by the token the tokens say it."""
     price = shared.price
     is_known = price.meter is not PriceMeter.TOKEN or usage_basis not in _NOT_KNOWN
     known = cost_nano_usd(price, ran.usage) if is_known else 0

@@ -343,9 +343,5 @@ def _shown_location(url: str, location: str) -> str:
         return ""
     if parts is None or not parts.hostname:
         return ""
-    host = parts.hostname + (f":{parts.port}" if _has_port(parts.netloc) else "")
+    host = parts.netloc.rpartition("@")[2]
     return request_id_of(f"{parts.scheme}://{host}{parts.path}"[:_LOCATION_CHARACTERS_MAX])
-
-
-def _has_port(netloc: str) -> bool:
-    return netloc.rpartition("@")[2].rpartition("]")[2].rpartition(":")[2].isdigit() and ":" in netloc
