@@ -24,13 +24,14 @@ from broker.domain.events import JobRan
 from broker.domain.ids import id_at, new_span, time_us_of
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import CURRENCY, Lane, Price, PriceMeter
+from broker.domain.money import NanoUsd
 from broker.domain.outcome import CostBasis, Outcome
 from broker.domain.shard import ShardSpan, ShardState
 from broker.domain.usage import UsageBasis
 from broker.ledger.digests import Decisions, price_digest, submission_digest
 from broker.ledger.submitted import TAGS, submitted
 from broker.ledger.writing import AttemptRow, Flush, OutcomeRow, ShardFacts, append, attempts_ended_as, ended_jobs
-from broker.rules.pricing import charged_nano_usd, cost_nano_usd
+from broker.rules.pricing import Costs, charged_nano_usd, costs_of
 from broker.rules.regrouping import another_try, regroup, waiting_job
 from broker.rules.settling import Ended, Retry, Settlement, settle
 
@@ -283,27 +284,6 @@ def _usage_basis(ran: JobRan) -> UsageBasis:
     return UsageBasis.ENGINE if is_stated else UsageBasis.NONE
 
 
-class _Costs(NamedTuple):
-    """Nano-USD: what is known, and that with the most that isn't."""
-
-    known: int
-    upper: int
-    basis: CostBasis
-
-
-def _costs(shared: _Shared, ran: JobRan, usage_basis: UsageBasis, cost_upper_nano_usd: int | None) -> _Costs:
-    """By the hour the time is known, and with it the cost, whatever the tokens are; by the token the tokens say it."""
-    price = shared.price
-    is_known = price.meter is not PriceMeter.TOKEN or usage_basis not in _NOT_KNOWN
-    known = cost_nano_usd(price, ran.usage) if is_known else 0
-    if cost_upper_nano_usd is not None:
-        return _Costs(known, max(known, cost_upper_nano_usd), CostBasis.UNKNOWN)
-    if price.meter is not PriceMeter.TOKEN or ran.usage_upper is None:
-        return _Costs(known, known, shared.basis if is_known else CostBasis.UNKNOWN)
-    upper = max(known, cost_nano_usd(price, ran.usage_upper))
-    return _Costs(known, upper, shared.basis if is_known and upper == known else CostBasis.UNKNOWN)
-
-
 def _attempt_row(
     ids: tuple[bytes, bytes],
     shared: _Shared,
@@ -316,7 +296,9 @@ def _attempt_row(
     submitted_us = time_us_of(job_id) if span.submitted_us is None else span.submitted_us
     usage, usage_basis = ran.usage, _usage_basis(ran)
     is_known = usage_basis not in _NOT_KNOWN
-    cost = _costs(shared, ran, usage_basis, cost_upper_nano_usd)
+    cost = costs_of(shared.price, usage, usage_basis, ran.usage_upper)
+    if cost_upper_nano_usd is not None:
+        cost = Costs(cost.known, NanoUsd(max(cost.known, cost_upper_nano_usd)), is_bounded=False)
     return AttemptRow(
         attempt_id,
         job_id,
@@ -340,7 +322,7 @@ def _attempt_row(
         cost.known,
         cost.known,
         cost.upper,
-        cost.basis._value_,
+        (shared.basis if cost.is_known else CostBasis.UNKNOWN)._value_,
         ran.request_digest or None,
         ran.reply_digest or None,
         len(ran.body),

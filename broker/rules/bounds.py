@@ -108,22 +108,26 @@ def asked_of(endpoint: str, body: bytes) -> Asked:
 
 
 class TokenRatios:
-    """The most tokens for a byte of text that one engine has counted, learned from its successes.
+    """How many tokens one engine has made of a request's text at most, learned from its successes.
 
     Prose and other text apart: code, numbers and other scripts take several times as many tokens for a byte. Until
     there are enough samples of a kind, each byte of it counts as a token.
     """
 
     def __init__(self) -> None:
-        self._ratios = {True: 0.0, False: 0.0}
+        self._ratios = {True: 0.0, False: 0.0}  # by whether it is prose
         self._samples = {True: 0, False: 0}
-        self._beyond = 0  # tokens more than there were bytes of text: the template's
+        # Of chats and others: the template that the server puts around them is all of a call's tokens at most.
+        self._least = {True: _TEMPLATE_TOKENS, False: _TEMPLATE_TOKENS}
+        self._beyond = {True: 0, False: 0}  # tokens more than there were bytes of text, which the template alone can be
 
     def learn(self, asked: Asked, input_tokens: int) -> None:
         """A success stated so many input tokens. What holds pictures teaches nothing about text."""
-        if asked.tokens_beside:
+        if asked.tokens_beside or asked.prompts > 1:
             return
-        self._beyond = max(self._beyond, input_tokens - asked.text_bytes)
+        is_chat = asked.messages > 0
+        self._least[is_chat] = min(self._least[is_chat], input_tokens)
+        self._beyond[is_chat] = max(self._beyond[is_chat], input_tokens - asked.text_bytes)
         if asked.text_bytes >= _SAMPLE_BYTES_MIN:
             self._samples[asked.is_prose] += 1
             ratio = input_tokens / asked.text_bytes
@@ -131,12 +135,14 @@ class TokenRatios:
 
     def input_upper(self, asked: Asked) -> int:
         """How many input tokens such a request has at most."""
-        ratio, template = 1.0, _TEMPLATE_TOKENS
-        if self._samples[asked.is_prose] >= _SAMPLES_MIN:
-            ratio = min(1.0, self._ratios[asked.is_prose] * _MARGIN)
-            template = _MESSAGE_TOKENS  # what it comes to is in the ratio, and more of it in `_beyond`
-        around = max(template, self._beyond) * asked.prompts + _MESSAGE_TOKENS * asked.messages
-        return math.ceil(asked.text_bytes * ratio) + around + asked.tokens_beside
+        is_chat = asked.messages > 0
+        around = _MESSAGE_TOKENS * (asked.messages + asked.prompts)
+        template = max(self._beyond[is_chat], self._least[is_chat])
+        most = asked.text_bytes + template * asked.prompts + around
+        if asked.text_bytes >= _SAMPLE_BYTES_MIN and self._samples[asked.is_prose] >= _SAMPLES_MIN:
+            # The ratio has the template in it, which in more text is less of it.
+            most = min(most, math.ceil(asked.text_bytes * self._ratios[asked.is_prose] * _MARGIN) + around)
+        return most + asked.tokens_beside
 
 
 def tokens_upper(asked: Asked, ratios: TokenRatios, context_tokens: int = 0) -> Usage:

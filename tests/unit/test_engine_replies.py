@@ -1,4 +1,4 @@
-"""Replies as servers write them: the answer is delivered, whatever is odd around it, and its usage made safe to count."""
+"""Replies as servers write them: the answer is delivered, whatever is odd around it, and its usage safe to count."""
 
 from __future__ import annotations
 
