@@ -13,7 +13,7 @@ import typer
 from broker.cli import uploads
 from broker.cli.memory import leave_modules_out_of_garbage_collection
 from broker.cli.options import CatalogOption, DataOption, parse_window, read_settings
-from broker.cli.printing import OutputFormat, complain, cost_text, dollars, print_rows, say, terminal
+from broker.cli.printing import OutputFormat, complain, cost_text, dollars, print_rows, say, terminal, waste_text
 from broker.domain.errors import UsageError
 from broker.domain.money import nano_from_usd
 
@@ -198,7 +198,7 @@ def _conclude(batch: BatchRun, data: Path) -> None:
     unknown = sum(row["unknown_upper_nano_usd"] for row in rows)
     say(
         f"{progress.record.read_lines:,} lines: {counts.succeeded:,} succeeded, {progress.failed:,} in the error file. "
-        f"Cost {cost_text(counts.cost_nano_usd, unknown)}, of which wasted {dollars(counts.wasted_nano_usd)}."
+        f"Cost {cost_text(counts.cost_nano_usd, unknown)}{waste_text(counts.wasted_nano_usd, unknown)}."
     )
     if unknown:
         say("What is unknown is of attempts whose end nobody saw, or whose tokens nobody stated.")

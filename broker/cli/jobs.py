@@ -19,7 +19,7 @@ from broker.cli.options import (
     read_constraints,
     read_settings,
 )
-from broker.cli.printing import OutputFormat, cost_text, dollars, print_json, say, seconds
+from broker.cli.printing import OutputFormat, cost_text, dollars, print_json, say, seconds, waste_text
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.ids import format_id, parse_id
 from broker.domain.job import ENDPOINTS
@@ -236,12 +236,22 @@ def _tell(story: JobStory, place: str) -> None:
         say(f"  tags {', '.join(f'{name}={value}' for name, value in story.tags.items())}")
     ended = story.outcome or place
     say(f"  {ended}" + (f" ({story.error_code})" if story.error_code else ""))
-    wasted = f", of which wasted {dollars(story.wasted_nano_usd)}" if story.wasted_nano_usd else ""
-    charged = "" if story.charged_nano_usd is None else f", charged {format_usd(story.charged_nano_usd)}"
-    cost = cost_text(story.cost_nano_usd, story.unknown_upper_nano_usd, format_usd)
-    say(f"  cost {cost} over {len(story.attempts)} attempt(s){wasted}{charged}")
+    unknown = story.unknown_upper_nano_usd
+    cost = cost_text(story.cost_nano_usd, unknown, format_usd)
+    wasted = waste_text(story.wasted_nano_usd, unknown) if story.wasted_nano_usd else ""
+    say(f"  cost {cost} over {len(story.attempts)} attempt(s){wasted}{_charged(story)}")
     for attempt in story.attempts:
         _tell_attempt(attempt)
+
+
+def _charged(story: JobStory) -> str:
+    if story.charged_nano_usd is None:
+        return ""
+    if not story.charged_nano_usd and any(
+        one.outcome == "succeeded" and one.cost_basis == "unknown" for one in story.attempts
+    ):
+        return ", charged nothing as far as is known"
+    return f", charged {format_usd(story.charged_nano_usd)}"
 
 
 def _tell_attempt(attempt: AttemptStory) -> None:

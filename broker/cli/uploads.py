@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from broker.cli.options import DataOption, FormatOption, RequireOption, UrlOption, open_client
-from broker.cli.printing import OutputFormat, cost_text, print_json, print_rows, say, terminal
+from broker.cli.printing import OutputFormat, cost_text, print_json, print_rows, say, terminal, waste_text
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.money import format_usd, nano_from_usd
 
@@ -145,5 +145,5 @@ def _print_batch(batch: BatchState, shape: OutputFormat) -> None:
         f"  {batch.lines_read:,} lines: {batch.succeeded:,} succeeded, {batch.failed:,} failed,"
         f" {batch.refused_lines:,} refused, {batch.cancelled:,} cancelled, {batch.expired:,} expired"
     )
-    cost = cost_text(nano_from_usd(batch.cost_usd), nano_from_usd(batch.unknown_usd), format_usd)
-    say(f"  cost {cost}, of which wasted ${batch.wasted_usd}; due {batch.deadline}")
+    cost, wasted, unknown = map(nano_from_usd, (batch.cost_usd, batch.wasted_usd, batch.unknown_usd))
+    say(f"  cost {cost_text(cost, unknown, format_usd)}{waste_text(wasted, unknown, format_usd)}; due {batch.deadline}")

@@ -1,4 +1,4 @@
-"""What nobody knows of a call's cost, from its end to what people read: ledger, budgets, files; two lanes, two batches."""
+"""What nobody knows of a call's cost, from its end to what people read: ledger, budgets, files. Two of each."""
 
 from __future__ import annotations
 
