@@ -90,7 +90,8 @@ class Engine(Protocol):
     async def start(self) -> None:
         """Bring the engine to where it can answer, loading the model if it must.
 
-        Raises EngineError when it can't be brought up; calling it again tries again.
+        Raises EngineError when it can't be brought up: ENGINE_MISCONFIGURED where trying again is of no use before
+        someone has changed what the lane's settings name, any other code where it isn't ready yet.
         """
 
     async def run(self, request: EngineRequest) -> EngineReply:

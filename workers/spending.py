@@ -13,6 +13,7 @@ __all__ = ["Spending", "Spent"]
 
 _NOTHING = Usage()
 _LEARNED_AT_FIRST = 64
+_LEARNED_BYTES_MAX = 256_000
 _LEARNED_EVERY = 16  # reading a request costs some microseconds, and the ratios settle soon
 
 
@@ -83,5 +84,6 @@ class Spending:
         if not self._is_by_token:
             return
         self._successes += 1
-        if self._successes <= _LEARNED_AT_FIRST or self._successes % _LEARNED_EVERY == 0:
+        is_due = self._successes <= _LEARNED_AT_FIRST or self._successes % _LEARNED_EVERY == 0
+        if is_due and len(body) <= _LEARNED_BYTES_MAX:
             self._ratios.learn(asked_of(endpoint, body), usage.input_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from litestar import Request, get, post
@@ -13,11 +14,13 @@ from litestar.response import File
 from broker.api.desk.batches import BatchesDesk, BatchTerms
 from broker.api.errors import Refused
 from broker.api.threads import in_thread
+from broker.api.uploads import Upload
 from broker.domain.answers import BatchState
 from broker.domain.errors import ErrorCode, UsageError
 from broker.domain.identity import Identity
 from broker.domain.job import Constraints
 from broker.domain.money import nano_from_usd
+from broker.intake.uploads import FileTooLarge
 from broker.rules.demands import check_constraints, constraints_of
 from broker.rules.windows import window_seconds_of
 
@@ -37,22 +40,30 @@ async def create_batch(
     require: FromQuery[list[str] | None] = None,
     name: FromQuery[str | None] = None,
 ) -> BatchState:
-    """The body is the JSONL file; the answer comes when all of it is on disk."""
+    """The body is the JSONL file, plain, packed or in a form; the answer comes when all of it is on disk."""
     desk: BatchesDesk = state.desk.batches
     terms = _terms(window, max_cost, _constraints(lanes, require or []), name)
     desk.check_terms(identity, terms)
-    spool = await in_thread(desk.new_spool, identity)
+    upload = await in_thread(_upload, desk, identity, request.headers)
     try:
         async for chunk in request.stream():
-            await in_thread(spool.add, chunk)
-        created = await in_thread(desk.create, identity, spool, terms)
-    except UsageError as error:
-        spool.discard()
-        raise Refused(413, "file_too_large", str(error), field="file") from None
-    except BaseException:
-        spool.discard()
+            await in_thread(upload.add, chunk)
+        await in_thread(upload.end)
+        return await in_thread(desk.create, identity, upload.spool, terms)
+    except BaseException as error:
+        upload.spool.discard()
+        if isinstance(error, FileTooLarge):
+            raise Refused(413, "file_too_large", str(error), field="file") from None
+        if isinstance(error, UsageError):
+            raise Refused(400, "invalid_file", str(error), field="file") from None
         raise
-    return created
+
+
+def _upload(desk: BatchesDesk, identity: Identity, headers: Mapping[str, str]) -> Upload:
+    try:
+        return Upload(headers, lambda: desk.new_spool(identity))
+    except UsageError as error:
+        raise Refused(400, "invalid_file", str(error), field="file") from None
 
 
 @get("/batches")

@@ -12,16 +12,24 @@ import typer
 
 from broker.cli import uploads
 from broker.cli.memory import leave_modules_out_of_garbage_collection
-from broker.cli.options import CatalogOption, DataOption, parse_window, read_settings
+from broker.cli.options import (
+    BatchFileArgument,
+    CatalogOption,
+    DataOption,
+    OverwriteOption,
+    parse_window,
+    read_settings,
+)
 from broker.cli.printing import OutputFormat, complain, cost_text, dollars, print_rows, say, terminal, waste_text
 from broker.domain.errors import UsageError
 from broker.domain.money import nano_from_usd
 
 if TYPE_CHECKING:
-    from broker.bootstrap.batch_run import BatchRun
+    from broker.bootstrap.batch_run import BatchRun, RunOptions
     from broker.bootstrap.batch_run import Progress as BatchProgress
     from broker.bootstrap.embedded import Embedded
     from broker.domain.lane import Lane
+    from broker.settings import Settings
 
 __all__ = ["app"]
 
@@ -37,7 +45,7 @@ def group() -> None:
 
 @app.command("run")
 def run(
-    file: Annotated[Path, typer.Argument(help="JSONL in OpenAI's batch format: custom_id, method, url, body.")],
+    file: BatchFileArgument,
     output: Annotated[
         Path | None, typer.Option("--output", help="Where the replies go [FILE.output.jsonl, errors beside it].")
     ] = None,
@@ -49,23 +57,17 @@ def run(
     ] = None,
     lanes: Annotated[str | None, typer.Option("--lanes", help="Only these lanes, by name, with commas.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Run the file anew, though it was run before.")] = False,
+    overwrite: OverwriteOption = False,
     data: DataOption = None,
     catalog: CatalogOption = None,
 ) -> None:
     """Work a file off here and now, and leave the ledger behind. Interrupted, it resumes with the same command."""
-    from broker.bootstrap.batch_run import BatchRun, RunOptions, allowed_lanes, read_source
-    from broker.bootstrap.embedded import Embedded
-    from broker.catalog.lanes import load_lanes
-    from broker.catalog.policy import load_policy
-    from broker.logs import log_to_file
+    from broker.bootstrap.batch_run import RunOptions
 
     leave_modules_out_of_garbage_collection()
-    settings = read_settings(data, catalog)
     names = tuple(sorted(name.strip() for name in lanes.split(",") if name.strip())) if lanes else ()
     if lanes is not None and not names:  # a limit that names nothing is a mistake, and no limit would be a costly one
         raise UsageError(f"--lanes is {lanes!r}, which names none: leave it out for all lanes")
-    every = load_lanes(settings.catalog)
-    policy, chosen = load_policy(settings.catalog, every), allowed_lanes(every, names)
     options = RunOptions(
         source=file,
         output=output,
@@ -73,16 +75,42 @@ def run(
         max_cost_nano_usd=_budget(max_cost),
         lanes=names,
         new=new,
+        overwrite=overwrite,
     )
-    source = read_source(file, settings.batch_lines_max)
-    log = settings.data / "broker.log"
-    log_to_file(log, settings.log_level)
-    with Embedded(settings.data, chosen, policy=policy) as embedded:
-        batch = BatchRun(embedded, options, source)
-        _introduce(batch, chosen, settings.catalog)
-        if not batch.is_finished:
-            _work_off(embedded, batch)
-        _conclude(batch, settings.data)
+    # Nothing runs yet that would have to be stopped with care: SIGTERM is what Ctrl-C is.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _run(options, read_settings(data, catalog))
+    except KeyboardInterrupt:
+        say("Stopped; run the same command again to go on.")
+        raise typer.Exit(_INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(options: RunOptions, settings: Settings) -> None:
+    from broker.bootstrap.batch_run import BatchRun, allowed_lanes
+    from broker.bootstrap.batch_source import open_source
+    from broker.bootstrap.embedded import Embedded
+    from broker.catalog.lanes import load_lanes
+    from broker.catalog.policy import load_policy
+    from broker.logs import log_to_file
+
+    every = load_lanes(settings.catalog)
+    policy, chosen = load_policy(settings.catalog, every), allowed_lanes(every, options.lanes)
+    with open_source(options.source, settings.data, settings.batch_lines_max) as source:
+        log_to_file(settings.data / "broker.log", settings.log_level)
+        with Embedded(settings.data, chosen, policy=policy, say=_say_between) as embedded:
+            batch = BatchRun(embedded, options, source)
+            _introduce(batch, chosen, settings.catalog)
+            if not batch.is_finished:
+                _work_off(embedded, batch)
+            _conclude(batch, settings.data)
+
+
+def _say_between(sentence: str) -> None:
+    """Above what moves, where something moves."""
+    terminal().print(sentence, markup=False)
 
 
 def _budget(text: str | None) -> int | None:
@@ -178,15 +206,18 @@ def _spent(progress: BatchProgress) -> str:
 
 def _doing(batch: BatchRun) -> str:
     resting = batch.resting_lanes()
-    return "Running" if not resting else "Running; at rest: " + ", ".join(f"{lane} ({why})" for lane, why in resting)
+    if not resting:
+        return "Running"
+    words = (f"{lane} ({rest.code} for {rest.away_s:.0f} s, next try in {rest.left_s:.0f} s)" for lane, rest in resting)
+    return f"Running; resting: {', '.join(words)}"
 
 
 def _lines_in_all(progress: BatchProgress) -> int | None:
     """Known once the file is read; before, judged by how many bytes are."""
     record = progress.record
     if record.read_us is not None:
-        return record.read_lines
-    return record.read_lines * record.source_bytes // record.read_bytes if record.read_bytes else None
+        return record.lines_in
+    return record.lines_in * record.source_bytes // record.read_bytes if record.read_bytes else None
 
 
 def _conclude(batch: BatchRun, data: Path) -> None:
@@ -197,7 +228,7 @@ def _conclude(batch: BatchRun, data: Path) -> None:
     counts = progress.counts
     unknown = sum(row["unknown_upper_nano_usd"] for row in rows)
     say(
-        f"{progress.record.read_lines:,} lines: {counts.succeeded:,} succeeded, {progress.failed:,} in the error file. "
+        f"{progress.record.lines_in:,} lines: {counts.succeeded:,} succeeded, {progress.failed:,} in the error file. "
         f"Cost {cost_text(counts.cost_nano_usd, unknown)}{waste_text(counts.wasted_nano_usd, unknown)}."
     )
     if unknown:
@@ -205,7 +236,7 @@ def _conclude(batch: BatchRun, data: Path) -> None:
     say(f"Output   {progress.record.output_path}")
     say(f"Errors   {progress.record.error_path}")
     say(f"Ledger   {data}    (broker ledger summary --by provider,model --data {data})")
-    if progress.failed == progress.record.read_lines:
+    if progress.failed == progress.record.lines_in:
         complain("no line succeeded; the error file says why")
         raise typer.Exit(1)
 

@@ -77,15 +77,22 @@ def print_json(value: object) -> None:
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], shape: OutputFormat, *, title: str = "", keys: int = 1) -> None:
-    """Rows with the same fields; the first `keys` of them are names, the others figures."""
+def print_rows(
+    rows: Sequence[Mapping[str, Any]],
+    shape: OutputFormat,
+    *,
+    title: str = "",
+    keys: int = 1,
+    empty: str = "The ledger has nothing on that.",
+) -> None:
+    """Rows with the same fields; the first `keys` of them are names, the others figures. `empty` is for people."""
     match shape:
         case OutputFormat.JSON:
             sys.stdout.write(msgspec.json.format(msgspec.json.encode(rows)).decode() + "\n")
         case OutputFormat.CSV:
             _write_csv(rows)
         case OutputFormat.TABLE:
-            _print_table(rows, title, keys)
+            _print_table(rows, title, keys, empty)
 
 
 def _write_csv(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -104,9 +111,9 @@ def _safe_cell(value: Any) -> Any:  # noqa: ANN401 (a value of any column)
     return value
 
 
-def _print_table(rows: Sequence[Mapping[str, Any]], title: str, keys: int) -> None:
+def _print_table(rows: Sequence[Mapping[str, Any]], title: str, keys: int, empty: str) -> None:
     if not rows:
-        say("The ledger has nothing on that.")
+        say(empty)
         return
     from rich import box
     from rich.console import Console

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from broker.cli.options import DataOption, FormatOption, RequireOption, UrlOption, open_client
+from broker.cli.options import (
+    BatchFileArgument,
+    DataOption,
+    FormatOption,
+    OverwriteOption,
+    RequireOption,
+    UrlOption,
+    open_client,
+)
 from broker.cli.printing import OutputFormat, cost_text, print_json, print_rows, say, terminal, waste_text
-from broker.domain.errors import BrokerError, UsageError
+from broker.domain.errors import BrokerError, UsageError, reason_of
 from broker.domain.money import format_usd, nano_from_usd
+from broker.output_paths import check_apart, check_free, check_writable, draft_of, stat_of_input
 
 if TYPE_CHECKING:
     from broker.sdk.http import BatchState, Client
@@ -27,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
 
 def create(
-    file: Annotated[Path, typer.Argument(help="JSONL in OpenAI's batch format: custom_id, method, url, body.")],
+    file: BatchFileArgument,
     window: Annotated[
         str | None, typer.Option("--window", help="When it must be done: 90s, 15m, 1h, 2d [24h].")
     ] = None,
@@ -40,6 +50,7 @@ def create(
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, showing progress.")] = False,
     output: Annotated[Path | None, typer.Option("--output", help="With --wait: put the replies here.")] = None,
     errors: Annotated[Path | None, typer.Option("--errors", help="With --wait: put the refused lines here.")] = None,
+    overwrite: OverwriteOption = False,
     shape: FormatOption = OutputFormat.TABLE,
     url: UrlOption = None,
     data: DataOption = None,
@@ -47,15 +58,14 @@ def create(
     """Upload a file to a running broker as a batch; prints its id."""
     if not wait and (output or errors):
         raise UsageError("--output and --errors need --wait: the files are there once the batch is finished")
+    _check_places(output, errors, overwrite, stat_of_input(file))
     with open_client(data, url) as client:
         found = client.create_batch(file, window=window, max_cost=max_cost, lanes=lanes, require=require, name=name)
         if wait:
             if shape is OutputFormat.TABLE:
                 say(found.id)
             found = _follow(client, found)
-            for path, which in ((output, "output"), (errors, "errors")):
-                if path is not None:
-                    _download(client, found.id, which, path)
+            _download_both(client, found.id, output, errors)
     if shape is OutputFormat.TABLE and not wait:
         say(found.id)
     else:
@@ -65,11 +75,19 @@ def create(
 
 
 def show(
-    batch: BatchArgument, shape: FormatOption = OutputFormat.TABLE, url: UrlOption = None, data: DataOption = None
+    batch: BatchArgument,
+    output: Annotated[Path | None, typer.Option("--output", help="Put the replies of a finished batch here.")] = None,
+    errors: Annotated[Path | None, typer.Option("--errors", help="Put its refused and failed lines here.")] = None,
+    overwrite: OverwriteOption = False,
+    shape: FormatOption = OutputFormat.TABLE,
+    url: UrlOption = None,
+    data: DataOption = None,
 ) -> None:
-    """How far a batch is."""
+    """How far a batch is; with --output and --errors, its files."""
+    _check_places(output, errors, overwrite, None)
     with open_client(data, url) as client:
         _print_batch(client.batch(batch), shape)
+        _download_both(client, batch, output, errors)
 
 
 def cancel(
@@ -99,7 +117,7 @@ def list_batches(shape: FormatOption = OutputFormat.TABLE, url: UrlOption = None
         }
         for one in found
     ]
-    print_rows(rows, shape, keys=3)
+    print_rows(rows, shape, keys=3, empty="There are no batches.")
 
 
 def _costs(batch: BatchState, shape: OutputFormat) -> dict[str, str]:
@@ -122,15 +140,33 @@ def _follow(client: Client, batch: BatchState) -> BatchState:
     return batch
 
 
+def _check_places(output: Path | None, errors: Path | None, overwrite: bool, read: os.stat_result | None) -> None:
+    """Before anything is sent. Raises UsageError."""
+    places = {name: path for name, path in (("--output", output), ("--errors", errors)) if path is not None}
+    if not places:
+        return
+    check_apart(places, {"the input": read})
+    if not overwrite:
+        check_free(list(places.values()))
+    check_writable(list(places.values()))
+
+
+def _download_both(client: Client, batch_id: str, output: Path | None, errors: Path | None) -> None:
+    for path, which in ((output, "output"), (errors, "errors")):
+        if path is not None:
+            _download(client, batch_id, which, path)
+
+
 def _download(client: Client, batch_id: str, which: str, path: Path) -> None:
-    draft = path.with_name(f".{path.name}.part")
+    draft = draft_of(path)
     try:
         with draft.open("wb") as file:
             for chunk in client.download(batch_id, which):
                 file.write(chunk)
         draft.replace(path)
     except OSError as error:
-        raise BrokerError(f"can't write {path}: {error.strerror}") from None
+        draft.unlink(missing_ok=True)
+        raise BrokerError(f"can't write {path}: {reason_of(error)}") from None
 
 
 def _print_batch(batch: BatchState, shape: OutputFormat) -> None:

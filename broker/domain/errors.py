@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["BrokerError", "ErrorCode", "UsageError"]
+__all__ = ["BrokerError", "ErrorCode", "UsageError", "reason_of"]
 
 
 class ErrorCode(StrEnum):
@@ -60,3 +60,8 @@ class BrokerError(Exception):
 
 class UsageError(BrokerError):
     """The command or its input was wrong; the command exits with 2."""
+
+
+def reason_of(error: OSError) -> str:
+    """Why it failed, for a sentence: not all of them have the system's words for it."""
+    return error.strerror or str(error) or type(error).__name__

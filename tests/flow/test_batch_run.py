@@ -22,7 +22,7 @@ def mixed_lines() -> list[dict[str, Any] | bytes]:
     """Sixty lines, every fifth of them bad in some way."""
     bad = [
         b"not JSON",
-        b"",
+        b"nothing",
         b'{"custom_id": "unfinished", ',
         request(2),  # its name is taken
         request(901, body={"model": "other", "messages": [{"role": "user", "content": "x"}]}),
@@ -51,7 +51,7 @@ def test_every_line_ends_once_and_the_ledger_agrees_with_the_files(program):
     for line in errors:
         assert line["error"]["code"]
         assert re.match(rf"line {line['error']['line']}: \S", line["error"]["message"])
-    names = [None, None, None, "job-2", "job-901", "job-902", "job-903", "job-904", "job-905", None, None, None]
+    names = [None, None, "unfinished", "job-2", "job-901", "job-902", "job-903", "job-904", "job-905", None, None, None]
     assert [line["custom_id"] for line in errors] == names
     assert sorted(program.calls()) == sorted(line["id"].removeprefix("batch_req_") for line in lines_of(program.output))
 
@@ -98,7 +98,7 @@ def test_an_engine_that_fails_is_tried_again_or_its_answer_kept(program):
     assert failed == len(program.calls()) - 30
 
     program.three_lanes(options={"fail_every": 1, "status": 422})
-    ran = program.run("--new")
+    ran = program.run("--new", "--overwrite")
     assert (ran.code, ran.sentence) == (1, "no line succeeded; the error file says why")
     for number, line in enumerate(lines_of(program.errors)):
         assert line["custom_id"] == f"job-{number}"
@@ -140,7 +140,7 @@ def test_a_finished_file_is_not_run_again(program):
     assert not program.output.exists(), "written where it is no longer wanted"
     assert program.calls() == calls, "an engine was called for a result that was kept"
 
-    program.finish("--new")
+    program.finish("--new", "--overwrite")
     assert len(program.calls()) == 24
     assert len(set(program.calls())) == 24
 
@@ -167,7 +167,7 @@ def test_a_window_too_short_for_lanes_known_to_be_slow_is_refused(program):
     program.three_lanes(1.5)
     program.give([request(number) for number in range(12)])
     program.finish("--lanes", "tpu")
-    ran = program.run("--new", "--lanes", "tpu", "--window", "1s")
+    ran = program.run("--new", "--overwrite", "--lanes", "tpu", "--window", "1s")
     assert ran.code == 2
     assert ran.sentence.startswith("--window leaves 1 s; the fastest lane allowed needs 2")
     assert ran.sentence.endswith("the nearest window that would do is 3s")

@@ -26,6 +26,7 @@ ERROR_BODY_BYTES_MAX = 1_000_000
 _KEEP_ALIVE_SECONDS = 2.0
 
 _REASON_CHARACTERS_MAX = 200
+_HEALTH_SECONDS = 10.0
 
 
 class OpenAIHttpEngine:
@@ -81,12 +82,14 @@ class OpenAIHttpEngine:
         if not self._health_path:
             return
         try:
-            async with asyncio.timeout(self._request_timeout_seconds):
+            async with asyncio.timeout(min(self._request_timeout_seconds, _HEALTH_SECONDS)):
                 status_code = (await client.get(self._base_url + self._health_path)).status_code
         except (httpx.HTTPError, TimeoutError) as error:
             raise _unreachable(self._base_url, _reason(error)) from None
         if not 200 <= status_code < 300:
-            raise _unreachable(self._base_url, f"its health check answers HTTP {status_code}")
+            # Whatever it says: while a server or a proxy before it starts, that may be 503, 404 or a redirect.
+            message = f"the engine at {self._base_url} isn't ready: its health check answers HTTP {status_code}"
+            raise EngineError(ErrorCode.ENGINE_STARTING, message, status_code=status_code, is_free=True)
 
     async def run(self, request: EngineRequest) -> EngineReply:
         if request.endpoint not in ENDPOINTS:
@@ -143,7 +146,8 @@ class OpenAIHttpEngine:
         key = os.environ.get(self._api_key_variable, "").strip()
         if not (key and key.isascii() and key.isprintable()):
             problem = f"the environment variable {self._api_key_variable} must hold its API key"
-            raise _unreachable(self._base_url, problem)
+            message = f"the engine at {self._base_url} can't be used: {problem}"
+            raise EngineError(ErrorCode.ENGINE_MISCONFIGURED, message, is_free=True)
         return key
 
     def _content(self, body: bytes) -> bytes:

@@ -13,7 +13,6 @@ from broker.database import batches, plans
 from broker.database.batches import BatchRecord, Counts
 from broker.database.connection import Connection
 from broker.domain.answers import BatchState
-from broker.domain.errors import UsageError
 from broker.domain.identity import Identity
 from broker.domain.ids import new_id, parse_id
 from broker.domain.job import Constraints
@@ -64,11 +63,8 @@ class BatchesDesk:
             raise Refused(400, refusal.code, refusal.message, field=refusal.field)
 
     def create(self, identity: Identity, spool: Spool, terms: BatchTerms) -> BatchState:
-        """The uploaded file becomes a batch."""
-        try:
-            digest = spool.finish()
-        except UsageError as error:
-            raise Refused(400, "invalid_file", str(error), field="file") from None
+        """The uploaded file becomes a batch. Raises UsageError for one that is no batch file."""
+        digest = spool.finish()
         folder = self._front.batch_files / new_id().hex()
         record = self._front.intake.create_batch(
             identity,
