@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from broker.domain.errors import ErrorCode
 from broker.domain.usage import Usage, UsageBasis
 
-__all__ = ["Engine", "EngineError", "EngineReply", "EngineRequest"]
+__all__ = ["Engine", "EngineError", "EngineReply", "EngineRequest", "TokensUpper"]
 
 
 class EngineRequest(msgspec.Struct, frozen=True):
@@ -24,11 +24,18 @@ class EngineRequest(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class TokensUpper(NamedTuple):
+    """The most tokens that a reply can mean by what it states; None where it says nothing: the request bounds it."""
+
+    input_tokens: int | None
+    output_tokens: int | None
+
+
 class EngineReply(msgspec.Struct, frozen=True):
     """A valid success: HTTP 2xx with a JSON body that holds what the endpoint promises, and the usage that it states.
 
-    `usage_basis` says how far that usage can be believed; NONE where none is stated. `usage.accelerator_us` is left at
-    0; the meter fills it in.
+    `usage_basis` says how far that usage can be believed; NONE where none is stated. `usage_upper` is there where more
+    than `usage` may have been used. `usage.accelerator_us` is left at 0; the meter fills it in.
     """
 
     status_code: int
@@ -36,6 +43,7 @@ class EngineReply(msgspec.Struct, frozen=True):
     usage: Usage
     request_id: str = ""
     usage_basis: UsageBasis = UsageBasis.ENGINE
+    usage_upper: TokensUpper | None = None
 
 
 class EngineError(Exception):
@@ -44,7 +52,8 @@ class EngineError(Exception):
     `body` is the engine's own error body, if it sent one, for the producer's error file. It may echo the
     prompt, so it is never logged and never enters the ledger. `retry_after_s`: how long the server asks to be left
     alone, 0 where it doesn't. `usage` is what a reply that is thrown away states all the same, None where nothing was
-    stated; `is_free`: the call can't have cost anything, for the server never had it, or refused it.
+    stated, and `usage_upper` as in a reply; `is_free`: the call can't have cost anything, for the server never had it,
+    or refused it.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class EngineError(Exception):
         retry_after_s: float = 0.0,
         usage: Usage | None = None,
         usage_basis: UsageBasis = UsageBasis.NONE,
+        usage_upper: TokensUpper | None = None,
         is_free: bool = False,
     ) -> None:
         super().__init__(message)
@@ -67,6 +77,7 @@ class EngineError(Exception):
         self.retry_after_s = retry_after_s
         self.usage = usage
         self.usage_basis = usage_basis
+        self.usage_upper = usage_upper
         self.is_free = is_free
 
 

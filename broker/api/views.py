@@ -40,6 +40,7 @@ def job_state(job: Standing, late_us: int | None = None) -> JobState:
         ended_at=_moment(job.ended_us),
         budget_usd=None if job.budget_nano_usd is None else _usd(job.budget_nano_usd),
         cost_usd=_usd(job.cost_nano_usd),
+        unknown_usd=_usd(job.unknown_nano_usd),
         attempts=job.attempts,
         lane=job.lane,
         error=JobError(job.error_code, job.message) if failed else None,
@@ -75,6 +76,7 @@ def batch_state(record: BatchRecord, counts: Counts, late_us: int | None = None)
         attempts=counts.attempts,
         cost_usd=_usd(counts.cost_nano_usd),
         wasted_usd=_usd(counts.wasted_nano_usd),
+        unknown_usd=_usd(counts.unknown_nano_usd),
         expected_late_at=_moment(late_us),
     )
 

@@ -20,7 +20,7 @@ from broker.cli.options import (
     parse_window,
     read_settings,
 )
-from broker.cli.printing import OutputFormat, complain, dollars, print_rows, say, terminal
+from broker.cli.printing import OutputFormat, complain, cost_text, dollars, print_rows, say, terminal, waste_text
 from broker.domain.errors import UsageError
 from broker.domain.money import nano_from_usd
 
@@ -194,8 +194,14 @@ def _show_progress(batch: BatchRun) -> None:
                 completed=progress.ended,
                 total=_lines_in_all(progress),
                 failed=progress.failed,
-                cost=dollars(progress.counts.cost_nano_usd),
+                cost=_spent(progress),
             )
+
+
+def _spent(progress: BatchProgress) -> str:
+    counts = progress.counts
+    more = f" (or up to {dollars(counts.at_most_nano_usd)})" if counts.unknown_nano_usd else ""
+    return dollars(counts.cost_nano_usd) + more
 
 
 def _doing(batch: BatchRun) -> str:
@@ -220,13 +226,13 @@ def _conclude(batch: BatchRun, data: Path) -> None:
     say()
     print_rows(rows, OutputFormat.TABLE, title="By provider")
     counts = progress.counts
+    unknown = sum(row["unknown_upper_nano_usd"] for row in rows)
     say(
         f"{progress.record.lines_in:,} lines: {counts.succeeded:,} succeeded, {progress.failed:,} in the error file. "
-        f"Cost {dollars(counts.cost_nano_usd)}, of which wasted {dollars(counts.wasted_nano_usd)}."
+        f"Cost {cost_text(counts.cost_nano_usd, unknown)}{waste_text(counts.wasted_nano_usd, unknown)}."
     )
-    unknown = sum(row["unknown_upper_nano_usd"] for row in rows)
     if unknown:
-        say(f"Attempts that were lost on the way cost at most {dollars(unknown)} more; nobody could measure them.")
+        say("What is unknown is of attempts whose end nobody saw, or whose tokens nobody stated.")
     say(f"Output   {progress.record.output_path}")
     say(f"Errors   {progress.record.error_path}")
     say(f"Ledger   {data}    (broker ledger summary --by provider,model --data {data})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,18 @@ from broker.domain.money import NANO_PER_USD
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["OutputFormat", "complain", "dollars", "print_json", "print_rows", "say", "seconds", "terminal"]
+__all__ = [
+    "OutputFormat",
+    "complain",
+    "cost_text",
+    "dollars",
+    "print_json",
+    "print_rows",
+    "say",
+    "seconds",
+    "terminal",
+    "waste_text",
+]
 
 _WIDTH_MAX = 1_000
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -134,9 +145,18 @@ def _columns_for_people(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str
                 title = paired[name]
                 cells[title] = f"{cells[title]}/{_shown(name, value)}" if title in cells else _shown(name, value)
             elif name not in empty:
-                cells[name.removesuffix("_nano_usd").replace("_", " ")] = _shown(name, value)
+                cells[name.removesuffix("_nano_usd").replace("_", " ")] = (
+                    "unknown" if _is_unknown(name, row) else _shown(name, value)
+                )
         found.append(cells)
     return found
+
+
+def _is_unknown(name: str, row: Mapping[str, Any]) -> bool:
+    """Whether a sum that is nothing is so because nobody knows it."""
+    if row[name] or not row.get("unknown_upper_nano_usd"):
+        return False
+    return name == "cost_nano_usd" or (name == "wasted_nano_usd" and row.get("attempts") != row.get("succeeded"))
 
 
 def _shown(name: str, value: Any) -> str:  # noqa: ANN401 (a value of any column)
@@ -152,6 +172,22 @@ def _shown(name: str, value: Any) -> str:  # noqa: ANN401 (a value of any column
 def dollars(nano_usd: int) -> str:
     """Dollars to six decimals, enough to see a single job; JSON and CSV carry every nano-dollar."""
     return f"${nano_usd / NANO_PER_USD:,.6f}"
+
+
+def cost_text(known_nano_usd: int, unknown_nano_usd: int, text_of: Callable[[int], str] = dollars) -> str:
+    """A cost of which a part may be unknown, with its bound: what nobody knows is never shown as nothing."""
+    if not unknown_nano_usd:
+        return text_of(known_nano_usd)
+    if not known_nano_usd:
+        return f"unknown, at most {text_of(unknown_nano_usd)}"
+    return f"{text_of(known_nano_usd)} and an unknown part of at most {text_of(unknown_nano_usd)}"
+
+
+def waste_text(wasted_nano_usd: int, unknown_nano_usd: int, text_of: Callable[[int], str] = dollars) -> str:
+    """What follows a cost: how much of it was wasted, of which there may be more among what is unknown."""
+    if not unknown_nano_usd:
+        return f", of which wasted {text_of(wasted_nano_usd)}"
+    return f", of which wasted at least {text_of(wasted_nano_usd)}" if wasted_nano_usd else ""
 
 
 def seconds(milliseconds: int) -> str:

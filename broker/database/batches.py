@@ -76,7 +76,10 @@ class BatchRecord(msgspec.Struct, kw_only=True):
 
 
 class Counts(msgspec.Struct, kw_only=True):
-    """What one writer, or all of them, counted for a batch."""
+    """What one writer, or all of them, counted for a batch.
+
+    `cost_nano_usd` is what is known; `unknown_nano_usd` is the most that it can have cost besides.
+    """
 
     succeeded: int = 0
     failed: int = 0
@@ -87,6 +90,12 @@ class Counts(msgspec.Struct, kw_only=True):
     output_tokens: int = 0
     cost_nano_usd: int = 0
     wasted_nano_usd: int = 0
+    unknown_nano_usd: int = 0
+
+    @property
+    def at_most_nano_usd(self) -> int:
+        """What budgets count: what it cost, with the bound of what nobody knows."""
+        return self.cost_nano_usd + self.unknown_nano_usd
 
     @property
     def ended(self) -> int:
@@ -131,7 +140,7 @@ _PROGRESS_OF = _PROGRESS_OF_EACH.where(
     batch.c.tenant_id == bindparam("of_tenant"), batch.c.batch_id.in_(bindparam("batches", expanding=True))
 )
 _SPENT = (
-    select(batch_count.c.batch_id, func.sum(batch_count.c.cost_nano_usd))
+    select(batch_count.c.batch_id, func.sum(batch_count.c.cost_nano_usd + batch_count.c.unknown_nano_usd))
     .where(batch_count.c.batch_id.in_(bindparam("batches", expanding=True)))
     .group_by(batch_count.c.batch_id)
 )
@@ -306,7 +315,7 @@ def progress(connection: Connection, batch_id: bytes) -> Counts:
 
 
 def spent_nano_usd(connection: Connection, batch_ids: Collection[bytes]) -> dict[bytes, int]:
-    """What these batches' attempts came to so far, for each that had any."""
+    """What these batches' attempts came to so far, at most, for each that had any."""
     rows = connection.execute(_SPENT, {"batches": list(batch_ids)})
     return {batch_id: int(cost) for batch_id, cost in rows}
 

@@ -26,6 +26,7 @@ __all__ = [
     "ensure_group",
     "insert_span",
     "known_custom_ids",
+    "load_bodies",
     "load_groups",
     "load_shard_jobs",
     "wait",
@@ -147,6 +148,8 @@ _PAYLOADS = select(payload.c.job_id, payload.c.body, payload.c.salt).where(
     payload.c.job_id.between(bindparam("first"), bindparam("last"))
 )
 
+_BODIES = select(payload.c.job_id, payload.c.body).where(payload.c.job_id.in_(bindparam("of_jobs", expanding=True)))
+
 
 def load_shard_jobs(connection: Connection, spans: Iterable[ShardSpan]) -> dict[ShardSpan, list[ShardJob]]:
     """What the workers need of each span's jobs. Spans that follow on each other are read as one, up to a few MB."""
@@ -161,6 +164,12 @@ def load_shard_jobs(connection: Connection, spans: Iterable[ShardSpan]) -> dict[
         for span in run:
             found[span] = list(islice(jobs, span.jobs_count))
     return found
+
+
+def load_bodies(connection: Connection, job_ids: Sequence[bytes]) -> dict[bytes, bytes]:
+    """The bodies of these jobs, of those that still are in the database."""
+    rows = connection.execute(_BODIES, {"of_jobs": list(job_ids)})
+    return {bytes(job_id): bytes(body) for job_id, body in rows if body is not None}
 
 
 def _runs(spans: Iterable[ShardSpan]) -> Iterator[list[ShardSpan]]:

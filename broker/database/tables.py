@@ -369,6 +369,8 @@ batch_count = Table(
             "wasted_nano_usd",
         )
     ),
+    # The most that attempts of unknown cost can have cost besides.
+    Column("unknown_nano_usd", BigInteger, nullable=False, default=0, server_default="0"),
 )
 
 # One row to a write that is under way, on PostgreSQL: see drivers/postgres/marks.py. It leaves room in its pages,

@@ -34,7 +34,8 @@ class JobError(msgspec.Struct, frozen=True):
 class JobState(msgspec.Struct, frozen=True, kw_only=True):
     """How far a job is; `status` is waiting, running, succeeded, failed, cancelled or expired.
 
-    `expected_late_at`: when it is expected to end, if that is after its deadline.
+    `expected_late_at`: when it is expected to end, if that is after its deadline. `unknown_usd`: the most that it can
+    have cost besides `cost_usd`, which is what is known.
     """
 
     id: str
@@ -57,6 +58,7 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     batch_id: str | None
     custom_id: str | None
     redrive_of: str | None
+    unknown_usd: str = "0"
 
     @property
     def has_ended(self) -> bool:
@@ -67,7 +69,8 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
 class BatchState(msgspec.Struct, frozen=True, kw_only=True):
     """How far a batch is; `status` is reading, running, cancelling, finalizing, completed or cancelled.
 
-    `lines_read`, without empty lines, and the counts grow while it is read and run. `expected_late_at` as for a job.
+    `lines_read`, without empty lines, and the counts grow while it is read and run. `expected_late_at` and
+    `unknown_usd` as for a job.
     """
 
     id: str
@@ -93,6 +96,7 @@ class BatchState(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: str
     wasted_usd: str
     expected_late_at: str | None
+    unknown_usd: str = "0"
 
     @property
     def ended(self) -> int:

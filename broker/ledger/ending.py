@@ -23,6 +23,7 @@ from broker.domain.events import JobRan
 from broker.domain.ids import id_at, new_span, time_us_of
 from broker.domain.job import GroupKey, WaitingSpan
 from broker.domain.lane import CURRENCY, Lane, Price, PriceMeter
+from broker.domain.money import NanoUsd
 from broker.domain.outcome import CostBasis, Outcome
 from broker.domain.shard import ShardSpan, ShardState
 from broker.domain.usage import UsageBasis
@@ -30,12 +31,13 @@ from broker.ledger.digests import Decisions, price_digest, submission_digest
 from broker.ledger.submitted import TAGS, submitted
 from broker.ledger.writing import AttemptRow, Flush, OutcomeRow, ShardFacts, append, ended_jobs
 from broker.rules.planning import plan_group
-from broker.rules.pricing import charged_nano_usd, cost_nano_usd
+from broker.rules.pricing import Costs, charged_nano_usd, costs_of
 from broker.rules.regrouping import another_try, refusing_lanes, regroup, waiting_job
 from broker.rules.settling import Around, Ended, Retry, Settlement, settle
 
 __all__ = ["AttemptEnds"]
 
+_NOT_KNOWN = (UsageBasis.NONE, UsageBasis.IMPLAUSIBLE)
 _FINE = Around(lane_works=True)
 
 
@@ -239,6 +241,7 @@ def _count(counts: Counts, row: AttemptRow) -> None:
     counts.input_tokens += row.input_tokens or 0  # the counters sum what is known
     counts.output_tokens += row.output_tokens or 0
     counts.cost_nano_usd += row.cost_nano_usd
+    counts.unknown_nano_usd += row.cost_upper_nano_usd - row.cost_nano_usd
     if row.outcome != Outcome.SUCCEEDED:
         counts.wasted_nano_usd += row.cost_nano_usd
 
@@ -290,7 +293,9 @@ def _outcome_row(shared: _Shared, row: AttemptRow, ended: Ended, asked: Sequence
 
 
 def _usage_basis(ran: JobRan) -> UsageBasis:
-    """A reply counts as one only with its usage; what ended without one used nobody knows how much."""
+    """What its worker says. Of an older build's a reply counts as stated, and what ended without one as unknown."""
+    if ran.usage_basis is not None:
+        return ran.usage_basis
     usage = ran.usage
     is_stated = ran.outcome is Outcome.SUCCEEDED or usage.input_tokens or usage.output_tokens
     return UsageBasis.ENGINE if is_stated else UsageBasis.NONE
@@ -307,8 +312,10 @@ def _attempt_row(
     attempt_id, job_id = ids
     submitted_us = time_us_of(job_id) if span.submitted_us is None else span.submitted_us
     usage, usage_basis = ran.usage, _usage_basis(ran)
-    is_known = usage_basis is not UsageBasis.NONE
-    cost = cost_nano_usd(shared.price, usage)
+    is_known = usage_basis not in _NOT_KNOWN
+    cost = costs_of(shared.price, usage, usage_basis, ran.usage_upper)
+    if cost_upper_nano_usd is not None:
+        cost = Costs(cost.known, NanoUsd(max(cost.known, cost_upper_nano_usd)), is_bounded=False)
     return AttemptRow(
         attempt_id,
         job_id,
@@ -329,10 +336,10 @@ def _attempt_row(
         usage.output_tokens if is_known else None,
         usage.reasoning_tokens if is_known else None,
         usage.accelerator_us,
-        cost,
-        cost,
-        cost if cost_upper_nano_usd is None else cost_upper_nano_usd,
-        (shared.basis if cost_upper_nano_usd is None else CostBasis.UNKNOWN)._value_,
+        cost.known,
+        cost.known,
+        cost.upper,
+        (shared.basis if cost.is_known else CostBasis.UNKNOWN)._value_,
         ran.request_digest or None,
         ran.reply_digest or None,
         len(ran.body),
@@ -346,5 +353,5 @@ def _attempt_row(
         None,
         None,
         None,
-        charged_nano_usd(settlement.outcome, cost),
+        charged_nano_usd(settlement.outcome, cost.known),
     )

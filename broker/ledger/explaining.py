@@ -89,6 +89,7 @@ class JobStory(msgspec.Struct, kw_only=True):
     cost_nano_usd: int
     charged_nano_usd: int | None
     wasted_nano_usd: int
+    unknown_upper_nano_usd: int
     attempts: list[AttemptStory]
 
 
@@ -147,6 +148,7 @@ def explain(connection: Connection, tenant_id: str | None, job_id: bytes) -> Job
         cost_nano_usd=sum(one.cost_nano_usd for one in attempts),
         charged_nano_usd=_charged(attempts),
         wasted_nano_usd=sum(one.cost_nano_usd for one in attempts if one.outcome != "succeeded"),
+        unknown_upper_nano_usd=sum(one.cost_upper_nano_usd - one.cost_nano_usd for one in attempts),
         attempts=attempts,
     )
 

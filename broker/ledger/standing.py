@@ -19,7 +19,8 @@ __all__ = ["JobResult", "Standing", "find_result", "has_ended", "standing"]
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """A job and how far it is. `status` is its outcome once it has one, before that `waiting` or `running`.
 
-    `lane` is where it runs, or where it ended. Costs are nano-USD over all attempts so far.
+    `lane` is where it runs, or where it ended. Costs are nano-USD over all attempts so far: what is known, and the most
+    that it can have been besides.
     """
 
     job_id: bytes
@@ -42,6 +43,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     lane: str | None
     attempts: int
     cost_nano_usd: int
+    unknown_nano_usd: int
 
 
 class JobResult(msgspec.Struct, frozen=True):
@@ -99,7 +101,7 @@ def standing(connection: Connection, tenant_id: str, job_id: bytes) -> Standing 
         return None
     fields = dict(found._mapping)  # noqa: SLF001 (SQLAlchemy's public name for it)
     outcome = fields.pop("outcome")
-    attempts, cost, last_lane = _attempts(connection, tenant_id, job_id)
+    attempts, cost, unknown, last_lane = _attempts(connection, tenant_id, job_id)
     under_way = None if outcome else lane_of(connection, tenant_id, job_id)
     running_on = under_way.lane if under_way and under_way.is_claimed else None
     return Standing(
@@ -107,6 +109,7 @@ def standing(connection: Connection, tenant_id: str, job_id: bytes) -> Standing 
         lane=last_lane if outcome else running_on,
         attempts=attempts,
         cost_nano_usd=cost,
+        unknown_nano_usd=unknown,
         **fields | {"cancel_requested": bool(fields["cancel_requested"])},
     )
 
@@ -121,13 +124,15 @@ def find_result(connection: Connection, tenant_id: str, job_id: bytes) -> JobRes
     )
 
 
-def _attempts(connection: Connection, tenant_id: str, job_id: bytes) -> tuple[int, int, str | None]:
-    """How many there were, what they cost, and the lane of the last."""
+def _attempts(connection: Connection, tenant_id: str, job_id: bytes) -> tuple[int, int, int, str | None]:
+    """How many there were, what they cost, and at most besides, and the lane of the last."""
     rows = connection.execute(
-        select(attempt.c.cost_nano_usd, attempt.c.lane)
+        select(attempt.c.cost_nano_usd, attempt.c.cost_upper_nano_usd, attempt.c.lane)
         # The job says whose it is: by the attempt's own tenant PostgreSQL might read all that the tenant ever ran.
         .join(job, job.c.job_id == attempt.c.job_id)
         .where(job.c.job_id == job_id, job.c.tenant_id == tenant_id)
         .order_by(attempt.c.attempt_number, attempt.c.recorded_us)
     ).all()
-    return len(rows), sum(row.cost_nano_usd for row in rows), rows[-1].lane if rows else None
+    cost = sum(row.cost_nano_usd for row in rows)
+    unknown = sum(row.cost_upper_nano_usd for row in rows) - cost
+    return len(rows), cost, unknown, rows[-1].lane if rows else None

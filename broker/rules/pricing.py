@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from broker.domain.lane import Price, PriceMeter
 from broker.domain.money import NanoUsd, divide_half_even
 from broker.domain.outcome import Outcome
-from broker.domain.usage import Usage
+from broker.domain.usage import Usage, UsageBasis
 
 __all__ = [
+    "Costs",
     "accelerator_cost_nano_usd",
     "affordable_jobs",
     "charged_nano_usd",
     "cost_nano_usd",
+    "costs_of",
     "expected_job_cost_nano_usd",
     "token_cost_nano_usd",
 ]
@@ -28,13 +32,50 @@ def accelerator_cost_nano_usd(price: Price, accelerator_us: int) -> NanoUsd:
 
 
 def cost_nano_usd(price: Price, usage: Usage) -> NanoUsd:
-    """What `usage` costs at `price`, in nano-USD: accelerator time, or tokens on per-token lanes."""
+    """What `usage` costs at `price`, in nano-USD: accelerator time, or tokens on per-token lanes.
+
+    Cached input has a price of its own where the price says one, else that of other input.
+    """
     match price.meter:
         case PriceMeter.ACCELERATOR_HOUR:
             return accelerator_cost_nano_usd(price, usage.accelerator_us)
         case PriceMeter.TOKEN:
             pico = usage.input_tokens * price.input_token_pico_usd + usage.output_tokens * price.output_token_pico_usd
+            if usage.cached_input_tokens and price.cached_input_token_pico_usd is not None:
+                cached = min(usage.cached_input_tokens, usage.input_tokens)
+                pico -= cached * (price.input_token_pico_usd - price.cached_input_token_pico_usd)
             return NanoUsd(divide_half_even(pico, _PICO_PER_NANO))
+
+
+class Costs(NamedTuple):
+    """What a call cost in nano-USD: as far as it is known, and at most.
+
+    Where nobody knows that either, `is_bounded` is False, and `upper` says no more than `known`.
+    """
+
+    known: NanoUsd
+    upper: NanoUsd
+    is_bounded: bool = True
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is nothing more to know."""
+        return self.is_bounded and self.upper == self.known
+
+
+def costs_of(price: Price, usage: Usage, basis: UsageBasis, usage_upper: Usage | None) -> Costs:
+    """What is known of a call's cost, and its bound, by what is known of its usage.
+
+    By the hour the accelerator's time is known, and with it the cost, whatever the tokens are.
+    """
+    if price.meter is not PriceMeter.TOKEN:
+        known = cost_nano_usd(price, usage)
+        return Costs(known, known)
+    is_stated = basis not in (UsageBasis.NONE, UsageBasis.IMPLAUSIBLE)
+    known = cost_nano_usd(price, usage) if is_stated else NanoUsd(0)
+    if usage_upper is None:
+        return Costs(known, known, is_stated)
+    return Costs(known, max(known, cost_nano_usd(price, usage_upper)))
 
 
 def charged_nano_usd(outcome: Outcome, cost: int) -> NanoUsd:

@@ -32,10 +32,10 @@ from broker.domain.shard import Bitmap, ShardState
 from broker.domain.usage import Usage
 from broker.ledger.digests import Decisions
 from broker.ledger.ending import AttemptEnds
+from broker.ledger.lost_costs import upper_costs
 from broker.ledger.prices import PricedLanes
 from broker.ledger.streams import FixedSlot, OwnStream, StreamSlot
 from broker.ledger.writing import ended_among
-from broker.rules.pricing import accelerator_cost_nano_usd
 from broker.rules.regrouping import another_try, regroup, waiting_job
 from broker.rules.settling import Ended, Retry, settle
 from broker.wakeups import Topic, Wakeups
@@ -213,7 +213,7 @@ class Rescuer:
                 ends.give_back(record, record.recorded.missing(record.jobs_count))
                 record.closed_us = now_us
             else:
-                retries += self._take_back_running(ends, record, ended, now_us)
+                retries += self._take_back_running(connection, ends, record, ended, now_us)
             record.state = ShardState.TAKEN_BACK
         ends.write()
         jobs.wait(connection, regroup(retries))
@@ -233,13 +233,18 @@ class Rescuer:
         return [lane for lane, slots in self._capacity(connection).items() if slots]
 
     def _take_back_running(
-        self, ends: AttemptEnds, record: ShardRecord, ended: Collection[bytes], now_us: int
+        self,
+        connection: Connection,
+        ends: AttemptEnds,
+        record: ShardRecord,
+        ended: Collection[bytes],
+        now_us: int,
     ) -> list[WaitingSpan]:
         """The jobs that go on at once; their attempts stay open for late results, but for those that end here."""
         missing = record.recorded.missing(record.jobs_count)
         running = _running(record, missing)
         lane = self._lanes.at(record.lane, record.created_us)
-        shares = _upper_costs(lane, record, missing, now_us)
+        shares = upper_costs(connection, lane, record, missing, now_us)
         ends.give_back(record, [index for index in missing if index not in running])
         retries: list[WaitingSpan] = []
         for index in missing:
@@ -283,7 +288,7 @@ class Rescuer:
                 # One taken back before had lost its worker, whatever ended since.
                 why = ErrorCode.LEASE_LOST if sent_on else code
                 lane = self._lanes.at(record.lane, record.created_us)
-                shares = _upper_costs(lane, record, missing, now_us)
+                shares = upper_costs(connection, lane, record, missing, now_us)
                 for index in missing:
                     record.recorded.add(index)
                     ends.add(record, lane, _lost(record, index, why, now_us), shares[index], sent_on=sent_on)
@@ -335,16 +340,6 @@ def _follow(record: ShardRecord, index: int, *, has_ended: bool) -> Ended | Retr
         # take the places of whole shards: only what is lost a second time is a suspect.
         return msgspec.structs.replace(then, alone=False)
     return then
-
-
-def _upper_costs(lane: Lane, record: ShardRecord, indices: list[int], now_us: int) -> dict[int, int]:
-    """At most the whole time from claim to lease end was these jobs': its cost, divided without remainder."""
-    if not indices or record.claimed_us is None:
-        return dict.fromkeys(indices, 0)
-    until_us = min(now_us, record.lease_until_us or now_us)
-    whole = accelerator_cost_nano_usd(lane.price, max(0, until_us - record.claimed_us))
-    share, extra = divmod(whole, len(indices))
-    return {index: share + (place < extra) for place, index in enumerate(indices)}
 
 
 def _lost(record: ShardRecord, index: int, code: ErrorCode, now_us: int) -> JobRan:

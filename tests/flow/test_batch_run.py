@@ -89,7 +89,7 @@ def printed(said: str) -> tuple[int, int, int, str]:
 
 
 def test_an_engine_that_fails_is_tried_again_or_its_answer_kept(program):
-    program.three_lanes(options={"fail_every": 5, "status": 503})
+    program.three_lanes(options={"fail_every": 5, "status": 500})
     program.give(request(number) for number in range(30))
     program.finish()
     assert custom_ids(program.output) == [f"job-{number}" for number in range(30)]

@@ -142,7 +142,7 @@ class LlamaCppEngine:
             self._started_at.popleft()
         if len(self._started_at) > self._restarts_per_minute_max:
             message = f"the llama.cpp server ended {len(self._started_at)} times within a minute and rests"
-            raise EngineError(ErrorCode.ENGINE_UNREACHABLE, message)
+            raise EngineError(ErrorCode.ENGINE_UNREACHABLE, message, is_free=True)
         self._started_at.append(now)
 
     async def _bring_up(self) -> tuple[asyncio.subprocess.Process, OpenAIHttpEngine]:
@@ -165,6 +165,9 @@ class LlamaCppEngine:
             request_timeout_seconds=self._request_timeout_seconds,
             api_key=key,
             health_path="/health",
+            # Its usage for n > 1, or several prompts, is of one answer: ggml-org/llama.cpp#27318.
+            counts_one_choice=True,
+            context_tokens=self._context_tokens,
             use_proxy=False,
             call_log=self._call_log,
         )
