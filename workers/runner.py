@@ -31,6 +31,7 @@ from workers.lease import Lease, LeaseDoor
 from workers.meter import Meter, Reading
 from workers.outcomes import EventOutlet, EventPublisher, OutcomeReport
 from workers.places import Places
+from workers.spending import JobCosts, Spending
 
 __all__ = ["Deployment", "ShardRunner"]
 
@@ -63,6 +64,7 @@ class Deployment:
         self.slots = threading.Semaphore(lane.slots)
         # Metering begins where the engine begins: who waits here uses no accelerator, and is no crash's suspect.
         self.places = Places(lane.engine.concurrency)
+        self.job_costs: JobCosts = {}
 
 
 class ShardRunner:
@@ -216,7 +218,12 @@ class _ShardRun:
         self._lease = lease
         self._renewals = renewals
         self._clock = clock
+        self._spending: Spending | None = None
+        if order.budget_nano_usd is not None:
+            price = deployment.lane.price
+            self._spending = Spending(order.budget_nano_usd, price, order.model, deployment.job_costs)
         self._stopped: _Stop | None = None
+        self._kept_back: ErrorCode | None = None
         self._done = Bitmap()
         self._cancelled = Bitmap()
         self.renew_soon = asyncio.Event()
@@ -237,8 +244,8 @@ class _ShardRun:
             self.stop(already_stopping or _Stop.CANCELLED)
         await self._jobs.run_all()
         # A shard whose lease is lost is no longer ours to hand back; what it brought still counts.
-        handed_back = self._stopped is not None and self._stopped is not _Stop.LEASE_LOST
-        await self._report.finish(self._stopped.value[1] if self._stopped and handed_back else None)
+        stopped_as = self._stopped.value[1] if self._stopped else self._kept_back
+        await self._report.finish(None if self._stopped is _Stop.LEASE_LOST else stopped_as)
         keeper.cancel()  # only now: until its results are confirmed, the shard is this worker's
         _log.debug("shard_ran", shard=self._order.shard_id.hex(), lane=self._order.lane, jobs=len(self._order.jobs))
 
@@ -259,10 +266,12 @@ class _ShardRun:
                     self._end(index, self._order.jobs[index], _Stop.JOB_CANCELLED, self._meter.begin(), self._clock())
 
     async def _run_job(self, index: int) -> None:
-        """One job at the engine. A cancel ends it like any other outcome."""
+        """One job at the engine, unless it may no longer begin. A cancel ends it like any other outcome."""
         job = self._order.jobs[index]
-        reading = self._meter.begin()
         started_us = self._clock()
+        if not self._may_begin(job, started_us):
+            return
+        reading = self._meter.begin()
         request = EngineRequest(job.job_id.hex(), self._order.endpoint, job.body)
         ended: EngineReply | EngineError | _Stop
         try:
@@ -274,13 +283,29 @@ class _ShardRun:
         except Exception as error:  # noqa: BLE001 (a driver's bug must end its job, not silence the shard)
             _log.exception("engine_driver_failed", lane=self._order.lane)
             ended = EngineError(ErrorCode.ENGINE_INVALID_REPLY, f"the engine's driver failed: {type(error).__name__}")
-        self._end(index, job, ended, reading, started_us)
+        ran = self._end(index, job, ended, reading, started_us)
+        if self._spending:
+            self._spending.end(ran)
+
+    def _may_begin(self, job: ShardJob, now_us: int) -> bool:
+        """Not past its deadline, nor where the shard's budget is spent: then it is handed back at the shard's end."""
+        if 0 < job.deadline_us <= now_us:
+            self._kept_back = ErrorCode.JOB_EXPIRED
+            return False
+        if self._spending:
+            if not self._spending.may_begin():
+                self._kept_back = ErrorCode.BUDGET_EXCEEDED
+                return False
+            self._spending.begin()
+        return True
 
     def _end(
         self, index: int, job: ShardJob, ended: EngineReply | EngineError | _Stop, reading: Reading, started_us: int
-    ) -> None:
+    ) -> JobRan:
         self._done.add(index)
-        self._report.add(self._ran(index, job, ended, reading, started_us))
+        ran = self._ran(index, job, ended, reading, started_us)
+        self._report.add(ran)
+        return ran
 
     def _ran(
         self, index: int, job: ShardJob, ended: EngineReply | EngineError | _Stop, reading: Reading, started_us: int
