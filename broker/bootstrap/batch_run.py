@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from broker.bootstrap.embedded import Embedded
-from broker.database import batches
+from broker.database import batches, reruns
 from broker.database.batches import BatchRecord, Counts
 from broker.database.connection import Connection
 from broker.database.failures import is_disk_full
@@ -24,6 +24,7 @@ from broker.domain.errors import BrokerError, UsageError
 from broker.domain.identity import LOCAL, Identity
 from broker.domain.job import Constraints
 from broker.domain.lane import Lane
+from broker.domain.rerun import Rerun
 from broker.intake.batch_files import BatchRequest
 from broker.ledger.questions import Filters, summary
 from broker.ledger.speeds import learned_speeds
@@ -36,7 +37,9 @@ __all__ = [
     "Progress",
     "RunOptions",
     "Source",
+    "Whole",
     "allowed_lanes",
+    "check_writable",
     "default_output",
     "error_path_of",
     "read_source",
@@ -80,6 +83,13 @@ class Progress(msgspec.Struct, frozen=True):
     def failed(self) -> int:
         """Lines that will stand in the error file."""
         return self.ended - self.counts.succeeded
+
+
+class Whole(msgspec.Struct, frozen=True):
+    """The lines of a batch's source, and those that succeeded in any run of it."""
+
+    lines: int
+    succeeded: int
 
 
 class BatchRun:
@@ -149,6 +159,19 @@ class BatchRun:
         """How far it is now."""
         return self._embedded.database.read(self._progress)
 
+    def whole(self) -> Whole | None:
+        """All runs of its lines together, where it runs those of another again."""
+        if not Rerun.parse(self.record.source_name):
+            return None
+
+        def work(connection: Connection) -> Whole:
+            runs = reruns.chain(connection, self._tenant_id, self.record)
+            counts = batches.progress_of(connection, self._tenant_id, [run.batch_id for run in runs])
+            lines = runs[-1].accepted_jobs + runs[-1].refused_lines
+            return Whole(lines, sum(one.succeeded for one in counts.values()))
+
+        return self._embedded.database.read(work)
+
     def _find_or_create(self) -> tuple[BatchRecord, bool]:
         digest = self._source.digest
         known = self._embedded.database.read(
@@ -159,8 +182,8 @@ class BatchRun:
             return self._follow_output(known), True
         source = self._options.source
         output = self._options.output or default_output(source)
-        _check_writable(output)
-        self._check_window()
+        check_writable(output)
+        self._check_window(self._window_seconds)
         request = BatchRequest(
             source_name=str(source.absolute()),
             source_digest=digest,
@@ -177,7 +200,7 @@ class BatchRun:
     def _window_seconds(self) -> int:
         return self._options.window_seconds or _WINDOW_SECONDS_DEFAULT
 
-    def _check_window(self) -> None:
+    def _check_window(self, window_seconds: int) -> None:
         """Raises UsageError where no lane, each with one instance here, can do a single job in time.
 
         The ledger must have shown how fast they are: what the catalog guesses refuses nobody's file.
@@ -189,7 +212,7 @@ class BatchRun:
             for name, of_lane in speeds.items()
             if all(speed.jobs for speed in of_lane.values())
         }
-        refusal = check_batch(lanes, prospects, "{}", self._window_seconds)
+        refusal = check_batch(lanes, prospects, "{}", window_seconds)
         if refusal:
             raise UsageError(f"--{refusal.message}")
 
@@ -221,7 +244,7 @@ class BatchRun:
         output = str(self._options.output.absolute())
         if output == known.output_path:
             return known
-        _check_writable(self._options.output)
+        check_writable(self._options.output)
         errors = str(error_path_of(self._options.output).absolute())
 
         def work(connection: Connection) -> BatchRecord:
@@ -236,6 +259,8 @@ class BatchRun:
         self._embedded.database.write(lambda connection: batches.reopen(connection, self._tenant_id, batch_id))
 
     def _read(self) -> None:
+        if Rerun.parse(self.record.source_name):
+            return  # the stage takes its lines in
         try:
             with self._options.source.open("rb") as source:
                 for _ in self._embedded.front.intake.read_batch(self.record, source):
@@ -260,8 +285,8 @@ class BatchRun:
         return Progress(record, counts.get(batch_id, Counts()))
 
 
-def _check_writable(output: Path) -> None:
-    """Found now, not when every job has run and been paid for. Raises UsageError."""
+def check_writable(output: Path) -> None:
+    """Whether both files can be: found now, not when every job has run and been paid for. Raises UsageError."""
     for path in (output, error_path_of(output)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

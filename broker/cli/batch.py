@@ -6,13 +6,13 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from broker.cli import uploads
 from broker.cli.memory import leave_modules_out_of_garbage_collection
-from broker.cli.options import CatalogOption, DataOption, parse_window, read_settings
+from broker.cli.options import CatalogOption, DataOption, UrlOption, parse_window, read_settings
 from broker.cli.printing import OutputFormat, complain, dollars, print_rows, say, terminal
 from broker.domain.errors import UsageError
 from broker.domain.money import nano_from_usd
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from broker.bootstrap.batch_run import Progress as BatchProgress
     from broker.bootstrap.embedded import Embedded
     from broker.domain.lane import Lane
+    from broker.settings import Settings
 
 __all__ = ["app"]
 
@@ -82,7 +83,82 @@ def run(
         _introduce(batch, chosen, settings.catalog)
         if not batch.is_finished:
             _work_off(embedded, batch)
-        _conclude(batch, settings.data)
+        _conclude(batch, settings.data, str(file))
+
+
+@app.command("rerun")
+def rerun(
+    target: Annotated[str, typer.Argument(help="A batch's id, or the file that was run.", metavar="BATCH|FILE")],
+    only: Annotated[
+        str | None,
+        typer.Option("--only", help="Lines that ended so: failed, expired, cancelled; with commas [all three]."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Where the replies of all runs go [where those of the last one are]."),
+    ] = None,
+    window: Annotated[str | None, typer.Option("--window", help="When it must be done [as long as before].")] = None,
+    max_cost: Annotated[
+        str | None,
+        typer.Option("--max-cost", help="A budget for this run, in dollars [what is left of the last one's]."),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="On a running broker: wait for the end.")] = False,
+    errors: Annotated[Path | None, typer.Option("--errors", help="With --wait: put the error lines here.")] = None,
+    url: UrlOption = None,
+    data: DataOption = None,
+    catalog: CatalogOption = None,
+) -> None:
+    """Run the lines again that did not succeed; the files then hold what all runs brought.
+
+    Here and now, like `batch run`; or on a running broker, where --url names one or one has the data folder.
+    """
+    from broker.domain.rerun import rerun_outcomes
+
+    settings = read_settings(data, catalog)
+    try:
+        outcomes = rerun_outcomes(only)
+    except ValueError as error:
+        raise UsageError(f"--only: {error}") from None
+    is_file = Path(target).is_file()
+    if url or (not is_file and (settings.url or _has_broker(settings.data))):
+        if is_file:
+            raise UsageError(f"a running broker knows batches by their ids: name that of {target}, batch_…")
+        uploads.rerun(target, only, window, max_cost, wait=wait, output=output, errors=errors, url=url, data=data)
+        return
+    if wait or errors:
+        raise UsageError("--wait and --errors are for a running broker: name it with --url")
+    asked = {
+        "target": target,
+        "outcomes": outcomes,
+        "output": output,
+        "window_seconds": parse_window(window) if window else None,
+        "max_cost_nano_usd": _budget(max_cost),
+    }
+    _rerun_here(settings, asked)
+
+
+def _has_broker(data: Path) -> bool:
+    from broker.database.drivers.sqlite.database import is_folder_in_use
+
+    return is_folder_in_use(data)
+
+
+def _rerun_here(settings: Settings, asked: dict[str, Any]) -> None:
+    """`asked`: the fields of `RerunOptions`."""
+    from broker.bootstrap.batch_rerun import BatchRerun, RerunOptions
+    from broker.bootstrap.embedded import Embedded
+    from broker.catalog.lanes import load_lanes
+    from broker.catalog.policy import load_policy
+    from broker.logs import log_to_file
+
+    leave_modules_out_of_garbage_collection()
+    lanes = load_lanes(settings.catalog)
+    log_to_file(settings.data / "broker.log", settings.log_level)
+    with Embedded(settings.data, lanes, policy=load_policy(settings.catalog, lanes)) as embedded:
+        batch = BatchRerun(embedded, RerunOptions(**asked))
+        _introduce(batch, lanes, settings.catalog)
+        _work_off(embedded, batch)
+        _conclude(batch, settings.data, asked["target"])
 
 
 def _budget(text: str | None) -> int | None:
@@ -183,7 +259,7 @@ def _lines_in_all(progress: BatchProgress) -> int | None:
     return record.read_lines * record.source_bytes // record.read_bytes if record.read_bytes else None
 
 
-def _conclude(batch: BatchRun, data: Path) -> None:
+def _conclude(batch: BatchRun, data: Path, name: str) -> None:
     progress = batch.progress()
     rows = batch.result()
     say()
@@ -196,12 +272,24 @@ def _conclude(batch: BatchRun, data: Path) -> None:
     unknown = sum(row["unknown_upper_nano_usd"] for row in rows)
     if unknown:
         say(f"Attempts that were lost on the way cost at most {dollars(unknown)} more; nobody could measure them.")
+    if whole := batch.whole():
+        left = whole.lines - whole.succeeded
+        say(f"With all runs before: {whole.lines:,} lines, {whole.succeeded:,} succeeded, {left:,} in the error file.")
     say(f"Output   {progress.record.output_path}")
     say(f"Errors   {progress.record.error_path}")
     say(f"Ledger   {data}    (broker ledger summary --by provider,model --data {data})")
+    if ended_badly := counts.ended - counts.succeeded:
+        say(
+            f"Left     {_lines(ended_badly)} that did not succeed: `broker batch rerun {name} --data {data}` runs just"
+            f" those; `broker batch run` with --new runs the whole file."
+        )
     if progress.failed == progress.record.read_lines:
         complain("no line succeeded; the error file says why")
         raise typer.Exit(1)
+
+
+def _lines(count: int) -> str:
+    return "1 line" if count == 1 else f"{count:,} lines"
 
 
 uploads.register(app)

@@ -132,7 +132,7 @@ def _columns_of(line: AcceptedLine | SingleJob, submitted_us: int, deadline_us: 
     """The columns of `job` from `line_number` on."""
     if isinstance(line, AcceptedLine):
         size = len(line.body)
-        return line.line_number, line.custom_id, size, submitted_us, deadline_us, None, None, None
+        return line.line_number, line.custom_id, size, submitted_us, deadline_us, None, None, line.redrive_of
     extras = (line.budget_nano_usd, line.tags, line.redrive_of)
     return None, None, len(line.body), submitted_us, line.deadline_us, *extras
 

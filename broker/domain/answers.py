@@ -67,7 +67,8 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
 class BatchState(msgspec.Struct, frozen=True, kw_only=True):
     """How far a batch is; `status` is reading, running, cancelling, finalizing, completed or cancelled.
 
-    `lines_read` and the counts grow while it is read and run. `expected_late_at` as for a job.
+    `lines_read` and the counts grow while it is read and run. `expected_late_at` as for a job. `rerun_of`: the batch
+    whose lines it runs again, where it does; the counts are of those lines alone.
     """
 
     id: str
@@ -93,6 +94,7 @@ class BatchState(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: str
     wasted_usd: str
     expected_late_at: str | None
+    rerun_of: str | None = None
 
     @property
     def ended(self) -> int:

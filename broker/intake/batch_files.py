@@ -7,7 +7,7 @@ where it stopped: no line is lost, none comes in twice.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import BinaryIO
 
 import msgspec
@@ -147,7 +147,7 @@ class Intake:
             names = [line.custom_id for line in accepted]
             taken = jobs.known_custom_ids(connection, record.batch_id, names) if ask else set()
             fresh, doubled = _without_doubles(accepted, taken)
-            self._insert(connection, record, fresh, sizes, now_us)
+            self.insert(connection, record, fresh, sizes.class_of, now_us)
             batches.refuse_lines(connection, record.batch_id, refused + doubled)
             batches.advance_reading(
                 connection,
@@ -186,13 +186,18 @@ class Intake:
                 (accepted if isinstance(found, AcceptedLine) else refused).append(found)  # type: ignore[arg-type] # (the two lists' types differ as the values do)
         return accepted, refused
 
-    def _insert(
-        self, connection: Connection, record: BatchRecord, lines: list[AcceptedLine], sizes: _Sizes, now_us: int
+    def insert(
+        self,
+        connection: Connection,
+        record: BatchRecord,
+        lines: Sequence[AcceptedLine],
+        class_of: Callable[[AcceptedLine], int],
+        now_us: int,
     ) -> None:
         """A span for each group and size class, those of its jobs that begin alike together."""
         by_span: dict[tuple[str, str, int], list[AcceptedLine]] = defaultdict(list)
         for line in lines:
-            by_span[line.endpoint, line.model, sizes.class_of(line)].append(line)
+            by_span[line.endpoint, line.model, class_of(line)].append(line)
         bucket_us = bucket_deadline_us(record.deadline_us, record.created_us)
         beginning_key = self._beginning_keys.of(connection, record.tenant_id)
         spans = []

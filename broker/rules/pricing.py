@@ -72,8 +72,8 @@ def affordable_jobs(left_nano_usd: int, expected_nano_usd: int) -> int:
 def hold_nano_usd(jobs_count: int, expected_nano_usd: int, left_nano_usd: int) -> NanoUsd:
     """What to set aside of a budget for a shard, and so what its jobs may cost, in nano-USD.
 
-    Twice what they are expected to, lest jobs dearer than the mean, as half of them are, break it up. Where that is more
-    than half of what is left, only what they are expected to: then others may have the rest meanwhile.
+    Twice what they are expected to, lest jobs dearer than the mean, as half of them are, break it up. Where that is
+    more than half of what is left, only what they are expected to: then others may have the rest meanwhile.
     """
     expected = jobs_count * max(1, expected_nano_usd)
     ample = _HOLD_MARGIN * expected
