@@ -89,7 +89,7 @@ class Reruns:
         before = self._database.read(lambda connection: reruns.newest_of(connection, tenant, record))
         if before.finished_us is None:
             return _under_way(before)
-        found = self._database.read(lambda connection: _find(connection, before, terms.outcomes))
+        found = self._database.read(lambda connection: _find(connection, tenant, before, terms.outcomes))
         _check(before, found, terms)
 
         def work(connection: Connection) -> BatchRecord:
@@ -97,7 +97,7 @@ class Reruns:
             newest = reruns.newest_of(connection, tenant, before)
             if newest.batch_id != before.batch_id:  # another was quicker
                 return newest
-            made = self._record(connection, before, found, terms)
+            made = self._record(connection, tenant, before, found, terms)
             batches.create(connection, made)
             return made
 
@@ -115,17 +115,19 @@ class Reruns:
                 return True
         return False
 
-    def _record(self, connection: Connection, before: BatchRecord, found: _Found, terms: RerunTerms) -> BatchRecord:
+    def _record(
+        self, connection: Connection, tenant: str, before: BatchRecord, found: _Found, terms: RerunTerms
+    ) -> BatchRecord:
         now_us = self._clock()
         output_path, error_path = terms.paths(before)
         window_seconds = terms.window_seconds or before.window_seconds
         budget = terms.max_cost_nano_usd
         if budget is None and before.max_cost_nano_usd is not None:
-            spent = batches.progress_of(connection, before.tenant_id, [before.batch_id])
+            spent = batches.progress_of(connection, tenant, [before.batch_id])
             budget = before.max_cost_nano_usd - spent[before.batch_id].cost_nano_usd
         return BatchRecord(
             batch_id=new_id(),
-            tenant_id=before.tenant_id,
+            tenant_id=tenant,
             source_name=Rerun(before.batch_id, terms.outcomes).source_name,
             source_digest=before.source_digest,
             source_bytes=found.size_bytes,
@@ -207,8 +209,7 @@ def _under_way(before: BatchRecord) -> BatchRecord:
     )
 
 
-def _find(connection: Connection, before: BatchRecord, outcomes: tuple[Outcome, ...]) -> _Found:
-    tenant = before.tenant_id
+def _find(connection: Connection, tenant: str, before: BatchRecord, outcomes: tuple[Outcome, ...]) -> _Found:
     ids = [one.batch_id for one in reruns.chain(connection, tenant, before)]
     found, after, end = _Found(), 0, reruns.last_line(connection, tenant, ids[-1])
     while after < end:

@@ -182,7 +182,9 @@ def test_a_window_that_closes_ends_what_waits_and_keeps_the_rest(program):
     assert done, "nothing ran within its window"
     assert len(expired) >= 30
     assert {line["error"]["code"] for line in expired} == {"batch_expired"}
-    assert done + [line["custom_id"] for line in expired] == [f"job-{number}" for number in range(60)]
+    names, late = [f"job-{number}" for number in range(60)], [line["custom_id"] for line in expired]
+    # A lane may have begun its first job just before the window closed, and another not: each file is in order.
+    assert (done, late) == ([name for name in names if name in done], [name for name in names if name not in done])
     assert len(program.calls()) == len(done), "what expired was called"
     program.verify()
 

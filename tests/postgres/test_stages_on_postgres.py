@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.unit.test_instances import *  # noqa: F403 (the tests themselves)
 from tests.unit.test_late_words import *  # noqa: F403 (as above)
 from tests.unit.test_nul import *  # noqa: F403 (as above)
+from tests.unit.test_reruns import *  # noqa: F403 (as above)
 from tests.unit.test_sizes import *  # noqa: F403 (as above)
 from tests.unit.test_stage_dispatching import *  # noqa: F403 (as above)
 from tests.unit.test_stage_finishing import *  # noqa: F403 (as above)
