@@ -16,6 +16,7 @@ from broker.domain.instance import instance_hours_us
 from broker.domain.lane import Lane, PriceMeter
 from broker.domain.money import NANO_PER_USD, PICO_PER_USD
 from broker.domain.rerun import Rerun
+from broker.health import Rest
 from broker.ledger.standing import Standing
 from broker.rules.pricing import accelerator_cost_nano_usd
 
@@ -81,13 +82,17 @@ def batch_state(record: BatchRecord, counts: Counts, late_us: int | None = None)
     )
 
 
-def lane_view(lane: Lane, slots: int, state: str, shards: int, resting: str | None, plan: LanePlan | None) -> LaneView:
+def lane_view(
+    lane: Lane, slots: int, state: str, shards: int, rest: Rest | None, plan: LanePlan | None, now_us: int
+) -> LaneView:
     """A lane with the slots of its live workers, the shards that it has, and the planner's word on it."""
     speeds = plan.speeds if plan else {}
     return LaneView(
         name=lane.name,
         state=state,
-        resting=resting,
+        resting=rest.code if rest else None,
+        resting_since=_iso_time(now_us - int(rest.away_s * _US)) if rest else None,
+        resting_until=_iso_time(now_us + int(rest.left_s * _US)) if rest else None,
         provider=lane.provider,
         region=lane.region,
         accelerator=lane.accelerator,

@@ -25,6 +25,7 @@ from broker.domain.identity import LOCAL, Identity
 from broker.domain.job import Constraints
 from broker.domain.lane import Lane
 from broker.domain.rerun import Rerun
+from broker.health import Rest
 from broker.intake.batch_files import BatchRequest
 from broker.ledger.questions import Filters, summary
 from broker.ledger.speeds import learned_speeds
@@ -151,9 +152,9 @@ class BatchRun:
         filters = Filters(tenant_id=self._tenant_id, batch_id=self.record.batch_id)
         return self._embedded.database.read(lambda connection: summary(connection, ["provider"], filters))
 
-    def resting_lanes(self) -> list[tuple[str, str]]:
-        """Lanes that get no work just now, each with the fault that made it rest."""
-        return sorted((lane, str(code)) for lane, code in self._embedded.health.resting().items())
+    def resting_lanes(self) -> list[tuple[str, Rest]]:
+        """Lanes that get no work just now, each with why and for how long."""
+        return sorted(self._embedded.health.resting().items())
 
     def progress(self) -> Progress:
         """How far it is now."""

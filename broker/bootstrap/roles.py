@@ -178,6 +178,7 @@ def _start_recorders(
             wakeups=front.wakeups,
             health=front.health,
             slot=peers.take_slot(Role.RECORDER),
+            in_catalog=front.lanes,
         )
         threads.start(recorder_loop(recorder, open_inbox))
 

@@ -248,7 +248,10 @@ def _show_progress(batch: BatchRun) -> None:
 
 def _doing(batch: BatchRun) -> str:
     resting = batch.resting_lanes()
-    return "Running" if not resting else "Running; at rest: " + ", ".join(f"{lane} ({why})" for lane, why in resting)
+    if not resting:
+        return "Running"
+    words = (f"{lane} ({rest.code} for {rest.away_s:.0f} s, next try in {rest.left_s:.0f} s)" for lane, rest in resting)
+    return f"Running; resting: {', '.join(words)}"
 
 
 def _lines_in_all(progress: BatchProgress) -> int | None:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import msgspec
-from sqlalchemy import BigInteger, Connection, Row, bindparam, delete, func, literal, select
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    LargeBinary,
+    Row,
+    bindparam,
+    delete,
+    func,
+    literal,
+    select,
+    tuple_,
+)
 
 from broker.database.tables import ready
 from broker.domain.job import WaitingSpan
@@ -13,7 +24,9 @@ from broker.domain.job import WaitingSpan
 __all__ = [
     "KEEPERS",
     "GroupWaiting",
+    "Page",
     "is_empty",
+    "least_tried_spans",
     "next_due_us",
     "next_spans",
     "often_preempted",
@@ -63,9 +76,13 @@ _NEXT = (
     select(ready)
     .where(ready.c.group_id == bindparam("of_group"), *_MAY_GO, _NOT_HELD)
     .where(ready.c.body_bytes_max <= bindparam("bytes_max"))
-    .order_by(ready.c.deadline_us, ready.c.first_job_id)
     .limit(bindparam("spans_max"))
 )
+_IN_LINE = _NEXT.where(
+    tuple_(ready.c.deadline_us, ready.c.first_job_id)
+    > tuple_(bindparam("after_deadline_us", type_=BigInteger), bindparam("after_job_id", type_=LargeBinary))
+).order_by(ready.c.deadline_us, ready.c.first_job_id)
+_LEAST_TRIED = _NEXT.order_by(ready.c.attempt_number, ready.c.deadline_us, ready.c.first_job_id)
 _WITHDRAW = delete(ready).where(ready.c.first_job_id.in_(bindparam("spans", expanding=True)))
 
 
@@ -92,12 +109,40 @@ def next_due_us(connection: Connection, now_us: int) -> int | None:
     return due
 
 
-def next_spans(
-    connection: Connection, group_id: bytes, now_us: int, held_batches: Collection[bytes], bytes_max: int, limit: int
-) -> list[WaitingSpan]:
-    """The group's next spans, earliest deadline first, without those with bodies above `bytes_max`."""
-    asked = {"of_group": group_id, "held_batches": list(held_batches), "bytes_max": bytes_max, "spans_max": limit}
-    return [_span(row) for row in connection.execute(_NEXT, asked | _at(now_us)).all()]
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """Which spans of a group's line to read: what may go now, and comes after `after`, by deadline and first job.
+
+    Without those of held batches, and those with bodies above `bytes_max`.
+    """
+
+    group_id: bytes
+    now_us: int
+    held_batches: Collection[bytes]
+    bytes_max: int
+    spans_max: int
+    after: tuple[int, bytes] = (0, b"")
+
+
+def next_spans(connection: Connection, page: Page) -> list[WaitingSpan]:
+    """The group's next spans, earliest deadline first."""
+    after_us, after_id = page.after
+    terms = _of(page) | {"after_deadline_us": after_us, "after_job_id": after_id}
+    return [_span(row) for row in connection.execute(_IN_LINE, terms).all()]
+
+
+def least_tried_spans(connection: Connection, page: Page) -> list[WaitingSpan]:
+    """The group's spans with the fewest attempts first, from the start of the line."""
+    return [_span(row) for row in connection.execute(_LEAST_TRIED, _of(page)).all()]
+
+
+def _of(page: Page) -> dict[str, object]:
+    return {
+        "of_group": page.group_id,
+        "held_batches": list(page.held_batches),
+        "bytes_max": page.bytes_max,
+        "spans_max": page.spans_max,
+        **_at(page.now_us),
+    }
 
 
 def waiting_spans_of_batch(connection: Connection, batch_id: bytes, limit: int) -> list[WaitingSpan]:

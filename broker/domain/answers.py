@@ -110,7 +110,8 @@ class BatchState(msgspec.Struct, frozen=True, kw_only=True):
 class LaneView(msgspec.Struct, frozen=True, kw_only=True):
     """A lane. `state`: open, paused, draining, or drained once a draining lane has nothing left.
 
-    `resting`: the fault for which it gets no work for a while, whatever its state. `slots`: shards that its live
+    `resting`: the fault for which it gets no work, whatever its state, since `resting_since` and until `resting_until`;
+    then one job tries it. `slots`: shards that its live
     workers run at once. As the planner last saw it: instances `ready`, and `desired`; `trouble`, for which it gets no
     work; `job_seconds` of a busy instance for one job of a model, as learned; `is_slower`: much more than usual.
     """
@@ -133,6 +134,8 @@ class LaneView(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str | None
     job_seconds: dict[str, float]
     is_slower: bool
+    resting_since: str | None = None
+    resting_until: str | None = None
 
 
 class InstanceView(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, bindparam, func, insert, select
+from sqlalchemy import Connection, bindparam, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from broker.database.connection import bulk_insert
@@ -31,7 +31,6 @@ __all__ = [
     "OutcomeRow",
     "ShardFacts",
     "append",
-    "attempts_ended_as",
     "ended_jobs",
     "open_stream",
 ]
@@ -242,18 +241,6 @@ def ended_jobs(connection: Connection, first_job_id: bytes, last_job_id: bytes) 
             select(job_outcome.c.job_id).where(job_outcome.c.job_id.between(first_job_id, last_job_id))
         ).scalars()
     )
-
-
-def attempts_ended_as(
-    connection: Connection, first_job_id: bytes, last_job_id: bytes, error_code: str
-) -> dict[bytes, int]:
-    """How many attempts of the jobs between these ids (of one span) ended with this code, by job, where any did."""
-    rows = connection.execute(
-        select(attempt.c.job_id, func.count())
-        .where(attempt.c.job_id.between(first_job_id, last_job_id), attempt.c.error_code == error_code)
-        .group_by(attempt.c.job_id)
-    )
-    return {job_id: int(count) for job_id, count in rows}
 
 
 _SLOT = select(ledger_stream.c.slot).where(ledger_stream.c.stream_id == bindparam("of_stream"))

@@ -30,7 +30,7 @@ class Evidence(Enum):
     """What a code speaks about."""
 
     SERVER = "server"  # the server's trouble, whatever the job: the lane rests and the job waits, uncounted
-    LIMIT = "limit"  # the server takes no more at once: less is sent, and where it takes nothing, as SERVER
+    LIMIT = "limit"  # the server takes no more now: less is sent, and where it takes nothing, as SERVER
     OPEN = "open"  # either: the server's while it does nothing else, the job's where others succeed meanwhile
     UNSUITED = "unsuited"  # this server can't do this job; another lane may
     JOB = "job"  # the request itself: final, unless this lane says so to all
@@ -39,7 +39,7 @@ class Evidence(Enum):
 _EVIDENCE = {
     ErrorCode.ENGINE_BUSY: Evidence.LIMIT,
     ErrorCode.ENGINE_STARTING: Evidence.SERVER,
-    ErrorCode.ENGINE_UNAVAILABLE: Evidence.SERVER,
+    ErrorCode.ENGINE_UNAVAILABLE: Evidence.LIMIT,  # also what a server says whose queue is full
     ErrorCode.ENGINE_UNREACHABLE: Evidence.SERVER,
     ErrorCode.ENGINE_OUT_OF_CREDIT: Evidence.SERVER,
     ErrorCode.ENGINE_MOVED: Evidence.SERVER,

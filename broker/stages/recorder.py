@@ -17,6 +17,7 @@ from broker.clock import Clock
 from broker.database import shards
 from broker.database.connection import Connection, Database
 from broker.database.shards import ShardRecord
+from broker.domain.errors import ErrorCode
 from broker.domain.events import JobsRan, ShardReturned, WorkerEvent
 from broker.domain.lane import Lane
 from broker.domain.outcome import Outcome
@@ -26,7 +27,7 @@ from broker.ledger.digests import Decisions
 from broker.ledger.ending import AttemptEnds
 from broker.ledger.prices import PricedLanes
 from broker.ledger.streams import FixedSlot, OpenStream, OwnStream, StreamSlot
-from broker.rules.retrying import is_lane_fault
+from broker.rules.streaks import Streaks
 from broker.signing import KeyRing
 from broker.wakeups import Topic, Wakeups
 
@@ -49,8 +50,27 @@ class Delivered(Protocol):
         """The signed bytes."""
 
 
+class _News:
+    """An event, and what its jobs' ends say about its lane.
+
+    `in_company`: the indices of those that failed while the lane worked; `failed`: the jobs that did. `fault`: the last
+    that speaks against the lane, and for how many seconds its server asks to be left alone. `is_well`: it succeeded
+    after that.
+    """
+
+    __slots__ = ("event", "failed", "fault", "has_succeeded", "in_company", "is_well")
+
+    def __init__(self, event: WorkerEvent) -> None:
+        self.event = event
+        self.in_company: set[int] = set()
+        self.failed: set[bytes] = set()
+        self.fault: tuple[ErrorCode, int] | None = None
+        self.has_succeeded = False
+        self.is_well = False
+
+
 class Recorder:
-    """Records the events of the lanes it was given."""
+    """Records the events of the lanes it was given; what one lane failed, those `in_catalog` may be asked to do."""
 
     def __init__(
         self,
@@ -62,9 +82,12 @@ class Recorder:
         wakeups: Wakeups,
         health: HealthBook,
         slot: StreamSlot = _ONLY_SLOT,
+        in_catalog: Sequence[Lane] | None = None,
     ) -> None:
         self._database = database
         self._lanes = PricedLanes(lanes)
+        self._in_catalog = lanes if in_catalog is None else in_catalog
+        self._streaks = Streaks()
         self._decisions = Decisions()
         self._lane_of_queue = {lane.events_queue: str(lane.name) for lane in lanes}
         self._ring = ring
@@ -78,10 +101,15 @@ class Recorder:
         events = self._verified(deliveries)
         if events:
             stream = self._stream.current()
-            ended = self._database.write(lambda connection: self._write(connection, events, stream))
+            news = [self._news_of(event) for event in events]
+            ended = self._database.write(lambda connection: self._write(connection, news, stream))
+            for one in news:
+                for job_id in one.failed:
+                    self._streaks.note_job(one.event.lane, job_id)
             self._wakeups.notify(Topic.DISPATCHER, Topic.ASSEMBLER)
             self._wakeups.endings.announce(ended)
-            self._notice_health(events)
+            for one in news:
+                self._tell_health(one)
 
     def _verified(self, deliveries: Sequence[Delivered]) -> list[WorkerEvent]:
         """The events that are what they claim to be; a lane speaks for its own shards only, over its own queue."""
@@ -98,15 +126,16 @@ class Recorder:
             events.append(opened.body)
         return events
 
-    def _write(self, connection: Connection, events: list[WorkerEvent], stream: OpenStream) -> list[bytes]:
+    def _write(self, connection: Connection, news: list[_News], stream: OpenStream) -> list[bytes]:
         """The single jobs that ended with it."""
         now_us = self._clock()
-        records = shards.load(connection, sorted({event.shard_id for event in events}), lock=True)
+        records = shards.load(connection, sorted({one.event.shard_id for one in news}), lock=True)
         self._lanes.look(connection)
         self._decisions.look(connection, records.values())
-        ends = AttemptEnds(connection, *stream, now_us, self._decisions)
+        ends = AttemptEnds(connection, *stream, now_us, self._decisions, self._in_catalog)
         touched: dict[bytes, ShardRecord] = {}
-        for event in events:
+        for one in news:
+            event = one.event
             record = records.get(event.shard_id)
             if record is None or record.lane != event.lane:
                 _log.warning("event_rejected", lane=event.lane, reason="it names a shard of another lane, or none")
@@ -114,34 +143,58 @@ class Recorder:
             if record.worker_id != event.worker_id:
                 _log.warning("event_rejected", lane=event.lane, reason="the shard was never this worker's")
                 continue
-            self._apply(ends, record, event, now_us)
+            self._apply(ends, record, one, now_us)
             touched[record.shard_id] = record
         ends.write()
         shards.save_recorded(connection, touched.values())
         _log.info("events_recorded", shards=len(touched), jobs=ends.attempts_count)
         return ends.ended_singles
 
-    def _notice_health(self, events: list[WorkerEvent]) -> None:
-        for event in events:
-            is_well = False  # a success right after another says nothing new
-            for ran in event.jobs if isinstance(event, JobsRan) else ():
-                if ran.outcome is Outcome.SUCCEEDED:
-                    if not is_well:
-                        self._health.success(event.lane)
-                    is_well = True
-                elif ran.error_code and is_lane_fault(ran.error_code):
-                    self._health.fault(event.lane, ran.error_code)
-                    is_well = False
+    def _news_of(self, event: WorkerEvent) -> _News:
+        """What its ends say about the lane. Found out once, in order, before a transaction that may run twice."""
+        news, after_success = _News(event), False
+        for ran in event.jobs if isinstance(event, JobsRan) else ():
+            if ran.outcome is Outcome.SUCCEEDED:
+                if not after_success:  # a success right after another says nothing new
+                    self._streaks.note_success(event.lane, ran.ended_us)
+                    news.is_well = news.has_succeeded = after_success = True
+                continue
+            after_success = False
+            if self._streaks.note_failure(event.lane, ran.outcome, ran.error_code, ran.started_us):
+                news.in_company.add(ran.index)
+            code = ran.error_code if ran.outcome is Outcome.FAILED else None
+            if code and self._streaks.is_at_fault(event.lane, code):
+                news.fault = (code, max(ran.retry_after_s, news.fault[1] if news.fault else 0))
+                news.is_well = False
+        return news
 
-    def _apply(self, ends: AttemptEnds, record: ShardRecord, event: WorkerEvent, now_us: int) -> None:
-        lane = self._lanes.at(record.lane, record.created_us)
+    def _is_in_company(self, news: _News, record: ShardRecord, index: int) -> bool:
+        """Whether others succeeded on its lane while this job failed there, or since it failed there before."""
+        job_id = record.job_id_at(index)
+        news.failed.add(job_id)
+        return index in news.in_company and not self._streaks.has_failed_since(record.lane, job_id)
+
+    def _tell_health(self, news: _News) -> None:
+        lane = news.event.lane
+        if news.is_well:
+            self._health.success(lane)
+        elif news.fault:
+            if news.has_succeeded:
+                self._health.success(lane)
+            self._health.fault(lane, *news.fault)
+
+    def _apply(self, ends: AttemptEnds, record: ShardRecord, news: _News, now_us: int) -> None:
+        event, lane = news.event, self._lanes.at(record.lane, record.created_us)
         match event:
             case JobsRan():
                 for ran in event.jobs:
                     if not 0 <= ran.index < record.jobs_count or ran.index in record.recorded:
                         continue
                     record.recorded.add(ran.index)
-                    ends.add(record, lane, ran)
+                    if ran.outcome is Outcome.SUCCEEDED:
+                        ends.add(record, lane, ran)
+                    else:
+                        ends.add(record, lane, ran, lane_works=self._is_in_company(news, record, ran.index))
             case ShardReturned():
                 if record.state is ShardState.RUNNING:
                     ends.give_back(record, record.recorded.missing(record.jobs_count))

@@ -216,6 +216,7 @@ class Rescuer:
             Outcome.LOST,
             ErrorCode.LEASE_LOST,
             bool(ended_jobs(connection, job_id, job_id)),
+            attempt_number=span.attempt_number,
             failures=span.failures,
             crashes=span.crashes,
             alone=span.alone,

@@ -47,7 +47,7 @@ def test_ends_of_all_kinds_are_told_with_what_they_brought(bus):
     told = {one.key: one for one in bus.told(3)}
     jobs = {row.idempotency_key: row.job_id for row in bus.world.rows(tables.idempotency)}
     assert told[keys[0]] == JobReply(keys[0], jobs[keys[0]], "succeeded", None, "", 200, 7, b'{"n":0}')
-    assert told[keys[1]] == JobReply(keys[1], jobs[keys[1]], "failed", code, "it broke", 422)
+    assert told[keys[1]] == JobReply(keys[1], jobs[keys[1]], "failed", code, "it broke (lane lane-a)", 422)
     refused = told[keys[3]]
     assert (refused.job_id, refused.status, refused.error_code) == (None, "refused", "invalid_field")
     assert refused.message.startswith("window is ")
