@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,10 @@ class BatchRun:
     def resting_lanes(self) -> list[tuple[str, Rest]]:
         """Lanes that get no work just now, each with why and for how long."""
         return sorted(self._embedded.health.resting().items())
+
+    def lanes_on_trial(self) -> Collection[str]:
+        """Lanes that are tried after a rest, and have not succeeded since."""
+        return self._embedded.health.on_trial().keys()
 
     def progress(self) -> Progress:
         """How far it is now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,8 @@ import typer
 from broker.cli import uploads
 from broker.cli.memory import leave_modules_out_of_garbage_collection
 from broker.cli.options import CatalogOption, DataOption, UrlOption, parse_window, read_settings
-from broker.cli.printing import OutputFormat, complain, dollars, print_rows, say, terminal
+from broker.cli.printing import OutputFormat, complain, dollars, print_rows, resting_words, say, terminal
+from broker.cli.run_lines import RunLines
 from broker.domain.errors import UsageError
 from broker.domain.money import nano_from_usd
 
@@ -214,6 +216,20 @@ def _polite_interrupt(batch: BatchRun) -> Iterator[None]:
 
 
 def _show_progress(batch: BatchRun) -> None:
+    if terminal().is_terminal:
+        _show_bar(batch)
+        return
+    lines = RunLines()
+    for progress in batch.work():
+        total = _lines_in_all(progress)
+        of = "" if total is None else f" of {total:,}"
+        cost = dollars(progress.counts.cost_nano_usd)
+        state = f"Running: {progress.ended:,}{of} lines ended, {progress.failed:,} in the error file; {cost}"
+        for line in lines.look(time.monotonic(), state, dict(batch.resting_lanes()), batch.lanes_on_trial()):
+            say(line)
+
+
+def _show_bar(batch: BatchRun) -> None:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -250,8 +266,7 @@ def _doing(batch: BatchRun) -> str:
     resting = batch.resting_lanes()
     if not resting:
         return "Running"
-    words = (f"{lane} ({rest.code} for {rest.away_s:.0f} s, next try in {rest.left_s:.0f} s)" for lane, rest in resting)
-    return f"Running; resting: {', '.join(words)}"
+    return f"Running; resting: {', '.join(resting_words(lane, rest) for lane, rest in resting)}"
 
 
 def _lines_in_all(progress: BatchProgress) -> int | None:

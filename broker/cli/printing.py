@@ -16,7 +16,19 @@ from broker.domain.money import NANO_PER_USD
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["OutputFormat", "complain", "dollars", "print_json", "print_rows", "say", "seconds", "terminal"]
+    from broker.health import Rest
+
+__all__ = [
+    "OutputFormat",
+    "complain",
+    "dollars",
+    "print_json",
+    "print_rows",
+    "resting_words",
+    "say",
+    "seconds",
+    "terminal",
+]
 
 _WIDTH_MAX = 1_000
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -150,3 +162,8 @@ def dollars(nano_usd: int) -> str:
 def seconds(milliseconds: int) -> str:
     """A duration: milliseconds below a second, else seconds to one decimal."""
     return f"{milliseconds / 1000:,.1f}s" if milliseconds >= 1000 else f"{milliseconds}ms"
+
+
+def resting_words(lane: str, rest: Rest) -> str:
+    """A lane that gets no work, why, since when and for how long."""
+    return f"{lane} ({rest.code} for {rest.away_s:.0f} s, next try in {rest.left_s:.0f} s)"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.flow.program import Program, custom_ids, kill_group, lines_of, request, wait_until
+from tests.flow.program import Program, custom_ids, kill_group, lane, lines_of, request, wait_until
 
 RESULT = re.compile(r"([\d,]+) lines: ([\d,]+) succeeded, ([\d,]+) in the error file\. Cost (\$[\d.]+), ")
 
@@ -266,3 +266,13 @@ def test_ctrl_c_hands_back_what_runs_and_the_same_command_goes_on(program):
     # Two jobs ran on each of three lanes; nothing else was called twice.
     assert len(program.calls()) - 100 <= 6
     program.verify()
+
+
+def test_where_nobody_watches_a_run_says_at_once_which_lane_rests_and_why(program):
+    dead = lane("dead", "azure-gpu", driver="openai_http", models=["m2"], options={"base_url": "http://127.0.0.1:1"})
+    program.catalog.write_text(lane("well", "google-tpu") + dead)
+    program.give([request(1), request(2, body={"model": "m2", "messages": [{"role": "user", "content": "x"}]})])
+    ran = program.finish("--window", "3s")
+    lines = [line for line in ran.said.splitlines() if line.startswith(("Running", "Resting", "Back"))]
+    assert lines[0].startswith("Running: 0")
+    assert [line.split(" for ")[0] for line in lines[1:]] == ["Resting: dead (engine_unreachable"]
