@@ -16,6 +16,8 @@ from broker.domain.money import NANO_PER_USD
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from broker.health import Rest
+
 __all__ = [
     "OutputFormat",
     "complain",
@@ -23,6 +25,7 @@ __all__ = [
     "dollars",
     "print_json",
     "print_rows",
+    "resting_words",
     "say",
     "seconds",
     "terminal",
@@ -193,3 +196,8 @@ def waste_text(wasted_nano_usd: int, unknown_nano_usd: int, text_of: Callable[[i
 def seconds(milliseconds: int) -> str:
     """A duration: milliseconds below a second, else seconds to one decimal."""
     return f"{milliseconds / 1000:,.1f}s" if milliseconds >= 1000 else f"{milliseconds}ms"
+
+
+def resting_words(lane: str, rest: Rest) -> str:
+    """A lane that gets no work, why, since when and for how long."""
+    return f"{lane} ({rest.code} for {rest.away_s:.0f} s, next try in {rest.left_s:.0f} s)"

@@ -25,7 +25,7 @@ from broker.output_paths import check_apart, check_free, check_writable, draft_o
 if TYPE_CHECKING:
     from broker.sdk.http import BatchState, Client
 
-__all__ = ["register"]
+__all__ = ["register", "rerun"]
 
 BatchArgument = Annotated[str, typer.Argument(help="A batch's id: batch_…")]
 
@@ -71,6 +71,35 @@ def create(
     else:
         _print_batch(found, shape)
     if wait and found.succeeded == 0:
+        raise BrokerError("no line succeeded; the error file says why")
+
+
+def rerun(
+    batch: str,
+    only: str | None,
+    window: str | None,
+    max_cost: str | None,
+    *,
+    wait: bool,
+    output: Path | None,
+    errors: Path | None,
+    url: str | None,
+    data: Path | None,
+) -> None:
+    """`broker batch rerun` on a running broker: prints the id of the batch that runs the lines again."""
+    if not wait and (output or errors):
+        raise UsageError("--output and --errors need --wait: the files are there once the batch is finished")
+    with open_client(data, url) as client:
+        found = client.rerun_batch(batch, only=only, window=window, max_cost=max_cost)
+        say(found.id)
+        if not wait:
+            return
+        found = _follow(client, found)
+        for path, which in ((output, "output"), (errors, "errors")):
+            if path is not None:
+                _download(client, found.id, which, path)
+    _print_batch(found, OutputFormat.TABLE)
+    if found.succeeded == 0:
         raise BrokerError("no line succeeded; the error file says why")
 
 
