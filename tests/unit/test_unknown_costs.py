@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from sqlalchemy import bindparam, text
 
+from broker.database.batches import spent_nano_usd
+from broker.database.types import Id
 from broker.domain.errors import ErrorCode
 from broker.domain.lane import EngineSettings, PriceMeter
 from broker.domain.outcome import Outcome
@@ -123,6 +126,21 @@ def test_a_budget_that_may_be_spent_stops_the_batch_and_no_other(paid):
     paid.closer.step()
     assert paid.counts(record.batch_id).failed == 4
     assert paid.counts(free.batch_id).ended == 0
+
+
+def test_counts_of_an_older_build_have_nothing_unknown(paid):
+    """One that doesn't know the column goes on beside this one."""
+    record, shard = _one_shard(paid, 2)
+    names = (
+        "succeeded, failed, cancelled, expired, attempts, input_tokens, output_tokens, cost_nano_usd, wasted_nano_usd"
+    )
+    insert = text(f"INSERT INTO batch_count (batch_id, writer, {names}) VALUES (:batch, 'old', 1,0,0,0,1,2,3,40,0)")
+    insert = insert.bindparams(bindparam("batch", type_=Id))
+    paid.database.write(lambda connection: connection.execute(insert, {"batch": record.batch_id}))
+    assert paid.counts(record.batch_id).at_most_nano_usd == 40
+    paid.record(paid.ran(shard, a_job_ran(0, **UNKNOWN)))
+    assert paid.counts(record.batch_id).at_most_nano_usd == 40 + UPPER_NANO_USD
+    assert paid.read(spent_nano_usd, [record.batch_id]) == {record.batch_id: 40 + UPPER_NANO_USD}
 
 
 def test_what_a_dead_worker_may_have_used_is_bounded_by_what_was_asked(paid):

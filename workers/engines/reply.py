@@ -140,6 +140,8 @@ def read_reply(
         whole, reply_id = body, plain.id or ""
         stated = _stated_plainly(plain.usage, has_output=request.endpoint != _EMBEDDINGS) or _stated(request, whole)
         choices = 1 if isinstance(plain, _PlainEmbedding) else len(plain.choices)
+    if b'"error"' in whole:
+        _look_for_error(request.endpoint, status_code, whole)
     stated = _believed(stated, request, context_tokens)
     if counts_one_choice and choices > 1 and stated.basis not in (UsageBasis.NONE, UsageBasis.IMPLAUSIBLE):
         stated = _of_one_choice(stated, request, choices, context_tokens)
@@ -211,29 +213,49 @@ def _read_odd(request: EngineRequest, status_code: int, body: bytes) -> tuple[by
 
 def _without_promise(endpoint: str, status_code: int, body: bytes, reason: str) -> EngineError:
     fields = _fields(body)
-    told = _error_in(fields)
-    code = ErrorCode.ENGINE_INVALID_REPLY
-    message, kept = f"the engine's reply to {endpoint} is invalid: {reason}", b""
+    told = _error_in(fields) or _bare_error_in(fields)
     if told is not None:
-        code = code_of_answer(status_code, told)
-        words = _printable(words_of(told))
-        message = f"the engine answered HTTP {status_code} with an error" + (f": {words}" if words else "")
-        kept = body if len(body) <= _ERROR_BODY_BYTES_MAX else b""
-    error = EngineError(code, message, status_code=status_code, body=kept)
+        return _of_told(endpoint, status_code, body, told)
+    message = f"the engine's reply to {endpoint} is invalid: {reason}"
+    error = EngineError(ErrorCode.ENGINE_INVALID_REPLY, message, status_code=status_code)
     return _with_stated(error, _stated_in(fields, has_output=endpoint != _EMBEDDINGS))
 
 
+def _look_for_error(endpoint: str, status_code: int, body: bytes) -> None:
+    """Raises EngineError where the answers are there and say nothing, but for an error beside them, or in the first."""
+    fields = _fields(body)
+    told = _error_in(fields)
+    if told is not None and _says_nothing(fields):
+        raise _of_told(endpoint, status_code, body, told)
+
+
+def _of_told(endpoint: str, status_code: int, body: bytes, told: bytes) -> EngineError:
+    words = _printable(words_of(told))
+    error = EngineError(
+        code_of_answer(status_code, told),
+        f"the engine answered HTTP {status_code} with an error" + (f": {words}" if words else ""),
+        status_code=status_code,
+        body=body if len(body) <= _ERROR_BODY_BYTES_MAX else b"",
+    )
+    return _with_stated(error, _stated_in(_fields(body), has_output=endpoint != _EMBEDDINGS))
+
+
 def _error_in(fields: Mapping[str, msgspec.Raw]) -> bytes | None:
-    """The error that a reply holds instead of what was asked for, as a body of its own; None where it holds none."""
+    """The error that a reply holds, as a body of its own; None where it holds none."""
     if bytes(fields.get("error", b"null")) not in _EMPTY:
         return b'{"error":%b}' % bytes(fields["error"])
-    if "message" in fields or "detail" in fields:  # older ones of vLLM put the error's fields side by side
-        names = ("message", "detail", "type", "code", "status", "status_code")
-        return msgspec.json.encode({"error": {name: fields[name] for name in names if name in fields}})
     choices = _any_of(fields.get("choices"))
     first = choices[0] if isinstance(choices, list) and choices else None
     inner = first.get("error") if isinstance(first, dict) else None
     return msgspec.json.encode({"error": inner}) if inner else None
+
+
+def _bare_error_in(fields: Mapping[str, msgspec.Raw]) -> bytes | None:
+    """The same where the error's fields stand side by side, as older builds of vLLM write them."""
+    if "message" not in fields and "detail" not in fields:
+        return None
+    names = ("message", "detail", "type", "code", "status", "status_code")
+    return msgspec.json.encode({"error": {name: fields[name] for name in names if name in fields}})
 
 
 def _fields(body: bytes) -> Mapping[str, msgspec.Raw]:
