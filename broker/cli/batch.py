@@ -123,6 +123,7 @@ def rerun(
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="On a running broker: wait for the end.")] = False,
     errors: Annotated[Path | None, typer.Option("--errors", help="With --wait: put the error lines here.")] = None,
+    overwrite: OverwriteOption = False,
     url: UrlOption = None,
     data: DataOption = None,
     catalog: CatalogOption = None,
@@ -142,7 +143,18 @@ def rerun(
     if url or (not is_file and (settings.url or _has_broker(settings.data))):
         if is_file:
             raise UsageError(f"a running broker knows batches by their ids: name that of {target}, batch_…")
-        uploads.rerun(target, only, window, max_cost, wait=wait, output=output, errors=errors, url=url, data=data)
+        uploads.rerun(
+            target,
+            only,
+            window,
+            max_cost,
+            wait=wait,
+            output=output,
+            errors=errors,
+            overwrite=overwrite,
+            url=url,
+            data=data,
+        )
         return
     if wait or errors:
         raise UsageError("--wait and --errors are for a running broker: name it with --url")
@@ -152,6 +164,7 @@ def rerun(
         "output": output,
         "window_seconds": parse_window(window) if window else None,
         "max_cost_nano_usd": _budget(max_cost),
+        "overwrite": overwrite,
     }
     _run_stoppable(lambda: _rerun_here(settings, asked))
 

@@ -83,12 +83,14 @@ def rerun(
     wait: bool,
     output: Path | None,
     errors: Path | None,
+    overwrite: bool,
     url: str | None,
     data: Path | None,
 ) -> None:
     """`broker batch rerun` on a running broker: prints the id of the batch that runs the lines again."""
     if not wait and (output or errors):
         raise UsageError("--output and --errors need --wait: the files are there once the batch is finished")
+    _check_places(output, errors, overwrite, None)
     with open_client(data, url) as client:
         found = client.rerun_batch(batch, only=only, window=window, max_cost=max_cost)
         say(found.id)
