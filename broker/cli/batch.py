@@ -20,7 +20,7 @@ from broker.cli.options import (
     parse_window,
     read_settings,
 )
-from broker.cli.printing import OutputFormat, complain, dollars, print_rows, say, terminal
+from broker.cli.printing import OutputFormat, complain, dollars, print_rows, say, tell_what_is_kept, terminal
 from broker.domain.errors import UsageError
 from broker.domain.money import nano_from_usd
 
@@ -121,6 +121,7 @@ def _introduce(batch: BatchRun, lanes: list[Lane], catalog: str) -> None:
     from broker.catalog.lanes import DEMO_CATALOG
 
     progress = batch.progress()
+    tell_what_is_kept(batch.set_aside)
     if batch.is_finished:
         say("This file has been worked off before; this is its result (--new runs it again).")
     elif batch.is_resumed:

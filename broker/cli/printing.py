@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,7 +17,17 @@ from broker.domain.money import NANO_PER_USD
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["OutputFormat", "complain", "dollars", "print_json", "print_rows", "say", "seconds", "terminal"]
+__all__ = [
+    "OutputFormat",
+    "complain",
+    "dollars",
+    "print_json",
+    "print_rows",
+    "say",
+    "seconds",
+    "tell_what_is_kept",
+    "terminal",
+]
 
 _WIDTH_MAX = 1_000
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -51,6 +62,12 @@ def say(text: str = "") -> None:
     """A line for a person, as it is: it may be a model's answer."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def tell_what_is_kept(set_aside: Sequence[tuple[Path, Path]]) -> None:
+    """Of files that gave way to newer ones."""
+    for path, aside in set_aside:
+        say(f"{path.name} of an earlier run is kept as {aside}")
 
 
 def complain(sentence: str) -> None:
