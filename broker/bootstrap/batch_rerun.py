@@ -50,6 +50,8 @@ class BatchRerun(BatchRun):
         if given.output is not None:
             is_ours = str(given.output.absolute()) == before.output_path
             self._check_outputs(given.output, error_path_of(given.output), is_ours=is_ours)
+            if not is_ours:
+                self._make_room(given.output, error_path_of(given.output))
         self._check_window(given.window_seconds or before.window_seconds)
         made = self._embedded.front.reruns.create(self._identity, before, terms)
         return made, made.read_lines > 0

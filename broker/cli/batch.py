@@ -30,6 +30,7 @@ from broker.cli.printing import (
     print_rows,
     resting_words,
     say,
+    tell_what_is_kept,
     terminal,
     waste_text,
 )
@@ -232,6 +233,7 @@ def _introduce(batch: BatchRun, lanes: list[Lane], catalog: str) -> None:
     from broker.catalog.lanes import DEMO_CATALOG
 
     progress = batch.progress()
+    tell_what_is_kept(batch.set_aside)
     if batch.is_finished:
         say("This file has been worked off before; this is its result (--new runs it again).")
     elif batch.is_resumed:
