@@ -28,6 +28,7 @@ class RerunOptions(msgspec.Struct, frozen=True, kw_only=True):
     output: Path | None = None
     window_seconds: int | None = None
     max_cost_nano_usd: int | None = None
+    overwrite: bool = False
 
 
 class BatchRerun(BatchRun):
@@ -35,7 +36,7 @@ class BatchRerun(BatchRun):
 
     def __init__(self, embedded: Embedded, options: RerunOptions, identity: Identity = LOCAL) -> None:
         self._rerun = options
-        super().__init__(embedded, RunOptions(source=Path(options.target)), None, identity)
+        super().__init__(embedded, RunOptions(source=Path(options.target), overwrite=options.overwrite), None, identity)
 
     def _find_or_create(self) -> tuple[BatchRecord, bool]:
         given = self._rerun
@@ -49,6 +50,8 @@ class BatchRerun(BatchRun):
         if given.output is not None:
             is_ours = str(given.output.absolute()) == before.output_path
             self._check_outputs(given.output, error_path_of(given.output), is_ours=is_ours)
+            if not is_ours:
+                self._make_room(given.output, error_path_of(given.output))
         self._check_window(given.window_seconds or before.window_seconds)
         made = self._embedded.front.reruns.create(self._identity, before, terms)
         return made, made.read_lines > 0

@@ -28,7 +28,7 @@ from broker.health import Rest
 from broker.intake.batch_files import BatchRequest
 from broker.ledger.questions import Filters, summary
 from broker.ledger.speeds import learned_speeds
-from broker.output_paths import check_apart, check_free, check_writable, holds_anything, stat_of_input
+from broker.output_paths import check_apart, check_free, check_writable, holds_anything, set_aside, stat_of_input
 from broker.rules.grouping import canonical_constraints
 from broker.rules.placement.feasible import Prospect
 from broker.rules.submission import check_batch
@@ -98,6 +98,8 @@ class BatchRun:
         self._stop = threading.Event()
         self._interrupted = False
         self._must_write = False
+        self.set_aside: list[tuple[Path, Path]] = []
+        """Files of earlier runs that were where this one's go, and where they are now."""
         self.record, self.is_resumed = self._find_or_create()
 
     @property
@@ -188,6 +190,7 @@ class BatchRun:
         output = self._options.output or default_output(source)
         self._check_outputs(output, error_path_of(output))
         self._check_window(self._window_seconds)
+        self._make_room(output, error_path_of(output))
         request = BatchRequest(
             source_name=str(source.absolute()) if sees_as_file(source) else self._source.name,
             source_digest=digest,
@@ -251,6 +254,10 @@ class BatchRun:
             check_free([output, errors])
         check_writable([output, errors])
 
+    def _make_room(self, output: Path, errors: Path) -> None:
+        if not self._options.overwrite:
+            self.set_aside = set_aside([output, errors])
+
     def _follow_output(self, known: BatchRecord) -> BatchRecord:
         """The files may be wanted elsewhere than at first; and since then others may have come where they were."""
         if known.output_path is None or known.error_path is None:
@@ -261,9 +268,12 @@ class BatchRun:
             self._must_write = is_others = self._is_others(known)
             if known.finished_us is None or is_others or not (output.exists() and errors.exists()):
                 self._check_outputs(output, errors, is_ours=not is_others)
+            if is_others:
+                self._make_room(output, errors)
             return known
         errors = error_path_of(asked)
         self._check_outputs(asked, errors)
+        self._make_room(asked, errors)
         self._must_write = True
 
         def work(connection: Connection) -> BatchRecord:

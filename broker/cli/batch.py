@@ -30,6 +30,7 @@ from broker.cli.printing import (
     print_rows,
     resting_words,
     say,
+    tell_what_is_kept,
     terminal,
     waste_text,
 )
@@ -123,6 +124,7 @@ def rerun(
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="On a running broker: wait for the end.")] = False,
     errors: Annotated[Path | None, typer.Option("--errors", help="With --wait: put the error lines here.")] = None,
+    overwrite: OverwriteOption = False,
     url: UrlOption = None,
     data: DataOption = None,
     catalog: CatalogOption = None,
@@ -142,7 +144,8 @@ def rerun(
     if url or (not is_file and (settings.url or _has_broker(settings.data))):
         if is_file:
             raise UsageError(f"a running broker knows batches by their ids: name that of {target}, batch_…")
-        uploads.rerun(target, only, window, max_cost, wait=wait, output=output, errors=errors, url=url, data=data)
+        places = uploads.Places(output, errors, overwrite)
+        uploads.rerun(target, (only, window, max_cost), places, wait=wait, url=url, data=data)
         return
     if wait or errors:
         raise UsageError("--wait and --errors are for a running broker: name it with --url")
@@ -152,6 +155,7 @@ def rerun(
         "output": output,
         "window_seconds": parse_window(window) if window else None,
         "max_cost_nano_usd": _budget(max_cost),
+        "overwrite": overwrite,
     }
     _run_stoppable(lambda: _rerun_here(settings, asked))
 
@@ -219,6 +223,7 @@ def _introduce(batch: BatchRun, lanes: list[Lane], catalog: str) -> None:
     from broker.catalog.lanes import DEMO_CATALOG
 
     progress = batch.progress()
+    tell_what_is_kept(batch.set_aside)
     if batch.is_finished:
         say("This file has been worked off before; this is its result (--new runs it again).")
     elif batch.is_resumed:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -28,6 +29,7 @@ __all__ = [
     "resting_words",
     "say",
     "seconds",
+    "tell_what_is_kept",
     "terminal",
     "waste_text",
 ]
@@ -65,6 +67,12 @@ def say(text: str = "") -> None:
     """A line for a person, as it is: it may be a model's answer."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def tell_what_is_kept(set_aside: Sequence[tuple[Path, Path]]) -> None:
+    """Of files that gave way to newer ones."""
+    for path, aside in set_aside:
+        say(f"{path.name} of an earlier run is kept as {aside}")
 
 
 def complain(sentence: str) -> None:

@@ -98,7 +98,7 @@ def test_an_engine_that_fails_is_tried_again_or_its_answer_kept(program):
     assert failed == len(program.calls()) - 30
 
     program.three_lanes(options={"fail_every": 1, "status": 422})
-    ran = program.run("--new", "--overwrite")
+    ran = program.run("--new")
     assert (ran.code, ran.sentence) == (1, "no line succeeded; the error file says why")
     for number, line in enumerate(lines_of(program.errors)):
         assert line["custom_id"] == f"job-{number}"
@@ -140,7 +140,7 @@ def test_a_finished_file_is_not_run_again(program):
     assert not program.output.exists(), "written where it is no longer wanted"
     assert program.calls() == calls, "an engine was called for a result that was kept"
 
-    program.finish("--new", "--overwrite")
+    program.finish("--new")
     assert len(program.calls()) == 24
     assert len(set(program.calls())) == 24
 
@@ -167,7 +167,7 @@ def test_a_window_too_short_for_lanes_known_to_be_slow_is_refused(program):
     program.three_lanes(1.5)
     program.give([request(number) for number in range(12)])
     program.finish("--lanes", "tpu")
-    ran = program.run("--new", "--overwrite", "--lanes", "tpu", "--window", "1s")
+    ran = program.run("--new", "--lanes", "tpu", "--window", "1s")
     assert ran.code == 2
     assert ran.sentence.startswith("--window leaves 1 s; the fastest lane allowed needs 2")
     assert ran.sentence.endswith("the nearest window that would do is 3s")

@@ -113,6 +113,7 @@ def test_a_batch_on_a_running_broker_is_run_again_by_its_id(program):
     program.stop()
     # The broker has gone, so the other one is run again here.
     ran = rerun(program, other.id, "--output", str(program.output))
+    assert custom_ids(program.output.with_name("out.1.jsonl")) == NAMES  # the earlier run's are kept
     assert (ran.code, custom_ids(program.output)) == (0, NAMES), ran
     program.verify()
 
