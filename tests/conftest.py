@@ -6,6 +6,7 @@ test skips and says why; with BROKER_REQUIRE_SERVICES=1 it fails instead, so tha
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import uuid
@@ -56,6 +57,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for service in ("postgres", "rabbitmq", "redis"):
             if f"{service}_url" in getattr(item, "fixturenames", ()):
                 item.add_marker(service)
+
+
+def pytest_collection_finish() -> None:
+    """What was loaded and collected stays to the end: nobody need look through it again and again for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def usable(kind: str) -> str:

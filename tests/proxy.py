@@ -25,7 +25,7 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 __all__ = ["FaultProxy", "Way"]
 
 _CHUNK_BYTES = 65_536
-_SETTLE_SECONDS = 0.2
+_ANSWER_SECONDS_MAX = 10.0
 
 
 class Way(Enum):
@@ -77,8 +77,7 @@ class _Link:
             return True
         if trap.deliver:
             target.sendall(content)
-            # The answer is ready before the connection goes, and is dropped with it.
-            time.sleep(_SETTLE_SECONDS)
+            _drop_answer(target)
         return False
 
     def cut(self, *, reset: bool = True) -> None:
@@ -89,6 +88,14 @@ class _Link:
                 if reset and end is self.client:
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 end.close()
+
+
+def _drop_answer(server: socket.socket) -> None:
+    """The server has answered, so it has done what it was told, before the connection goes."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(server, selectors.EVENT_READ)
+        if selector.select(_ANSWER_SECONDS_MAX):
+            server.recv(_CHUNK_BYTES)
 
 
 class FaultProxy:
@@ -142,9 +149,10 @@ class FaultProxy:
     ) -> threading.Event:
         """Cut the next connection over which `needle` passes this way; the event says that it happened.
 
-        With `deliver` the bytes still arrive and only the answer is lost. `skip` lets as many pass before.
-        `then` is called as it happens, before the cut.
+        With `deliver`, which is for the server, the bytes still arrive: it has answered before the cut, and only the
+        answer is lost. `skip` lets as many pass before. `then` is called as it happens, before the cut.
         """
+        assert way is Way.TO_SERVER or not deliver, "nobody answers what goes to the client"
         trap = _Trap(needle, way, deliver, skip, then)
         with self._lock:
             self._traps.append(trap)

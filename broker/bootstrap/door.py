@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,11 @@ class HttpDoor:
         door.wait_until_open()
         self.url = door.url
         remember_url(self._data, door.url)
+
+    def as_a_worker(self, work: Callable[[], None]) -> None:
+        """Run it the way that a worker's renewal goes. Raises BrokerError where that takes longer than workers wait."""
+        if self._door is not None:
+            self._door.as_a_worker(work)
 
     def close(self) -> None:
         """Take no more requests, and let those under way end within about a second."""

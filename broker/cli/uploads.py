@@ -18,14 +18,15 @@ from broker.cli.options import (
     UrlOption,
     open_client,
 )
-from broker.cli.printing import OutputFormat, print_json, print_rows, say, terminal
+from broker.cli.printing import OutputFormat, cost_text, print_json, print_rows, say, terminal, waste_text
 from broker.domain.errors import BrokerError, UsageError, reason_of
+from broker.domain.money import format_usd, nano_from_usd
 from broker.output_paths import check_apart, check_free, check_writable, draft_of, set_aside, stat_of_input
 
 if TYPE_CHECKING:
     from broker.sdk.http import BatchState, Client
 
-__all__ = ["register"]
+__all__ = ["register", "rerun"]
 
 BatchArgument = Annotated[str, typer.Argument(help="A batch's id: batch_…")]
 
@@ -74,6 +75,35 @@ def create(
         raise BrokerError("no line succeeded; the error file says why")
 
 
+def rerun(
+    batch: str,
+    only: str | None,
+    window: str | None,
+    max_cost: str | None,
+    *,
+    wait: bool,
+    output: Path | None,
+    errors: Path | None,
+    overwrite: bool,
+    url: str | None,
+    data: Path | None,
+) -> None:
+    """`broker batch rerun` on a running broker: prints the id of the batch that runs the lines again."""
+    if not wait and (output or errors):
+        raise UsageError("--output and --errors need --wait: the files are there once the batch is finished")
+    _check_places(output, errors, overwrite, None)
+    with open_client(data, url) as client:
+        found = client.rerun_batch(batch, only=only, window=window, max_cost=max_cost)
+        say(found.id)
+        if not wait:
+            return
+        found = _follow(client, found)
+        _download_both(client, found.id, output, errors, overwrite)
+    _print_batch(found, OutputFormat.TABLE)
+    if found.succeeded == 0:
+        raise BrokerError("no line succeeded; the error file says why")
+
+
 def show(
     batch: BatchArgument,
     output: Annotated[Path | None, typer.Option("--output", help="Put the replies of a finished batch here.")] = None,
@@ -112,12 +142,18 @@ def list_batches(shape: FormatOption = OutputFormat.TABLE, url: UrlOption = None
             "failed": one.failed + one.refused_lines,
             "cancelled": one.cancelled,
             "expired": one.expired,
-            "cost_usd": one.cost_usd,
+            **_costs(one, shape),
             "created": one.created_at,
         }
         for one in found
     ]
     print_rows(rows, shape, keys=3, empty="There are no batches.")
+
+
+def _costs(batch: BatchState, shape: OutputFormat) -> dict[str, str]:
+    if shape is not OutputFormat.TABLE:
+        return {"cost_usd": batch.cost_usd, "unknown_usd": batch.unknown_usd}
+    return {"cost": cost_text(nano_from_usd(batch.cost_usd), nano_from_usd(batch.unknown_usd), format_usd)}
 
 
 def _follow(client: Client, batch: BatchState) -> BatchState:
@@ -189,4 +225,5 @@ def _print_batch(batch: BatchState, shape: OutputFormat) -> None:
         f"  {batch.lines_read:,} lines: {batch.succeeded:,} succeeded, {batch.failed:,} failed,"
         f" {batch.refused_lines:,} refused, {batch.cancelled:,} cancelled, {batch.expired:,} expired"
     )
-    say(f"  cost ${batch.cost_usd}, of which wasted ${batch.wasted_usd}; due {batch.deadline}")
+    cost, wasted, unknown = map(nano_from_usd, (batch.cost_usd, batch.wasted_usd, batch.unknown_usd))
+    say(f"  cost {cost_text(cost, unknown, format_usd)}{waste_text(wasted, unknown, format_usd)}; due {batch.deadline}")

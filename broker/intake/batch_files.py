@@ -7,7 +7,8 @@ where it stopped: no line is lost, none comes in twice.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import BinaryIO
 
 import msgspec
@@ -18,7 +19,7 @@ from broker.database import batches, jobs
 from broker.database.batches import BatchRecord
 from broker.database.beginning_keys import BeginningKeys
 from broker.database.connection import Connection, Database
-from broker.domain.errors import ErrorCode
+from broker.domain.errors import BrokerError, ErrorCode
 from broker.domain.identity import Identity
 from broker.domain.ids import new_id
 from broker.domain.job import AcceptedLine, BatchStatus, Constraints, GroupKey, RefusedLine
@@ -45,6 +46,10 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_cost_nano_usd: int | None
     constraints: Constraints
     name: str | None = None
+
+
+class _OvertakenError(Exception):
+    """The batch doesn't stand any more where the piece in hand begins."""
 
 
 class Intake:
@@ -82,11 +87,20 @@ class Intake:
         return record
 
     def read_batch(self, record: BatchRecord, source: BinaryIO) -> Iterator[BatchRecord]:
-        """Read on from where the batch stands; yields it after each commit, the last time with all of it in."""
+        """Read on from where the batch stands; yields it after each commit, the last time with all of it in.
+
+        Where it was cancelled, or another process has read on meanwhile, the piece in hand is dropped, and it goes on
+        from where the batch stands then.
+        """
         source.seek(record.read_bytes)
         while record.read_us is None:
             chunk = read_chunk(source, record.read_lines, at_start=record.read_bytes == 0)
-            record = self._take_in(record, chunk)
+            try:
+                record = self._take_in(record, chunk)
+            except _OvertakenError:
+                record = self._database.read(partial(_standing, batch_id=record.batch_id))
+                source.seek(record.read_bytes)
+                _log.info("reading_overtaken", batch=record.batch_id.hex())
             self._wakeups.notify(Topic.PLANNER, Topic.DISPATCHER, Topic.ASSEMBLER)
             yield record
 
@@ -104,20 +118,21 @@ class Intake:
             names = [line.custom_id for line in accepted]
             taken = jobs.known_custom_ids(connection, record.batch_id, names) if ask else set()
             fresh, doubled = _without_doubles(accepted, taken)
-            self._insert(connection, record, fresh, admission, now_us)
-            batches.refuse_lines(connection, record.batch_id, refused + doubled)
-            batches.advance_reading(
+            # First of all, for it waits for whoever else may be reading this batch, or cancelling it.
+            if not batches.advance_reading(
                 connection,
                 record.batch_id,
+                from_bytes=record.read_bytes,
                 lines=chunk.count,
                 bytes_read=chunk.bytes_read,
                 accepted=len(fresh),
                 refused=len(refused) + len(doubled),
                 read_us=read_us,
-            )
-            moved = batches.get(connection, record.batch_id)
-            assert moved is not None  # noqa: S101 (the row was updated just above)
-            return moved
+            ):
+                raise _OvertakenError
+            self.insert(connection, record, fresh, admission.class_of, now_us)
+            batches.refuse_lines(connection, record.batch_id, refused + doubled)
+            return _standing(connection, record.batch_id)
 
         try:
             moved = self._database.write(lambda connection: work(connection, ask=False))
@@ -129,13 +144,18 @@ class Intake:
         _log.info("lines_taken_in", accepted=moved.accepted_jobs, refused=moved.refused_lines)
         return moved
 
-    def _insert(
-        self, connection: Connection, record: BatchRecord, lines: list[AcceptedLine], admission: Admission, now_us: int
+    def insert(
+        self,
+        connection: Connection,
+        record: BatchRecord,
+        lines: Sequence[AcceptedLine],
+        class_of: Callable[[AcceptedLine], int],
+        now_us: int,
     ) -> None:
         """A span for each group and size class, those of its jobs that begin alike together."""
         by_span: dict[tuple[str, str, int], list[AcceptedLine]] = defaultdict(list)
         for line in lines:
-            by_span[line.endpoint, line.model, admission.class_of(line)].append(line)
+            by_span[line.endpoint, line.model, class_of(line)].append(line)
         bucket_us = bucket_deadline_us(record.deadline_us, record.created_us)
         beginning_key = self._beginning_keys.of(connection, record.tenant_id)
         spans = []
@@ -155,6 +175,13 @@ class Intake:
                 )
             )
         jobs.wait(connection, spans)
+
+
+def _standing(connection: Connection, batch_id: bytes) -> BatchRecord:
+    record = batches.get(connection, batch_id)
+    if record is None:
+        raise BrokerError(f"batch {batch_id.hex()} is gone from the database")
+    return record
 
 
 def _without_doubles(lines: list[AcceptedLine], taken: set[str]) -> tuple[list[AcceptedLine], list[RefusedLine]]:

@@ -108,6 +108,7 @@ class Fleet:
     def __init__(self, lanes: tuple[LaneFacts, ...], outages: tuple[Outage, ...], seed: int) -> None:
         self.lanes = [VirtualLane(facts, f"{seed}/{facts.name}") for facts in lanes]
         self._outages = outages
+        self._outages_of = [[one for one in outages if one.hits(facts)] for facts in lanes]
         for lane in self.lanes:
             if lane.facts.supply is not Supply.ELASTIC:
                 lane.start(-_SECONDS_PER_HOUR, lane.facts.quota, at_once=True)
@@ -115,8 +116,8 @@ class Fleet:
     def advance(self, now_s: float) -> list[tuple[int, float]]:
         """Bring all lanes up to now; those that lost instances, with the part that they lost."""
         lost = []
-        for index, lane in enumerate(self.lanes):
-            lane.away = any(one.hits(lane.facts) and one.from_s <= now_s < one.to_s for one in self._outages)
+        for index, (lane, outages) in enumerate(zip(self.lanes, self._outages_of, strict=True)):
+            lane.away = bool(outages) and any(one.from_s <= now_s < one.to_s for one in outages)
             part = lane.advance(now_s)
             if part:
                 lost.append((index, part))

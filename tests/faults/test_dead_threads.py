@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +20,7 @@ from broker.bootstrap.roles import Role
 from broker.catalog.lanes import load_lanes
 from broker.domain.errors import BrokerError
 from broker.sdk.http import Client
+from tests.flow.forkserver import Forked
 from tests.flow.program import ROOT, Program, custom_ids, kill_group, lane, request
 from tests.harness.dying_thread import DEATHS_FOLDER, PARTS, QUICK
 from tests.services.private_postgres import PrivatePostgres
@@ -51,13 +50,13 @@ class Mortal:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
         given = {"PYTHONPATH": str(ROOT), DEATHS_FOLDER: str(folder), QUICK: "1", "COLUMNS": "200"}
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.harness.dying_thread", *words, "--port", str(self.port)],
+            self.process = Forked(
+                [*words, "--port", str(self.port)],
                 cwd=folder,
                 env=clean | given | environment,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                program="tests.harness.dying_thread",
             )
 
     def kill_part(self, part: str) -> None:
@@ -267,14 +266,7 @@ def test_embedded_batch_run_ends_with_1_and_the_same_command_finishes_it(tmp_pat
     environment = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
     (tmp_path / "deaths").mkdir()
     environment |= {"PYTHONPATH": str(ROOT), DEATHS_FOLDER: str(tmp_path / "deaths")}
-    run = subprocess.Popen(
-        [sys.executable, "-m", "tests.harness.dying_thread", *program.command()],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    run = Forked(program.command(), cwd=tmp_path, env=environment, program="tests.harness.dying_thread")
     try:
         deadline = time.monotonic() + SECONDS_MAX
         while not program.query_live("SELECT 1 FROM job_outcome"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 
 import psycopg
@@ -15,6 +13,7 @@ from broker.bootstrap.payloads import Payloads
 from broker.database.drivers.postgres.database import open_postgres
 from broker.sdk.http import Client, DoorError
 from infra.emulators.servicebus import KEY, KEY_NAME, Emulator, Options
+from tests.flow.forkserver import Forked, run
 from tests.flow.program import ROOT, kill_group, lane
 from tests.services.process import free_port
 from tests.services.small_s3 import SmallS3
@@ -45,18 +44,12 @@ class Served:
 
     def start(self, *words, **told):
         with (self.folder / f"{words[0]}.log").open("a") as log:
-            command = [sys.executable, "-m", "broker", *words]
             environment = self.environment | told
-            self.processes.append(
-                subprocess.Popen(
-                    command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
-                )
-            )
+            self.processes.append(Forked(words, cwd=self.folder, env=environment, stdout=log, stderr=log))
 
     def bring_up(self, broker, worker):
         for words in (("db", "upgrade"), ("keys", "lane", "create", "azure")):
-            command = [sys.executable, "-m", "broker", *words]
-            subprocess.run(command, cwd=self.folder, env=self.environment, check=True, capture_output=True)
+            run(words, cwd=self.folder, env=self.environment).check_returncode()
         self.start("serve", "--port", str(free_port()), **broker)
         self.until((self.data / "url").exists, "serve listens")
         self.start("worker", "--lane", "azure", "--url", (self.data / "url").read_text().strip(), **worker)

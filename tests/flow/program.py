@@ -29,6 +29,7 @@ class Ran(NamedTuple):
     said: str
     complained: str
     seconds: float
+    peak_bytes: int
 
     @property
     def sentence(self) -> str:
@@ -111,7 +112,7 @@ class Program:
         finally:
             kill_group(process)
         assert "Traceback" not in said + complained, said + complained
-        return Ran(process.returncode, said, complained, time.monotonic() - began)
+        return Ran(process.returncode, said, complained, time.monotonic() - began, process.peak_bytes)
 
     def start(self, *words: str) -> Forked:
         """Under way, alone in a process group of its own."""

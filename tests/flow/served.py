@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 
 import psycopg
 
+from tests.flow.forkserver import Forked, run
 from tests.flow.program import ROOT, kill_group, lane
 from tests.services.process import free_port
 
@@ -41,27 +40,13 @@ class Served:
         self.broker("db", "upgrade")
 
     def broker(self, *words, code=0):
-        done = subprocess.run(
-            [sys.executable, "-m", "broker", *words],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run(words, cwd=self.folder, env=self.environment)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
     def start(self, *words):
         with (self.folder / f"{words[0]}.log").open("a") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "broker", *words],
-                cwd=self.folder,
-                env=self.environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            process = Forked(words, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
         self.processes.append(process)
         return process
 

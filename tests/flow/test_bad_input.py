@@ -107,7 +107,7 @@ IS_FOLDER = "can't write FOLDER/out.jsonl: it is a folder"
 IN_USE = "FOLDER/data is in use by another broker (process 4711): stop it, or name another folder with --data"
 NEWER = (
     "The database at FOLDER/data/broker.db was written by a newer version of Inference Broker"
-    " (schema 9999, this program knows up to 0010): upgrade the program."
+    " (schema 9999, this program knows up to 0011): upgrade the program."
 )
 
 CASES = [

@@ -105,7 +105,7 @@ def run_database_away(terms: AwayTerms, *, keep: bool = False) -> Report:
         lanes=_lanes(terms.delay_seconds),
         layout=ALL_IN_ONE,
         bus=terms.bus,
-        serve={Role.DISPATCHER: ("-m", "tests.harness.dying_thread", "serve")},
+        serve={Role.DISPATCHER: ("tests.harness.dying_thread", "serve")},
         variables={RETRY_SECONDS: str(terms.retry_seconds)},
     )
     with Stand(stand_terms, keep=keep) as stand:
@@ -172,7 +172,7 @@ def run_recorder_deaths(terms: RecorderTerms, *, keep: bool = False) -> Report:
         lanes=_lanes(terms.delay_seconds, shard_jobs=8),
         layout=RECORDER_APART,
         bus=terms.bus,
-        serve={Role.RECORDER: ("-m", "tests.harness.dying_recorder")},
+        serve={Role.RECORDER: ("tests.harness.dying_recorder",)},
         variables={DEATHS: "deaths", DEATHS_MAX: str(terms.times)},
     )
     with Stand(stand_terms, keep=keep) as stand:

@@ -104,7 +104,3 @@ def main() -> None:
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):
             sys.exit(os.waitstatus_to_exitcode(status))
-
-
-if __name__ == "__main__":
-    main()

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import broker.database.drivers.postgres.database as postgres
-import broker.stages.keeper
-import broker.stages.sealer
+from broker.bootstrap import roles
 
 __all__ = ["DEATHS_FOLDER", "PARTS", "QUICK", "RETRY_SECONDS"]
 
@@ -58,7 +57,7 @@ def _mortal(order: Path, step: Callable[..., Any]) -> Callable[..., Any]:
 def main() -> None:
     """As the console script does, with `sys.argv` as given."""
     if QUICK in os.environ:
-        broker.stages.keeper.KEEPER_SECONDS = broker.stages.sealer.SEAL_SECONDS = 0.2
+        roles.KEEPER_SECONDS = roles.SEAL_SECONDS = 0.2
     if RETRY_SECONDS in os.environ:
         terms = partial(postgres.PostgresTerms, retry_seconds=float(os.environ[RETRY_SECONDS]))
         postgres.PostgresTerms = terms  # type: ignore[misc, assignment]  # what this program is for
@@ -69,7 +68,3 @@ def main() -> None:
     from broker.cli import main as run
 
     run()
-
-
-if __name__ == "__main__":
-    main()

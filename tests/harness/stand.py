@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +19,7 @@ from broker.api.server import load_or_create_token
 from broker.bootstrap.roles import Role
 from broker.domain.errors import BrokerError
 from broker.sdk.http import Client
+from tests.flow.forkserver import run
 from tests.flow.program import ROOT, lane
 from tests.harness.balancer import Balancer
 from tests.harness.buses import BUSES
@@ -41,8 +40,7 @@ IN_PAIRS: Layout = ((Role.API,), (Role.API,), _REST, _REST)
 ONE_EACH: Layout = tuple((role,) for role in (*Role, Role.API, Role.DISPATCHER, Role.RECORDER, Role.RESCUER))
 """One process for each role, and a second one of those whose absence is felt soonest."""
 
-# As the console script does. Found by no pattern that looks for a `broker serve` of somebody else's on this machine.
-_BROKER = ("-c", "from broker.cli import main; main()")
+_BROKER = "broker.cli"
 
 RECORDER_APART: Layout = ((Role.API,), tuple(role for role in _REST if role is not Role.RECORDER), (Role.RECORDER,))
 
@@ -74,7 +72,7 @@ class LaneTerms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StandTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """`bus` is one of `BUSES`. `serve` is what is run as `broker serve` of a role, in place of the program itself.
+    """`bus` is one of `BUSES`. `serve` is the module and words that run as `broker serve` of a role, in its place.
 
     `database_disk_megabytes`: where it is above 0, the database has a disk of that size to itself, `Stand.disk`.
     `variables` are added to the environment of all roles and workers. `shares` are the catalog's limits on providers.
@@ -152,14 +150,7 @@ class Stand:
     def broker(self, *words: str) -> str:
         """What a command says, run beside the services."""
         names = {"BUS_PORT": str(self.bus.port), "BROKER_CATALOG": str(self._catalog)}
-        done = subprocess.run(
-            [sys.executable, *_BROKER, *words],
-            cwd=self.folder,
-            env=self._clean_environment() | names,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run(words, cwd=self.folder, env=self._clean_environment() | names)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -268,8 +259,8 @@ class Stand:
         self._catalog.write_text("\n".join(texts))
 
     def _role(self, number: int, roles: Sequence[Role], database_url: str, ports: Sequence[int]) -> Supervised:
-        program = next((self.terms.serve[role] for role in roles if role in self.terms.serve), (*_BROKER, "serve"))
-        words = [sys.executable, *program, *roles, *self._database(database_url)]
+        program = next((self.terms.serve[role] for role in roles if role in self.terms.serve), (_BROKER, "serve"))
+        words = [*program, *roles, *self._database(database_url)]
         drain = ["--drain-seconds", str(self.terms.drain_seconds), "--log-level", "info"]
         port = ["--port", str(ports[-1])] if Role.API in roles else []
         short = roles[0] if len(roles) == 1 else f"{len(roles)}-roles"
@@ -282,7 +273,7 @@ class Stand:
         if self.terms.door_proxied:
             port = (self.proxies.get("door") or self._proxy("door", port)).port
         keys = ["--key", str(self.folder / f"lane-{lane_name}.key"), "--trusted", str(self.folder / "broker.pub")]
-        command = [sys.executable, *_BROKER, "worker", "--lane", lane_name, "--catalog", str(self._catalog), *keys]
+        command = [_BROKER, "worker", "--lane", lane_name, "--catalog", str(self._catalog), *keys]
         terms = ["--url", f"http://127.0.0.1:{port}", "--drain-seconds", str(self.terms.drain_seconds)]
         return Supervised(f"worker-{lane_name}-{number}", [*command, *terms], self._environment, self.folder)
 

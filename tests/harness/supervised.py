@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from tests.flow.forkserver import Forked
 
 __all__ = ["Life", "Supervised"]
 
@@ -29,7 +30,10 @@ class Life(NamedTuple):
 
 
 class Supervised:
-    """`lives` are those that have ended. Times are Unix seconds."""
+    """`lives` are those that have ended. Times are Unix seconds.
+
+    `command` is a module, whose `main` is called, and the words that it is given.
+    """
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
         self.name = name
@@ -38,7 +42,7 @@ class Supervised:
         self._command = command
         self._environment = environment
         self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | None = None
         self._began = 0.0
         self._asked: str | None = None
         self._retired = threading.Event()
@@ -110,14 +114,9 @@ class Supervised:
             self._began = time.time()
             self._asked = None
             with self.log.open("ab") as log:
-                process = self._process = subprocess.Popen(
-                    self._command,
-                    cwd=self._folder,
-                    env=dict(self._environment),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,  # Ctrl-C is for the campaign, not for what it torments
+                program, *words = self._command
+                process = self._process = Forked(
+                    words, cwd=self._folder, env=self._environment, stdout=log, stderr=log, program=program
                 )
             code = process.wait()
             ended = time.time()

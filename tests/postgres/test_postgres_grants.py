@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +19,7 @@ from broker.domain.errors import BrokerError, UsageError
 from broker.ledger.partitions import ensure_partitions
 from broker.ledger.tables import attempt
 from broker.rules.schema_fit import SchemaState
+from tests.flow.forkserver import run
 from tests.unit.builders import NOW_US, World, a_lane, some_lines
 from tests.upgraded import upgrade_postgres
 
@@ -196,9 +195,8 @@ def test_upgrades_at_once_upgrade_it_once(empty_url):
 
 def test_the_command_line_upgrades_checks_and_grants(empty_url, tmp_path):
     def broker(*arguments):
-        command = [sys.executable, "-m", "broker", "db", *arguments]
         environment = {"BROKER_DATABASE_URL": empty_url, "PATH": "/usr/bin:/bin"}
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        return run(["db", *arguments], cwd=tmp_path, env=environment)
 
     place = f"{urlsplit(empty_url).hostname}:{urlsplit(empty_url).port or 5432}"
     empty = broker("check")

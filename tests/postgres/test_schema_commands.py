@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from urllib.parse import urlsplit, urlunsplit
@@ -17,7 +16,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
 from broker.database.history import INSTALLED
-from tests.flow.program import ROOT, lane
+from tests.flow.forkserver import Forked
+from tests.flow.program import ROOT, kill_group, lane
 from tests.services.process import free_port
 from tests.upgraded import upgrade_postgres
 
@@ -58,22 +58,13 @@ def start(tmp_path):
             "BROKER_DATA": str(tmp_path / "data"),
             "BROKER_CATALOG": str(tmp_path / "lanes.toml"),
         }
-        process = subprocess.Popen(
-            [sys.executable, "-m", "broker", *words],
-            cwd=tmp_path,
-            env=clean | ours,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        process = Forked(words, cwd=tmp_path, env=clean | ours, stderr=subprocess.STDOUT)
         started.append(process)
         return process
 
     yield start
     for process in started:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        kill_group(process)
 
 
 def ended(process):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 
 import pytest
 
 from broker.cli.options import read_constraints
 from broker.domain.errors import UsageError
+from tests.flow.forkserver import run
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,8 @@ def test_of_a_job(lanes, require):
 def test_of_batch_run(tmp_path, lanes):
     file = tmp_path / "jobs.jsonl"
     file.write_text("{}\n")
-    command = [sys.executable, "-m", "broker", "batch", "run", str(file), "--lanes", lanes, "--data", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    words = ["batch", "run", str(file), "--lanes", lanes, "--data", str(tmp_path)]
+    done = run(words, cwd=tmp_path, env=os.environ)
     assert (done.returncode, done.stderr) == (
         2,
         f"error: --lanes is {lanes!r}, which names none: leave it out for all lanes\n",

@@ -112,7 +112,8 @@ class ArrivalLog:
             lowest.append(index)
             if lowest[0] < index - ahead:
                 lowest.popleft()
-            rise = max(rise, rate - rates[lowest[0]])
+            if (risen := rate - rates[lowest[0]]) > rise:  # a call of max would take a third of this loop's time
+                rise = risen
         return rise, max(rates, default=0.0)
 
     def _advance(self, now_s: float) -> None:

@@ -9,6 +9,7 @@ first, a moment's shortage would make everything late that comes after it.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
@@ -78,7 +79,8 @@ class Hand(Generic[W]):
 
     def first(self) -> W | None:
         """The group whose turn it is."""
-        self._next = min(self._lines, key=self._rank, default=None)
+        lines = self._lines
+        self._next = lines[0] if len(lines) == 1 else min(lines, key=self._rank, default=None)
         return self._next.head if self._next else None
 
     def served(self, work: float) -> None:
@@ -94,7 +96,7 @@ class Hand(Generic[W]):
 
     def _rank(self, line: _Line[W]) -> tuple[float, float, float, str]:
         start_by_s = line.head.start_by_s
-        band = _LATE_BAND if line.is_late else float(sum(start_by_s >= due_s for due_s in self._due_s))
+        band = _LATE_BAND if line.is_late else float(bisect_right(self._due_s, start_by_s))
         return band, self._turns.had(line.tenant), start_by_s, line.tenant
 
 
