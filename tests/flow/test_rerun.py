@@ -137,6 +137,7 @@ def test_a_rerun_that_was_killed_goes_on(program):
         kill_group(process)
     ran = rerun(program, str(program.prompts))
     assert (ran.code, custom_ids(program.output)) == (0, NAMES), ran
+    assert not list(program.folder.glob("*.1.jsonl")), "what the run before wrote is in it"
     assert program.query("SELECT count(*) FROM batch") == [(2,)]
     assert program.query("SELECT count(*) FROM job") == [(60,)]
     program.verify()
