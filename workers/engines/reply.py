@@ -111,6 +111,17 @@ _PROMISED: dict[str, msgspec.json.Decoder[_Promised]] = {
 ENDPOINTS = tuple(_PLAIN)
 
 _fields_of = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+# What a proxy says in a 200 for the 4xx of the server behind it.
+_REFUSING = frozenset(
+    {
+        ErrorCode.ENGINE_BUSY,
+        ErrorCode.ENGINE_STARTING,
+        ErrorCode.ENGINE_OUT_OF_CREDIT,
+        ErrorCode.ENGINE_MISCONFIGURED,
+        ErrorCode.ENGINE_UNSUITED,
+        ErrorCode.ENGINE_REFUSED,
+    }
+)
 _EMPTY = (b"null", b"false", b'""', b"{}", b"[]")
 _NOT_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -186,9 +197,13 @@ def _is_free(status_code: int, words: str) -> bool:
     A proxy's 408, 499 or 5xx says nothing of what became of the call behind it. A prompt that a filter refused was
     read, and is billed.
     """
-    if "content_filter" in words or "content management policy" in words:
+    if _is_filtered(words):
         return False
     return status_code in (503, 529) or (300 <= status_code < 500 and status_code not in (408, 499))
+
+
+def _is_filtered(words: str) -> bool:
+    return "content_filter" in words or "content management policy" in words
 
 
 def _read_odd(request: EngineRequest, status_code: int, body: bytes) -> tuple[bytes, Stated, str, int]:
@@ -230,12 +245,13 @@ def _look_for_error(endpoint: str, status_code: int, body: bytes) -> None:
 
 
 def _of_told(endpoint: str, status_code: int, body: bytes, told: bytes) -> EngineError:
-    words = _printable(words_of(told))
+    code, words = code_of_answer(status_code, told), _printable(words_of(told))
     error = EngineError(
-        code_of_answer(status_code, told),
+        code,
         f"the engine answered HTTP {status_code} with an error" + (f": {words}" if words else ""),
         status_code=status_code,
         body=body if len(body) <= _ERROR_BODY_BYTES_MAX else b"",
+        is_free=code in _REFUSING and not _is_filtered(words),
     )
     return _with_stated(error, _stated_in(_fields(body), has_output=endpoint != _EMBEDDINGS))
 
