@@ -14,8 +14,10 @@ from broker.domain.outcome import Outcome
 from broker.domain.usage import Usage, UsageBasis
 from broker.ledger.explaining import explain
 from broker.ledger.questions import Filters, summary
+from broker.ledger.speeds import learned_speeds
 from broker.ledger.standing import standing
 from broker.ledger.tables import attempt
+from broker.rules.placement.facts import expected_cost_nano_usd
 from broker.stages.rescuer import LATE_SECONDS
 from tests.unit.builders import MODEL, a_failure, a_job_ran, a_lane, a_line, a_price, some_lines
 
@@ -200,3 +202,13 @@ def test_usage_upper_below_usage_bounds_nothing(paid):
     less = a_job_ran(0, usage=Usage(10, 0, 5), usage_basis=UsageBasis.INCONSISTENT, usage_upper=Usage(1, 0, 1))
     paid.record(paid.ran(shard, msgspec.structs.replace(less)))
     assert _rows(paid, *COSTS)[0][:3] == (30_000, 30_000, "list")
+
+
+def test_a_lane_whose_server_states_no_usage_is_not_taken_for_free(paid):
+    """Budgets hold what a job is expected to cost, and lanes are compared by it."""
+    _, shard = _one_shard(paid, 4)
+    paid.record(paid.ran(shard, *(a_job_ran(index, **UNKNOWN) for index in range(4))))
+    vendor = paid.lanes[0]
+    (speed,) = paid.read(learned_speeds, [vendor])["vendor"].values()
+    assert speed.jobs == 4
+    assert expected_cost_nano_usd(vendor, speed) == expected_cost_nano_usd(vendor, None) > 1_000

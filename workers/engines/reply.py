@@ -18,7 +18,15 @@ from broker.rules.bounds import OUTPUT_TOKENS_DEFAULT, Asked, TokenRatios, asked
 from broker.rules.evidence import code_of_answer, read_retry_after, words_of
 from workers.engine import EngineError, EngineReply, EngineRequest, TokensUpper
 from workers.engines.mending import mended
-from workers.engines.stated import NEVER_FAR, TOKENS_MAX, UNSTATED, Stated, is_plausible, read_stated
+from workers.engines.stated import (
+    CONTEXT_TOKENS_MAX,
+    NEVER_FAR,
+    TOKENS_MAX,
+    UNSTATED,
+    Stated,
+    is_plausible,
+    read_stated,
+)
 
 __all__ = ["ENDPOINTS", "REQUEST_ID_CHARACTERS_MAX", "TOKENS_MAX", "read_reply", "refusal", "request_id_of"]
 
@@ -332,9 +340,9 @@ def _says_nothing(fields: Mapping[str, msgspec.Raw]) -> bool:
 
 def _believed(stated: Stated, request: EngineRequest, context_tokens: int) -> Stated:
     """The same, unless it is more than there can have been: then it is a bound, and no count."""
-    usage, small = stated.usage, min(NEVER_FAR, context_tokens or NEVER_FAR)
-    if usage.input_tokens <= small and usage.output_tokens <= small:
-        return stated
+    usage, window = stated.usage, context_tokens or CONTEXT_TOKENS_MAX
+    if usage.input_tokens <= window and usage.output_tokens <= min(NEVER_FAR, window):
+        return stated  # whatever was asked for
     if is_plausible(usage, asked_of(request.endpoint, request.body), context_tokens):
         return stated
     return Stated(Usage(), UsageBasis.IMPLAUSIBLE, usage.input_tokens, usage.output_tokens)
