@@ -111,7 +111,7 @@ class JobRunners:
         """In trouble one job at a time goes through, and who can't send it now doesn't wait."""
         if gate.trouble is None:
             return
-        if gate.is_probed or not self._places.has_room(for_all=self._exclusive):
+        if not gate.may_probe or not self._places.has_room(for_all=self._exclusive):
             self.hand_back(gate.trouble)
         else:
             self._is_probing = gate.is_probed = True
