@@ -9,7 +9,17 @@ from pathlib import Path
 
 from broker.domain.errors import UsageError, reason_of
 
-__all__ = ["check_apart", "check_free", "check_writable", "draft_of", "holds_anything", "stat_of_input"]
+__all__ = [
+    "check_apart",
+    "check_free",
+    "check_writable",
+    "draft_of",
+    "holds_anything",
+    "set_aside",
+    "stat_of_input",
+]
+
+_REPLIES_BEGIN = b'{"id":"batch_req_'
 
 
 def draft_of(path: Path) -> Path:
@@ -45,12 +55,45 @@ def check_apart(outputs: Mapping[str, Path], inputs: Mapping[str, os.stat_result
 
 
 def check_free(paths: Sequence[Path]) -> None:
-    """None holds anything yet that would be lost. Raises UsageError."""
+    """None holds anything but the replies of an earlier run, for `set_aside`. Raises UsageError."""
     for path in paths:
-        if holds_anything(path) or holds_anything(_resolved(path)):
+        place = _resolved(path)
+        if holds_anything(place) and not _holds_replies(place):
             raise UsageError(
-                f"{path} exists, and what it holds would be lost: name another file with --output, or add --overwrite"
+                f"{path} exists, and holds something else than replies, which would be lost:"
+                " name another file with --output, or add --overwrite"
             )
+
+
+def set_aside(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Keep what these hold, as `x.1.jsonl` and so on; of each that was kept, what it was called and is called now.
+
+    All get the same number, the lowest that is free for all: the highest is the newest. Raises UsageError.
+    """
+    kept = [path for path in map(_resolved, paths) if holds_anything(path)]
+    number = 1
+    while any(_numbered(path, number).exists() for path in paths):
+        number += 1
+    moved = [(path, _numbered(path, number)) for path in kept]
+    for path, aside in moved:
+        try:
+            path.rename(aside)
+        except OSError as error:
+            raise UsageError(f"can't keep {path} as {aside}: {reason_of(error)}") from None
+    return moved
+
+
+def _numbered(path: Path, number: int) -> Path:
+    place = _resolved(path)
+    return place.with_name(f"{place.stem}.{number}{place.suffix}")
+
+
+def _holds_replies(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_REPLIES_BEGIN)) == _REPLIES_BEGIN
+    except OSError:
+        return False
 
 
 def holds_anything(path: Path) -> bool:

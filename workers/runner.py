@@ -16,6 +16,7 @@ from broker.bus.apps import NotTaken
 from broker.bus.envelope import EnvelopeError, Opened, open_shard
 from broker.clock import Clock
 from broker.domain.errors import ErrorCode
+from broker.domain.events import JobRan
 from broker.domain.lane import Lane
 from broker.domain.shard import Bitmap, RunShard, ShardJob
 from broker.signing import KeyRing, Signer
@@ -26,6 +27,7 @@ from workers.lease import Lease, LeaseDoor
 from workers.meter import Meter, Reading
 from workers.outcomes import EventOutlet, EventPublisher, OutcomeReport
 from workers.places import Places
+from workers.shard_budget import JobCosts, ShardBudget
 from workers.spending import Spending
 from workers.telling import Stop, job_ran
 
@@ -50,6 +52,7 @@ class Deployment:
         self.slots = threading.Semaphore(lane.slots)
         # Metering begins where the engine begins: who waits here uses no accelerator, and is no crash's suspect.
         self.places = Places(lane.engine.concurrency)
+        self.job_costs: JobCosts = {}
         self.gate = Gate(self.places)
         self._starting = ""
 
@@ -226,7 +229,12 @@ class _ShardRun:
         self._lease = lease
         self._renewals = renewals
         self._clock = clock
+        self._budget: ShardBudget | None = None
+        if order.budget_nano_usd is not None:
+            price = deployment.lane.price
+            self._budget = ShardBudget(order.budget_nano_usd, price, order.model, deployment.job_costs)
         self._stopped: Stop | None = None
+        self._kept_back: ErrorCode | None = None
         self._returned: ErrorCode | None = None
         self._done = Bitmap()
         self._cancelled = Bitmap()
@@ -249,7 +257,8 @@ class _ShardRun:
         await self._jobs.run_all()
         # A shard whose lease is lost is no longer ours to hand back; what it brought still counts.
         is_ours = self._stopped is not Stop.LEASE_LOST
-        self._returned = (self._stopped.value[1] if self._stopped else self._jobs.gave_up) if is_ours else None
+        left = self._stopped.value[1] if self._stopped else self._jobs.gave_up or self._kept_back
+        self._returned = left if is_ours else None
         await self._report.finish(self._returned)
         keeper.cancel()  # only now: until its results are confirmed, the shard is this worker's
         _log.debug("shard_ran", shard=self._order.shard_id.hex(), lane=self._order.lane, jobs=len(self._order.jobs))
@@ -274,15 +283,19 @@ class _ShardRun:
                     self._end(index, self._order.jobs[index], Stop.JOB_CANCELLED, reading, now_us, sent=False)
 
     async def _run_job(self, index: int) -> None:
-        """One job at the engine. A cancel ends it like any other outcome."""
+        """One job at the engine, unless it may no longer begin. A cancel ends it like any other outcome."""
         job = self._order.jobs[index]
-        reading = self._meter.begin()
         started_us = self._clock()
-        request = EngineRequest(job.job_id.hex(), self._order.endpoint, job.body)
         if index in self._cancelled:
-            self._end(index, job, Stop.JOB_CANCELLED, reading, started_us, sent=False)
-        else:
-            self._end(index, job, await self._call(index, request), reading, started_us)
+            self._end(index, job, Stop.JOB_CANCELLED, self._meter.begin(), started_us, sent=False)
+            return
+        if not self._may_begin(job, started_us):
+            return
+        reading = self._meter.begin()
+        request = EngineRequest(job.job_id.hex(), self._order.endpoint, job.body)
+        ran = self._end(index, job, await self._call(index, request), reading, started_us)
+        if self._budget:
+            self._budget.end(ran)
 
     async def _call(self, index: int, request: EngineRequest) -> EngineReply | EngineError | Stop:
         gate = self._gate
@@ -303,6 +316,18 @@ class _ShardRun:
         gate.failed(mark, ended.code, ended.retry_after_s)
         return ended
 
+    def _may_begin(self, job: ShardJob, now_us: int) -> bool:
+        """Not past its deadline, nor where the shard's budget is spent: then it is handed back at the shard's end."""
+        if 0 < job.deadline_us <= now_us:
+            self._kept_back = ErrorCode.JOB_EXPIRED
+            return False
+        if self._budget:
+            if not self._budget.may_begin():
+                self._kept_back = ErrorCode.BUDGET_EXCEEDED
+                return False
+            self._budget.begin()
+        return True
+
     def _end(
         self,
         index: int,
@@ -312,7 +337,7 @@ class _ShardRun:
         started_us: int,
         *,
         sent: bool = True,
-    ) -> None:
+    ) -> JobRan:
         """`sent`: the engine may have had it, whatever came of it."""
         self._done.add(index)
         accelerator_us, run_us = self._meter.end(reading)
@@ -323,7 +348,9 @@ class _ShardRun:
         else:
             spent = self._deployment.spending.of_unsent()
         spent = spent._replace(usage=msgspec.structs.replace(spent.usage, accelerator_us=accelerator_us))
-        self._report.add(job_ran(index, job, ended, spent, (started_us, started_us + run_us, run_us), sent=sent))
+        ran = job_ran(index, job, ended, spent, (started_us, started_us + run_us, run_us), sent=sent)
+        self._report.add(ran)
+        return ran
 
     async def _keep_lease(self) -> None:
         """Renew until cancelled; stop the jobs when the lease is lost or the batch is cancelled."""

@@ -15,6 +15,7 @@ from broker.domain.ids import format_id
 from broker.domain.instance import instance_hours_us
 from broker.domain.lane import Lane, PriceMeter
 from broker.domain.money import NANO_PER_USD, PICO_PER_USD
+from broker.domain.rerun import Rerun
 from broker.health import Rest
 from broker.ledger.standing import Standing
 from broker.rules.pricing import accelerator_cost_nano_usd
@@ -54,6 +55,7 @@ def job_state(job: Standing, late_us: int | None = None) -> JobState:
 
 def batch_state(record: BatchRecord, counts: Counts, late_us: int | None = None) -> BatchState:
     """A batch, as far as it is; `late_us` as for a job."""
+    rerun = Rerun.parse(record.source_name)
     return BatchState(
         id=format_id("batch", record.batch_id),
         status=record.status,
@@ -78,6 +80,7 @@ def batch_state(record: BatchRecord, counts: Counts, late_us: int | None = None)
         wasted_usd=_usd(counts.wasted_nano_usd),
         unknown_usd=_usd(counts.unknown_nano_usd),
         expected_late_at=_moment(late_us),
+        rerun_of=format_id("batch", rerun.of_batch) if rerun else None,
     )
 
 

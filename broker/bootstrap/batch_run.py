@@ -7,7 +7,7 @@ finished one prints its result.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import msgspec
 
 from broker.bootstrap.batch_source import Source, default_output, sees_as_file
 from broker.bootstrap.embedded import Embedded
-from broker.database import batches
+from broker.database import batches, reruns
 from broker.database.batches import BatchRecord, Counts
 from broker.database.connection import Connection
 from broker.database.failures import is_disk_full
@@ -23,11 +23,12 @@ from broker.domain.errors import BrokerError, UsageError, reason_of
 from broker.domain.identity import LOCAL, Identity
 from broker.domain.job import BatchStatus, Constraints
 from broker.domain.lane import Lane
+from broker.domain.rerun import Rerun
 from broker.health import Rest
 from broker.intake.batch_files import BatchRequest
 from broker.ledger.questions import Filters, summary
 from broker.ledger.speeds import learned_speeds
-from broker.output_paths import check_apart, check_free, check_writable, holds_anything, stat_of_input
+from broker.output_paths import check_apart, check_free, check_writable, holds_anything, set_aside, stat_of_input
 from broker.rules.grouping import canonical_constraints
 from broker.rules.placement.feasible import Prospect
 from broker.rules.submission import check_batch
@@ -36,6 +37,7 @@ __all__ = [
     "BatchRun",
     "Progress",
     "RunOptions",
+    "Whole",
     "allowed_lanes",
     "error_path_of",
 ]
@@ -73,21 +75,37 @@ class Progress(msgspec.Struct, frozen=True):
         return self.ended - self.counts.succeeded
 
 
+class Whole(msgspec.Struct, frozen=True):
+    """The lines of a batch's source, and those that succeeded in any run of it."""
+
+    lines: int
+    succeeded: int
+
+
 class BatchRun:
     """One run of the command on an open `Embedded`, for whoever has its data folder."""
 
-    def __init__(self, embedded: Embedded, options: RunOptions, source: Source, identity: Identity = LOCAL) -> None:
+    def __init__(
+        self, embedded: Embedded, options: RunOptions, source: Source | None, identity: Identity = LOCAL
+    ) -> None:
         self._tenant_id = identity.tenant
         self._identity = identity
         self._embedded = embedded
         self._options = options
-        self._source = source
+        self._given_source = source
         self._reader: threading.Thread | None = None
         self._reading_failure: BrokerError | None = None
         self._stop = threading.Event()
         self._interrupted = False
         self._must_write = False
+        self.set_aside: list[tuple[Path, Path]] = []
+        """Files of earlier runs that were where this one's go, and where they are now."""
         self.record, self.is_resumed = self._find_or_create()
+
+    @property
+    def _source(self) -> Source:
+        assert self._given_source is not None  # noqa: S101 (only a rerun has none, which reads no file)
+        return self._given_source
 
     @property
     def is_finished(self) -> bool:
@@ -139,9 +157,26 @@ class BatchRun:
         """Lanes that get no work just now, each with why and for how long."""
         return sorted(self._embedded.health.resting().items())
 
+    def lanes_on_trial(self) -> Collection[str]:
+        """Lanes that are tried after a rest, and have not succeeded since."""
+        return self._embedded.health.on_trial().keys()
+
     def progress(self) -> Progress:
         """How far it is now."""
         return self._embedded.database.read(self._progress)
+
+    def whole(self) -> Whole | None:
+        """All runs of its lines together, where it runs those of another again."""
+        if not Rerun.parse(self.record.source_name):
+            return None
+
+        def work(connection: Connection) -> Whole:
+            runs = reruns.chain(connection, self._tenant_id, self.record)
+            counts = batches.progress_of(connection, self._tenant_id, [run.batch_id for run in runs])
+            lines = runs[-1].accepted_jobs + runs[-1].refused_lines
+            return Whole(lines, sum(one.succeeded for one in counts.values()))
+
+        return self._embedded.database.read(work)
 
     def _find_or_create(self) -> tuple[BatchRecord, bool]:
         digest = self._source.digest
@@ -154,7 +189,8 @@ class BatchRun:
         source = self._options.source
         output = self._options.output or default_output(source)
         self._check_outputs(output, error_path_of(output))
-        self._check_window()
+        self._check_window(self._window_seconds)
+        self._make_room(output, error_path_of(output))
         request = BatchRequest(
             source_name=str(source.absolute()) if sees_as_file(source) else self._source.name,
             source_digest=digest,
@@ -171,7 +207,7 @@ class BatchRun:
     def _window_seconds(self) -> int:
         return self._options.window_seconds or _WINDOW_SECONDS_DEFAULT
 
-    def _check_window(self) -> None:
+    def _check_window(self, window_seconds: int) -> None:
         """Raises UsageError where no lane, each with one instance here, can do a single job in time.
 
         The ledger must have shown how fast they are: what the catalog guesses refuses nobody's file.
@@ -183,7 +219,7 @@ class BatchRun:
             for name, of_lane in speeds.items()
             if all(speed.jobs for speed in of_lane.values())
         }
-        refusal = check_batch(lanes, prospects, "{}", self._window_seconds)
+        refusal = check_batch(lanes, prospects, "{}", window_seconds)
         if refusal:
             raise UsageError(f"--{refusal.message}")
 
@@ -212,10 +248,15 @@ class BatchRun:
         """Nothing is read there, nothing is lost there, and all can be written. Raises UsageError."""
         named = {"--output": output, "the error file beside --output": errors}
         own = {f"the broker's {path.name}": stat_of_input(path) for path in self._embedded.own_files()}
-        check_apart(named, {"the input": self._source.stat, **own})
+        read = {"the input": self._given_source.stat} if self._given_source else {}
+        check_apart(named, read | own)
         if not is_ours and not self._options.overwrite:
             check_free([output, errors])
         check_writable([output, errors])
+
+    def _make_room(self, output: Path, errors: Path) -> None:
+        if not self._options.overwrite:
+            self.set_aside = set_aside([output, errors])
 
     def _follow_output(self, known: BatchRecord) -> BatchRecord:
         """The files may be wanted elsewhere than at first; and since then others may have come where they were."""
@@ -227,9 +268,12 @@ class BatchRun:
             self._must_write = is_others = self._is_others(known)
             if known.finished_us is None or is_others or not (output.exists() and errors.exists()):
                 self._check_outputs(output, errors, is_ours=not is_others)
+            if is_others:
+                self._make_room(output, errors)
             return known
         errors = error_path_of(asked)
         self._check_outputs(asked, errors)
+        self._make_room(asked, errors)
         self._must_write = True
 
         def work(connection: Connection) -> BatchRecord:
@@ -255,6 +299,8 @@ class BatchRun:
         self._embedded.database.write(lambda connection: batches.reopen(connection, self._tenant_id, batch_id))
 
     def _read(self) -> None:
+        if Rerun.parse(self.record.source_name):
+            return  # the stage takes its lines in
         try:
             for _ in self._embedded.front.intake.read_batch(self.record, self._source.file):
                 if self._stop.is_set():

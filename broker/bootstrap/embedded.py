@@ -77,7 +77,7 @@ class Embedded:
                 _forget_folder(data)
             os.close(self._lock)
             raise
-        self._data = data
+        self.data = data
         self._lanes = lanes = in_one_process(lanes)
         self._policy = policy or Policy()
         self.database = open_database(data)
@@ -122,7 +122,7 @@ class Embedded:
 
     def own_files(self) -> list[Path]:
         """The files in the data folder that nobody else may write."""
-        return own_files(self._data)
+        return own_files(self.data)
 
     def check(self) -> None:
         """Raises BrokerError when a thread has ended that should not."""
@@ -205,7 +205,7 @@ class Embedded:
             self._threads.report_end("worker-embedded", None)
 
     def _load_keys(self) -> tuple[Signer, dict[str, Signer], KeyRing]:
-        folder = self._data / "keys"
+        folder = self.data / "keys"
         names = {"broker": (KeyRole.BROKER, "broker")}
         names |= {f"lane-{lane.name}": (KeyRole.LANE, str(lane.name)) for lane in self._lanes}
         signers: dict[str, Signer] = {}

@@ -52,7 +52,11 @@ BatchFileArgument = Annotated[
     ),
 ]
 OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace output files that hold something else's replies.")
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace whatever the output files hold; else an earlier run's replies are kept under a number.",
+    ),
 ]
 UrlOption = Annotated[
     str | None, typer.Option("--url", help="Where the broker listens [BROKER_URL, or as noted in the data folder].")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,6 +17,8 @@ from broker.domain.money import NANO_PER_USD
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from broker.health import Rest
+
 __all__ = [
     "OutputFormat",
     "complain",
@@ -23,8 +26,10 @@ __all__ = [
     "dollars",
     "print_json",
     "print_rows",
+    "resting_words",
     "say",
     "seconds",
+    "tell_what_is_kept",
     "terminal",
     "waste_text",
 ]
@@ -62,6 +67,12 @@ def say(text: str = "") -> None:
     """A line for a person, as it is: it may be a model's answer."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def tell_what_is_kept(set_aside: Sequence[tuple[Path, Path]]) -> None:
+    """Of files that gave way to newer ones."""
+    for path, aside in set_aside:
+        say(f"{path.name} of an earlier run is kept as {aside}")
 
 
 def complain(sentence: str) -> None:
@@ -193,3 +204,8 @@ def waste_text(wasted_nano_usd: int, unknown_nano_usd: int, text_of: Callable[[i
 def seconds(milliseconds: int) -> str:
     """A duration: milliseconds below a second, else seconds to one decimal."""
     return f"{milliseconds / 1000:,.1f}s" if milliseconds >= 1000 else f"{milliseconds}ms"
+
+
+def resting_words(lane: str, rest: Rest) -> str:
+    """A lane that gets no work, why, since when and for how long."""
+    return f"{lane} ({rest.code} for {rest.away_s:.0f} s, next try in {rest.left_s:.0f} s)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,12 +21,12 @@ from broker.cli.options import (
 from broker.cli.printing import OutputFormat, cost_text, print_json, print_rows, say, terminal, waste_text
 from broker.domain.errors import BrokerError, UsageError, reason_of
 from broker.domain.money import format_usd, nano_from_usd
-from broker.output_paths import check_apart, check_free, check_writable, draft_of, stat_of_input
+from broker.output_paths import check_apart, check_free, check_writable, draft_of, set_aside, stat_of_input
 
 if TYPE_CHECKING:
     from broker.sdk.http import BatchState, Client
 
-__all__ = ["register"]
+__all__ = ["register", "rerun"]
 
 BatchArgument = Annotated[str, typer.Argument(help="A batch's id: batch_…")]
 
@@ -65,12 +66,41 @@ def create(
             if shape is OutputFormat.TABLE:
                 say(found.id)
             found = _follow(client, found)
-            _download_both(client, found.id, output, errors)
+            _download_both(client, found.id, output, errors, overwrite)
     if shape is OutputFormat.TABLE and not wait:
         say(found.id)
     else:
         _print_batch(found, shape)
     if wait and found.succeeded == 0:
+        raise BrokerError("no line succeeded; the error file says why")
+
+
+def rerun(
+    batch: str,
+    only: str | None,
+    window: str | None,
+    max_cost: str | None,
+    *,
+    wait: bool,
+    output: Path | None,
+    errors: Path | None,
+    overwrite: bool,
+    url: str | None,
+    data: Path | None,
+) -> None:
+    """`broker batch rerun` on a running broker: prints the id of the batch that runs the lines again."""
+    if not wait and (output or errors):
+        raise UsageError("--output and --errors need --wait: the files are there once the batch is finished")
+    _check_places(output, errors, overwrite, None)
+    with open_client(data, url) as client:
+        found = client.rerun_batch(batch, only=only, window=window, max_cost=max_cost)
+        say(found.id)
+        if not wait:
+            return
+        found = _follow(client, found)
+        _download_both(client, found.id, output, errors, overwrite)
+    _print_batch(found, OutputFormat.TABLE)
+    if found.succeeded == 0:
         raise BrokerError("no line succeeded; the error file says why")
 
 
@@ -87,7 +117,7 @@ def show(
     _check_places(output, errors, overwrite, None)
     with open_client(data, url) as client:
         _print_batch(client.batch(batch), shape)
-        _download_both(client, batch, output, errors)
+        _download_both(client, batch, output, errors, overwrite)
 
 
 def cancel(
@@ -151,21 +181,35 @@ def _check_places(output: Path | None, errors: Path | None, overwrite: bool, rea
     check_writable(list(places.values()))
 
 
-def _download_both(client: Client, batch_id: str, output: Path | None, errors: Path | None) -> None:
-    for path, which in ((output, "output"), (errors, "errors")):
-        if path is not None:
+def _download_both(client: Client, batch_id: str, output: Path | None, errors: Path | None, overwrite: bool) -> None:
+    """Whole files or none: what is there gives way when all has come."""
+    wanted = {path: which for path, which in ((output, "output"), (errors, "errors")) if path is not None}
+    try:
+        for path, which in wanted.items():
             _download(client, batch_id, which, path)
+        kept = [] if overwrite else set_aside(list(wanted))
+        for path in wanted:
+            _replace(path)
+    finally:
+        for path in wanted:
+            draft_of(path).unlink(missing_ok=True)
+    for before, aside in kept:  # on standard error: programs read the rest
+        sys.stderr.write(f"{before.name} of an earlier run is kept as {aside}\n")
 
 
 def _download(client: Client, batch_id: str, which: str, path: Path) -> None:
-    draft = draft_of(path)
     try:
-        with draft.open("wb") as file:
+        with draft_of(path).open("wb") as file:
             for chunk in client.download(batch_id, which):
                 file.write(chunk)
-        draft.replace(path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        raise BrokerError(f"can't write {path}: {reason_of(error)}") from None
+
+
+def _replace(path: Path) -> None:
+    try:
+        draft_of(path).replace(path)
+    except OSError as error:
         raise BrokerError(f"can't write {path}: {reason_of(error)}") from None
 
 

@@ -70,7 +70,8 @@ class BatchState(msgspec.Struct, frozen=True, kw_only=True):
     """How far a batch is; `status` is reading, running, cancelling, finalizing, completed or cancelled.
 
     `lines_read`, without empty lines, and the counts grow while it is read and run. `expected_late_at` and
-    `unknown_usd` as for a job.
+    `unknown_usd` as for a job. `rerun_of`: the batch whose lines it runs again, where it does; the counts are of those
+    lines alone.
     """
 
     id: str
@@ -97,6 +98,7 @@ class BatchState(msgspec.Struct, frozen=True, kw_only=True):
     wasted_usd: str
     expected_late_at: str | None
     unknown_usd: str = "0"
+    rerun_of: str | None = None
 
     @property
     def ended(self) -> int:

@@ -7,7 +7,7 @@ where it stopped: no line is lost, none comes in twice.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import BinaryIO
 
@@ -130,7 +130,7 @@ class Intake:
                 read_us=read_us,
             ):
                 raise _OvertakenError
-            self._insert(connection, record, fresh, admission, now_us)
+            self.insert(connection, record, fresh, admission.class_of, now_us)
             batches.refuse_lines(connection, record.batch_id, refused + doubled)
             return _standing(connection, record.batch_id)
 
@@ -144,13 +144,18 @@ class Intake:
         _log.info("lines_taken_in", accepted=moved.accepted_jobs, refused=moved.refused_lines)
         return moved
 
-    def _insert(
-        self, connection: Connection, record: BatchRecord, lines: list[AcceptedLine], admission: Admission, now_us: int
+    def insert(
+        self,
+        connection: Connection,
+        record: BatchRecord,
+        lines: Sequence[AcceptedLine],
+        class_of: Callable[[AcceptedLine], int],
+        now_us: int,
     ) -> None:
         """A span for each group and size class, those of its jobs that begin alike together."""
         by_span: dict[tuple[str, str, int], list[AcceptedLine]] = defaultdict(list)
         for line in lines:
-            by_span[line.endpoint, line.model, admission.class_of(line)].append(line)
+            by_span[line.endpoint, line.model, class_of(line)].append(line)
         bucket_us = bucket_deadline_us(record.deadline_us, record.created_us)
         beginning_key = self._beginning_keys.of(connection, record.tenant_id)
         spans = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 
@@ -56,10 +56,7 @@ class _Chat(msgspec.Struct):
     stream: bool | None = None
     tools: msgspec.Raw = _NOTHING
     response_format: msgspec.Raw = _NOTHING
-
-    @property
-    def lacks(self) -> str:
-        return ""
+    lacks: ClassVar[str] = ""
 
     @property
     def beginning(self) -> bytes:

@@ -17,6 +17,7 @@ __all__ = [
     "cost_nano_usd",
     "costs_of",
     "expected_job_cost_nano_usd",
+    "hold_nano_usd",
     "token_cost_nano_usd",
 ]
 
@@ -24,6 +25,8 @@ _PICO_PER_NANO = 1_000
 _US_PER_HOUR = 3_600_000_000
 _TYPICAL_INPUT_TOKENS = 1_000
 _TYPICAL_OUTPUT_TOKENS = 250
+_HOLD_MARGIN = 2
+_HOLD_MARGIN_PART = 2
 
 
 def accelerator_cost_nano_usd(price: Price, accelerator_us: int) -> NanoUsd:
@@ -105,3 +108,14 @@ def token_cost_nano_usd(price: Price, input_tokens: float, output_tokens: float)
 def affordable_jobs(left_nano_usd: int, expected_nano_usd: int) -> int:
     """How many jobs of this expected cost what is left of a budget covers."""
     return max(0, left_nano_usd) // max(1, expected_nano_usd)
+
+
+def hold_nano_usd(jobs_count: int, expected_nano_usd: int, left_nano_usd: int) -> NanoUsd:
+    """What to set aside of a budget for a shard, and so what its jobs may cost, in nano-USD.
+
+    Twice what they are expected to, lest jobs dearer than the mean, as half of them are, break it up. Where that is
+    more than half of what is left, only what they are expected to: then others may have the rest meanwhile.
+    """
+    expected = jobs_count * max(1, expected_nano_usd)
+    ample = _HOLD_MARGIN * expected
+    return NanoUsd(ample if ample <= left_nano_usd // _HOLD_MARGIN_PART else expected)

@@ -186,6 +186,14 @@ class Client:
         """Ask for the end of all its jobs."""
         return self._ask("POST", f"{OWN}/batches/{batch_id}/cancel", BatchState)
 
+    def rerun_batch(self, batch_id: str, **terms: str | None) -> BatchState:
+        """Run the lines again that did not succeed, as a batch whose files hold what all runs brought.
+
+        `terms`: only, window, max_cost. Asked again while that runs, it is the same one.
+        """
+        asked = {name: value for name, value in terms.items() if value is not None}
+        return self._ask("POST", f"{OWN}/batches/{batch_id}/rerun", BatchState, params=asked)
+
     def download(self, batch_id: str, which: str) -> Iterator[bytes]:
         """A finished batch's `output` or `errors`, in pieces."""
         try:

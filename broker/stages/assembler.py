@@ -8,11 +8,13 @@ from __future__ import annotations
 import structlog
 
 from broker.clock import Clock
-from broker.database import batches
+from broker.database import batches, reruns
 from broker.database.batches import BatchRecord, Counts
 from broker.database.connection import Connection, Database
 from broker.domain.errors import BrokerError
 from broker.domain.job import BatchStatus
+from broker.domain.rerun import Rerun
+from broker.stages.merged_files import MergedFiles
 from broker.stages.output_files import BatchFiles
 
 __all__ = ["Assembler"]
@@ -33,7 +35,7 @@ class Assembler:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._ahead: dict[bytes, BatchFiles] = {}
+        self._ahead: dict[bytes, BatchFiles | MergedFiles] = {}
         self._looked_at: dict[bytes, int] = {}
 
     def step(self) -> list[BatchRecord]:
@@ -110,9 +112,13 @@ class Assembler:
         finally:
             self._drop(batch_id)
 
-    def _open(self, record: BatchRecord) -> BatchFiles | None:
+    def _open(self, record: BatchRecord) -> BatchFiles | MergedFiles | None:
         if record.output_path is None or record.error_path is None:
             return None
+        if Rerun.parse(record.source_name):
+            runs = self._database.read(lambda connection: reruns.chain(connection, record.tenant_id, record))
+            ids = [run.batch_id for run in runs]
+            return MergedFiles(self._database, ids, record.output_path, record.error_path)
         return BatchFiles(self._database, record.batch_id, record.output_path, record.error_path)
 
     def _drop(self, batch_id: bytes) -> None:

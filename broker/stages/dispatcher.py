@@ -26,7 +26,7 @@ from broker.rules.cutting import Cursor
 from broker.rules.placement.dealing import deal
 from broker.rules.placement.policy import Policy
 from broker.rules.placement.turns import Hand
-from broker.rules.pricing import affordable_jobs
+from broker.rules.pricing import affordable_jobs, hold_nano_usd
 from broker.stages.dealing import Choice, Dealing, Room, Waiting
 from broker.wakeups import Topic, Wakeups
 
@@ -209,13 +209,14 @@ class Dispatcher:
                 continue
             lane, cost = choice.lane, choice.candidate.expected_job_cost_nano_usd
             jobs_max = min(lane.shard_jobs_max, choice.entry.jobs_max)
-            if first.batch_id in room.budgets:
-                jobs_max = min(jobs_max, affordable_jobs(room.budgets[first.batch_id], cost))
+            budget_left = room.budgets.get(first.batch_id) if first.batch_id else None
+            if first.batch_id and budget_left is not None:
+                jobs_max = min(jobs_max, affordable_jobs(budget_left, cost))
                 if jobs_max == 0:
                     room.held_batches.add(first.batch_id)
                     continue
             if spans := line.take(lane, jobs_max):
-                record = _record(choice, first, spans, now_us)
+                record = _record(choice, first, spans, now_us, budget_left)
                 room.shards_left -= 1
                 room.rooms[record.lane].take(record.tenant_id, record.jobs_count, beside=record.beside)
                 if first.batch_id in room.budgets:
@@ -224,9 +225,12 @@ class Dispatcher:
         return None
 
 
-def _record(choice: Choice, first: WaitingSpan, spans: list[ShardSpan], now_us: int) -> shards.ShardRecord:
+def _record(
+    choice: Choice, first: WaitingSpan, spans: list[ShardSpan], now_us: int, budget_left: int | None
+) -> shards.ShardRecord:
     lane = choice.lane
     jobs_count = sum(span.jobs_count for span in spans)
+    cost = choice.candidate.expected_job_cost_nano_usd
     ahead_seconds = jobs_count / lane.jobs_per_second + 2 * lane.shard_seconds
     return shards.ShardRecord(
         shard_id=new_id(),
@@ -239,7 +243,7 @@ def _record(choice: Choice, first: WaitingSpan, spans: list[ShardSpan], now_us: 
         jobs_count=jobs_count,
         created_us=now_us,
         claim_by_us=now_us + int((CLAIM_SECONDS + ahead_seconds) * 1_000_000),
-        hold_nano_usd=jobs_count * choice.candidate.expected_job_cost_nano_usd,
+        hold_nano_usd=0 if budget_left is None else hold_nano_usd(jobs_count, cost, budget_left),
         spans=spans,
         beside=choice.entry.beside,
     )

@@ -121,6 +121,7 @@ class Relay:
             # A first crash alone may have been that of a job in another slot: only one with an engine of its own tells.
             exclusive=any(span.crashes for span in record.spans),
             beside=record.beside,
+            budget_nano_usd=record.hold_nano_usd or None,
         )
         now_us = self._clock()
         valid_us = max(_VALID_US_MIN, record.claim_by_us - now_us)  # beyond that the shard has gone elsewhere

@@ -77,46 +77,59 @@ def test_what_is_read_is_not_written_over_by_any_name_even_if_asked_to(program, 
     assert not (program.folder / "new").exists()
 
 
-def test_an_earlier_runs_replies_are_kept_until_they_may_go(program):
+def test_an_earlier_runs_replies_are_kept_under_a_number_and_that_is_said(program):
     program.finish()
     first = program.output.read_bytes()
     program.finish()  # the same batch: its own
     program.output.unlink()
     program.finish()
     assert program.output.read_bytes() == first
+    assert len(list(program.folder.glob("out*.jsonl"))) == 2
 
-    mended = program.prompts.with_name("mended.jsonl")
-    mended.write_bytes(program.prompts.read_bytes().replace(b"say the number 2", b"say it"))
-    before, program.prompts = program.prompts, mended
-    lost = (
-        f"{program.output} exists, and what it holds would be lost: name another file with --output, or add --overwrite"
-    )
-    assert program.run().sentence == lost
-    assert (program.output.read_bytes(), len(program.calls())) == (first, 3)
-    program.finish("--overwrite")
-    assert program.output.read_bytes() != first
+    before, program.prompts = program.prompts, program.folder / "mended.jsonl"
+    program.prompts.write_bytes(before.read_bytes().replace(b"say the number 2", b"say it") + b"bad\n")
+    kept = program.folder / "out.1.jsonl"
+    assert f"out.jsonl of an earlier run is kept as {kept}\n" in program.finish().said
+    second = program.output.read_bytes()
+    assert kept.read_bytes() == first != second
+    assert len(lines_of(program.errors)) == 1
 
-    # And the first one's result is not the second one's, nor is that written over by it.
+    # The first one's result is not the second one's, nor is that lost by it.
     program.prompts = before
-    assert program.run().sentence == lost
-    program.finish("--overwrite")
-    assert program.output.read_bytes() == first
-    assert program.run("--new").sentence == lost
-    assert len(program.calls()) == 6
+    said = program.finish().said
+    assert "are not run again" in said
+    assert "out.errors.jsonl of an earlier run is kept as" in said
+    assert (program.output.read_bytes(), (program.folder / "out.2.jsonl").read_bytes()) == (first, second)
+    assert len(lines_of(program.folder / "out.errors.2.jsonl")) == 1
+    assert "worked off before" in program.finish().said
+
+    program.finish("--new", "--overwrite")
+    assert not (program.folder / "out.3.jsonl").exists()
+    assert kept.read_bytes() == first
+    assert len(program.calls()) == 9
 
 
-def test_an_empty_file_may_be_named_and_an_error_file_is_kept_too(program):
+def test_a_file_that_holds_no_replies_stays_where_it_is(program):
     program.output.touch()
-    program.finish()
+    program.finish()  # there was nothing in it
     assert custom_ids(program.output) == THREE
-    program.output, program.errors = program.folder / "o.jsonl", program.folder / "o.errors.jsonl"
-    program.errors.write_text("mine")
-    assert str(program.errors) in program.run("--new").sentence
-    assert program.errors.read_text() == "mine"
-    elsewhere = program.folder / "empty.jsonl"
-    elsewhere.touch()
-    program.finish("--output", str(elsewhere))
-    assert custom_ids(elsewhere) == THREE
+    note, errors = program.folder / "note.txt", program.folder / "o.errors.jsonl"
+    for path, output in ((note, note), (errors, program.folder / "o.jsonl")):
+        path.write_text("mine")
+        for more in ([], ["--new"]):
+            ran = program.run("--output", str(output), *more)
+            assert ran.code == 2
+            assert ran.sentence == (
+                f"{path} exists, and holds something else than replies, which would be lost:"
+                " name another file with --output, or add --overwrite"
+            )
+            assert path.read_text() == "mine"
+    other = program.folder / "other.jsonl"  # another one's input, by a slip
+    other.write_bytes(program.prompts.read_bytes())
+    assert "something else than replies" in program.run("--output", str(other)).sentence
+    assert len(program.calls()) == 3
+    program.finish("--overwrite", "--output", str(note))
+    assert custom_ids(note) == THREE
 
 
 def test_neither_devices_nor_the_brokers_own_files_are_written_over(program):
@@ -219,8 +232,10 @@ def test_sigterm_before_the_engines_are_up_is_answered(program):
     assert not program.data.exists()
 
 
-@pytest.mark.parametrize("words", ["batch run prompts.jsonl TERMS", "batch --help", "quote prompts.jsonl TERMS"])
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("words", "unbuffered"),
+    [("batch run prompts.jsonl TERMS", ""), ("batch run prompts.jsonl TERMS", "1"), ("batch --help", "")],
+)
 def test_output_that_takes_nothing_is_said_in_a_sentence(program, words, unbuffered):
     ran = run_in_shell(program, f"PYTHONUNBUFFERED={unbuffered} broker {words} > /dev/full")
     assert (ran.returncode, ran.stderr) == (1, "error: can't write to standard output: No space left on device\n")
@@ -264,9 +279,15 @@ def uploads_and_downloads(program: Program) -> None:
     ran = program.broker(*create, "--output", str(replies), "--errors", str(errors))
     assert ran.code == 0, ran
     assert sorted(custom_ids(replies)) == THREE
-    assert "would be lost" in program.broker(*create, "--output", str(replies)).sentence
-    batch = ran.said.split()[0]
-    assert "would be lost" in program.broker("batch", "get", batch, "--output", str(replies), *where).sentence
-    again = program.folder / "again.jsonl"
-    assert program.broker("batch", "get", batch, "--output", str(again), *where).code == 0
-    assert again.read_bytes() == replies.read_bytes()
+    first, batch = replies.read_bytes(), ran.said.split()[0]
+    ran = program.broker(*create, "--output", str(replies))
+    assert (ran.code, ran.complained) == (
+        0,
+        f"replies.jsonl of an earlier run is kept as {program.folder / 'replies.1.jsonl'}\n",
+    )
+    assert (program.folder / "replies.1.jsonl").read_bytes() == first != replies.read_bytes()
+    ran = program.broker("batch", "get", batch, "--output", str(replies), "--overwrite", *where)
+    assert (ran.code, replies.read_bytes()) == (0, first)
+    ran = program.broker("batch", "get", batch, "--output", str(program.catalog), *where)
+    assert "something else than replies" in ran.sentence
+    assert not list(program.folder.glob(".*.part"))

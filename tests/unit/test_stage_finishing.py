@@ -165,7 +165,7 @@ def test_a_failure_in_the_middle_leaves_no_half_file(world, monkeypatch):
         return b"{}\n"
 
     with monkeypatch.context() as broken:
-        broken.setattr("broker.stages.output_files._success", break_after_one)
+        broken.setattr("broker.stages.output_files.success_of", break_after_one)
         with pytest.raises(BrokerError, match="No space left"):
             assembler.step()
     assert [path.name for path in world.folder.iterdir() if "jsonl" in path.name] == []
