@@ -8,7 +8,6 @@ import msgspec
 from sqlalchemy import (
     BigInteger,
     Connection,
-    LargeBinary,
     Row,
     bindparam,
     delete,
@@ -19,6 +18,7 @@ from sqlalchemy import (
 )
 
 from broker.database.tables import batch, ready
+from broker.database.types import Id
 from broker.domain.job import WaitingSpan
 
 __all__ = [
@@ -83,7 +83,7 @@ _NEXT = (
 )
 _IN_LINE = _NEXT.where(
     tuple_(ready.c.deadline_us, ready.c.first_job_id)
-    > tuple_(bindparam("after_deadline_us", type_=BigInteger), bindparam("after_job_id", type_=LargeBinary))
+    > tuple_(bindparam("after_deadline_us", type_=BigInteger), bindparam("after_job_id", type_=Id))
 ).order_by(ready.c.deadline_us, ready.c.first_job_id)
 _LEAST_TRIED = _NEXT.order_by(ready.c.attempt_number, ready.c.deadline_us, ready.c.first_job_id)
 _LOAD = select(ready).where(ready.c.first_job_id.in_(bindparam("first_job_ids", expanding=True)))
@@ -131,7 +131,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     held_batches: Collection[bytes]
     bytes_max: int
     spans_max: int
-    after: tuple[int, bytes] = (0, b"")
+    after: tuple[int, bytes] = (0, bytes(16))
 
 
 def next_spans(connection: Connection, page: Page) -> list[WaitingSpan]:
