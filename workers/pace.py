@@ -99,7 +99,7 @@ class Pace:
         self._pause_s = _AGAIN_S
         self._refused_at_s = 0.0
         self._after_refusal = self._since_step = 0
-        self._beside_refused = 0  # in flight when the last refusal came
+        self._beside_refused = 0  # in flight when the last refusal came, and not refused with it
         self._succeeded_at_s = -_NEVER
         self._second_ends_s = 0.0
         self._this_second = self._last_second = 0
@@ -235,7 +235,7 @@ class Pace:
             self._grow_s = min(2 * self._grow_s, _GROW_MAX_S)
         else:
             self._set_limit(min(self._cap, self.in_flight) // (2 if is_again else 1))
-        self._beside_refused = self.in_flight if is_news else min(self._beside_refused, self.in_flight)
+        self._beside_refused = self.in_flight if is_news else self._beside_refused - 1
         if is_news:
             self._after_refusal, self._refused_at_s = 0, now_s
         self._before_growth = 0
