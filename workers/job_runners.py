@@ -111,7 +111,7 @@ class JobRunners:
         """In trouble one job at a time goes through, and who can't send it now doesn't wait."""
         if throttle.trouble is None:
             return
-        if throttle.is_probed or not self._places.has_room(for_all=self._exclusive):
+        if not throttle.may_probe or not self._places.has_room(for_all=self._exclusive):
             self.hand_back(throttle.trouble)
         else:
             self._is_probing = throttle.is_probed = True

@@ -27,7 +27,8 @@ class Passing(Protocol):
 class Throttle:
     """Says which call may begin, and is told how each ended.
 
-    While the engine is in trouble, one job at a time may go through it, as a probe; who hasn't it gives up. `begin`
+    While the engine is in trouble, one job at a time may go through it, as a probe, and none before the time that its
+    server names; who hasn't it gives up. `begin`
     comes just before each call, and one of the other three after it. `seconds` is the clock of the event loop.
     """
 
@@ -44,6 +45,11 @@ class Throttle:
     def trouble(self) -> ErrorCode | None:
         """The last code of an engine in trouble."""
         return self.pace.trouble
+
+    @property
+    def may_probe(self) -> bool:
+        """Whether one job may try the engine in trouble: none tries it now, and it doesn't ask to be left alone."""
+        return not self.is_probed and self._seconds() >= self.pace.alone_until_s
 
     @property
     def wait_s(self) -> float:
