@@ -3,12 +3,12 @@
 Four ideas:
 
 - *The ramp.* An engine that hasn't answered yet gets one call, and twice as many every RAMP_S, up to what it may take.
-  Above RAMP_QUICK it is every 2 RAMP_S, for a refusal from afar takes a while: 256 are reached in 0.36 s.
+  With LISTEN_AT it is listened to for LISTEN_S, for a refusal from afar takes a while; 256 are reached in 0.36 s.
 - *The limit.* A server that refuses a call while it does others takes as many at once as weren't refused. Now and then
   it is asked for more; each time that is refused, the next try is twice as far off.
 - *The interval.* Where even one at once is refused now and then, it is so many in a time: calls go so far apart.
 - *Trouble.* TROUBLE_ANSWERS answers in a row that speak against the server, and no good one between: it gets single
-  calls, as probes, until one goes well. Then the ramp begins again.
+  calls, as probes, until one goes well. Then the ramp begins again. No probe goes while it asks to be left alone.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import math
 from broker.domain.errors import ErrorCode
 from broker.rules.evidence import Evidence, evidence_of
 
-__all__ = ["PAUSE_MAX_S", "RAMP_QUICK", "RAMP_S", "TROUBLE_ANSWERS", "Pace"]
+__all__ = ["LISTEN_AT", "LISTEN_S", "PAUSE_MAX_S", "RAMP_LATE_S", "RAMP_S", "TROUBLE_ANSWERS", "Pace"]
 
 RAMP_S = 0.03
-RAMP_QUICK = 16
+RAMP_LATE_S = 0.045  # once it was listened to
+LISTEN_AT, LISTEN_S = 16, 0.1
 TROUBLE_ANSWERS = 3
 PAUSE_MAX_S = 5.0
 """A server that asks for more time than this is left to the broker, which has other lanes."""
@@ -44,8 +45,9 @@ _INTERVAL_MIN_S, _INTERVAL_MAX_S = 0.001, 5.0
 class Pace:
     """What one engine may be sent now. `limit`: calls in flight at once; `sends_at_s`: none before then.
 
-    `trouble` is the code of the last answer against a server in trouble, None while it isn't. At `changes_at_s` call
-    `step`. While `is_calm` nothing restrains it: `limit` is all its places, and no call has to ask.
+    `trouble` is the code of the last answer against a server in trouble, None while it isn't; until `alone_until_s` it
+    asks for no call at all. At `changes_at_s` call `step`. While `is_calm` nothing restrains it: `limit` is all its
+    places, and no call has to ask.
     """
 
     __slots__ = (
@@ -53,6 +55,7 @@ class Pace:
         "_against",
         "_before",
         "_before_growth",
+        "_beside_refused",
         "_cap",
         "_epoch",
         "_grow_s",
@@ -66,6 +69,7 @@ class Pace:
         "_since_step",
         "_succeeded_at_s",
         "_this_second",
+        "alone_until_s",
         "changes_at_s",
         "in_flight",
         "is_calm",
@@ -82,6 +86,7 @@ class Pace:
         self.sends_at_s = 0.0
         self.changes_at_s = _NEVER
         self.trouble: ErrorCode | None = None
+        self.alone_until_s = 0.0
         self.is_calm = False
         self._against = 0
         # Calls sent before the last refusal was known can't have followed it: what becomes of them is old news.
@@ -95,6 +100,7 @@ class Pace:
         self._pause_s = _AGAIN_S
         self._refused_at_s = 0.0
         self._after_refusal = self._since_step = 0
+        self._beside_refused = 0  # in flight when the last refusal came, and not refused with it
         self._succeeded_at_s = -_NEVER
         self._second_ends_s = 0.0
         self._this_second = self._last_second = 0
@@ -137,6 +143,8 @@ class Pace:
             self.well(now_s)
             return
         self.is_calm = False
+        if retry_after_s:
+            self.alone_until_s = max(self.alone_until_s, now_s + retry_after_s)
         if self.trouble is not None:
             self.trouble = code
             return
@@ -153,6 +161,7 @@ class Pace:
         """The server works: what spoke against it is forgotten, and trouble is over."""
         self._against = 0
         self._before = None
+        self.alone_until_s = 0.0
         if self.trouble is not None:
             self.trouble = None
             # Calls of before may be in flight for long yet; the ramp begins above them.
@@ -173,7 +182,7 @@ class Pace:
         else:
             self._grow()
         if self.limit < self._cap:
-            self.changes_at_s = now_s + (RAMP_S if self.limit < RAMP_QUICK else 2 * RAMP_S)
+            self.changes_at_s = now_s + _ramp_s(self.limit)
         elif self._cap < self._places or self._interval_s:
             self.changes_at_s = now_s + self._grow_s
         self._calm_down(now_s)
@@ -208,6 +217,8 @@ class Pace:
     def _narrow(self, mark: int, retry_after_s: float, now_s: float) -> None:
         """It takes others, so it has a limit: of calls at once, or, where one at once is refused, in a time."""
         is_news = mark == self._epoch
+        # So many successes may all be of calls sent before the last refusal: then the limit it left was too high.
+        is_again = is_news and self._after_refusal < self._beside_refused
         if is_news:
             self._epoch += 1
             if not self._after_refusal and not self.in_flight:
@@ -217,19 +228,22 @@ class Pace:
         if self._interval_s:
             if is_news:
                 pause_s = max(retry_after_s, self._slow_down(now_s))
-        elif is_news and self.limit == 1 and not self.in_flight:
+        elif is_news and self._cap == 1 and not self.in_flight:
             self._begin_interval(now_s)
             pause_s = retry_after_s or _RATE_PAUSE_S
         elif is_news and self._before_growth:
             self._set_limit(self._before_growth)
             self._grow_s = min(2 * self._grow_s, _GROW_MAX_S)
         else:
-            self._set_limit(min(self.limit, self.in_flight))
+            self._set_limit(min(self._cap, self.in_flight) // (2 if is_again else 1))
+        self._beside_refused = self.in_flight if is_news else self._beside_refused - 1
         if is_news:
             self._after_refusal, self._refused_at_s = 0, now_s
         self._before_growth = 0
         self.sends_at_s = max(self.sends_at_s, now_s + min(pause_s, PAUSE_MAX_S))
         self.changes_at_s = self.sends_at_s + self._grow_s
+        if retry_after_s and self._cap > 1:  # what waits meanwhile must not come all at once
+            self.limit, self.changes_at_s = 1, self.sends_at_s + RAMP_S
 
     def _set_limit(self, limit: int) -> None:
         self.limit = self._cap = max(1, limit)
@@ -265,3 +279,10 @@ class Pace:
             self._cap, self._interval_s = self._before
         self._before, self._before_growth = None, 0
         self.limit, self.sends_at_s, self.changes_at_s = 1, 0.0, _NEVER
+
+
+def _ramp_s(limit: int) -> float:
+    """How long the ramp stays there."""
+    if limit == LISTEN_AT:
+        return LISTEN_S
+    return RAMP_S if limit < LISTEN_AT else RAMP_LATE_S

@@ -114,11 +114,11 @@ class Program:
         assert "Traceback" not in said + complained, said + complained
         return Ran(process.returncode, said, complained, time.monotonic() - began, process.peak_bytes)
 
-    def start(self, *words: str) -> Forked:
-        """Under way, alone in a process group of its own."""
+    def start(self, *words: str, module: str = "broker.cli") -> Forked:
+        """Under way, alone in a process group of its own. `module`: whose `main` stands in for the command's."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
         environment |= {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-        return Forked(words, cwd=self.folder, env=environment)
+        return Forked(words, cwd=self.folder, env=environment, program=module)
 
     def run(self, *extra: str) -> Ran:
         """The main job, to its end."""

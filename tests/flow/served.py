@@ -19,22 +19,27 @@ def a_body(text):
 
 
 class Served:
-    """`broker serve` with all roles, and one lane's worker; `bus_url` is the lane's bus and the producers'."""
+    """`broker serve` with all roles, and lanes' workers; `bus_url` is the lanes' bus and the producers'.
 
-    def __init__(self, folder, database_url, bus_url):
+    With one lane, or those of `catalog`; producers then have no bus, so that it may be one that others use too.
+    """
+
+    def __init__(self, folder, database_url, bus_url, catalog="", environment=None):
         self.folder, self.database_url, self.bus_url = folder, database_url, bus_url
         self.port = free_port()
         self.data = folder / "data"
-        catalog = folder / "lanes.toml"
         fields = {"bus_url": self.bus_url, "slots": 2, "shard_jobs_max": 16, "jobs_per_second": 200.0}
-        catalog.write_text(lane("tpu", "google-tpu", options={"delay_seconds": 0.05}, **fields))
+        (folder / "lanes.toml").write_text(
+            catalog or lane("tpu", "google-tpu", options={"delay_seconds": 0.05}, **fields)
+        )
         clean = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
         self.environment = clean | {
             "PYTHONPATH": str(ROOT),
             "BROKER_DATABASE_URL": database_url,
             "BROKER_DATA": str(self.data),
-            "BROKER_CATALOG": str(catalog),
-            "BROKER_JOBS_BUS_URL": self.bus_url,
+            "BROKER_CATALOG": str(folder / "lanes.toml"),
+            **({} if catalog else {"BROKER_JOBS_BUS_URL": self.bus_url}),
+            **(environment or {}),
         }
         self.processes = []
         self.broker("db", "upgrade")
@@ -44,9 +49,9 @@ class Served:
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def start(self, *words):
+    def start(self, *words, module="broker.cli"):
         with (self.folder / f"{words[0]}.log").open("a") as log:
-            process = Forked(words, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
+            process = Forked(words, cwd=self.folder, env=self.environment, stdout=log, stderr=log, program=module)
         self.processes.append(process)
         return process
 
@@ -68,6 +73,10 @@ class Served:
     def one(self, statement):
         with psycopg.connect(self.database_url) as connection:
             return connection.execute(statement).fetchone()[0]
+
+    def rows(self, statement):
+        with psycopg.connect(self.database_url) as connection:
+            return connection.execute(statement).fetchall()
 
     def close(self):
         for process in self.processes:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from broker.domain.errors import ErrorCode
 from tests.unit.paced import AtOnce, Bucket, Hanging, Lane, Server, SickFor, Sliding, Window
 from tests.unit.virtual_time import run_virtually
-from workers.pace import PAUSE_MAX_S, TROUBLE_ANSWERS, Pace
+from workers.pace import PAUSE_MAX_S, RAMP_S, TROUBLE_ANSWERS, Pace
 
 BUSY, FAILED = ErrorCode.ENGINE_BUSY, ErrorCode.ENGINE_FAILED
 LINES = 300
@@ -37,6 +37,14 @@ def test_a_server_that_takes_four_at_once_gets_four(answer_s, retry_after_s):
     assert took_s < LINES / 4 * answer_s + 15.0  # and it is kept busy
 
 
+@pytest.mark.parametrize(
+    "kind", [lambda: AtOnce(4, answer_s=0.3, refusal_s=0.1), lambda: Sliding(10, answer_s=0.3, refusal_s=0.1)]
+)
+def test_a_server_far_away_whose_refusals_come_late_gets_hardly_more(kind):
+    lane, _ = sent(kind)
+    assert lane.server.calls <= 1.1 * LINES
+
+
 RATES = {
     "window": lambda **options: Window(10, **options),
     "late window": lambda **options: Window(10, offset_s=0.95, **options),
@@ -56,6 +64,26 @@ def test_a_server_that_takes_ten_a_second_gets_about_ten(kind, answer_s, retry_a
     assert took_s < 4 * LINES / 10
 
 
+@pytest.mark.parametrize("kind", RATES)
+def test_a_rate_is_known_after_few_refusals_where_answers_take_a_while(kind):
+    """Each success of a call from before the first refusal lets another be sent, and none of these shows a limit."""
+    lane, _ = sent(lambda: RATES[kind](answer_s=0.2), lines=150)
+    assert lane.server.calls <= 1.1 * 150
+
+
+def test_after_a_pause_that_was_asked_for_calls_begin_one_by_one():
+    pace = full(8)
+    marks = [pace.begin(1.0) for _ in range(5)]
+    pace.succeeded(1.0)
+    pace.failed(marks[1], BUSY, 2.0, 1.0)
+    assert (pace.limit, pace.sends_at_s) == (1, 3.0)
+    for _ in range(3):
+        pace.succeeded(1.5)
+    for second, limit in ((2.9, 1), (3.0 + RAMP_S, 2), (3.0 + 2 * RAMP_S, 3)):
+        pace.step(second)
+        assert pace.limit == limit  # and three were under way when it was refused
+
+
 def test_503_is_a_limit_too_where_others_are_served():
     lane, _ = sent(lambda: AtOnce(4, code=ErrorCode.ENGINE_UNAVAILABLE))
     assert (lane.server.calls <= 1.1 * LINES, lane.handed_back) == (True, [])
@@ -64,13 +92,13 @@ def test_503_is_a_limit_too_where_others_are_served():
 def test_a_large_limit_that_was_narrowed_is_found_again():
     lane, _ = sent(lambda: AtOnce(64, answer_s=0.5), lines=3_000)
     assert lane.server.most_inside == 64
-    assert lane.gate.pace.limit > 50
+    assert lane.throttle.pace.limit > 50
 
 
 def test_a_well_engine_is_full_at_once_and_costs_nothing_then():
     lane, _ = sent(lambda: Server(answer_s=0.6), lines=256, shard_jobs=256)
     assert lane.server.most_inside == 256  # within the first answer's time
-    assert lane.gate.pace.is_calm
+    assert lane.throttle.pace.is_calm
 
 
 @pytest.mark.parametrize("code", [BUSY, FAILED, ErrorCode.ENGINE_STARTING, ErrorCode.ENGINE_UNREACHABLE])
@@ -231,22 +259,41 @@ def _serve_well(pace, now_s):
             return
 
 
-def test_a_gate_pauses_and_goes_on_with_one_probe_at_a_time():
+def test_a_throttle_pauses_and_goes_on_with_one_probe_at_a_time():
     async def case():
         lane = Lane(SickFor(1.0, code=FAILED), places=8)
-        gate = lane.gate
+        throttle = lane.throttle
         for _ in range(TROUBLE_ANSWERS):
-            gate.failed(gate.begin(), FAILED, 0.0)
-        assert gate.trouble is FAILED
+            throttle.failed(throttle.begin(), FAILED, 0.0)
+        assert throttle.trouble is FAILED
         lane.server.began_s = asyncio.get_running_loop().time() - 10.0  # it is well again, and slow
         lane.server.answer_s = 1.0
         lane.waiting.extend(range(100))
         first = asyncio.ensure_future(lane._shard(list(range(10))))
         await asyncio.sleep(0.1)
-        assert (lane.server.inside, gate.is_probed) == (1, True)
+        assert (lane.server.inside, throttle.is_probed) == (1, True)
         await lane._shard(list(range(10, 20)))  # comes back at once, and nothing of it was sent
         assert (lane.server.calls, lane.handed_back) == (1, [FAILED])
         await first
-        assert (lane.done, gate.trouble, gate.is_probed) == (10, None, False)
+        assert (lane.done, throttle.trouble, throttle.is_probed) == (10, None, False)
+
+    run_virtually(case)
+
+
+def test_a_gate_lets_no_probe_through_before_the_time_that_the_server_names():
+    async def case():
+        lane, other = Lane(SickFor(0.0), places=8), Lane(SickFor(0.0), places=8)
+        for gate in (lane.gate, other.gate):
+            gate.failed(gate.begin(), BUSY, 3.0 if gate is lane.gate else 0.0)
+            for _ in range(TROUBLE_ANSWERS):
+                gate.failed(gate.begin(), FAILED, 0.0)
+        for one in (lane, other):
+            one.waiting.extend(range(100))
+            await one._shard(list(range(10)))
+        assert (lane.server.calls, lane.handed_back) == (0, [FAILED])
+        assert (other.server.calls, other.handed_back) == (10, [])  # nobody asked for time
+        await asyncio.sleep(3.1)
+        await lane._shard(list(range(10)))
+        assert (lane.server.calls, lane.gate.trouble, lane.gate.may_probe) == (10, None, True)
 
     run_virtually(case)

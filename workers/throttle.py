@@ -1,4 +1,4 @@
-"""The gate before one engine: lets its shards' jobs through at the engine's pace. For one event loop."""
+"""The throttle before one engine: lets its shards' jobs through at the engine's pace. For one event loop."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from broker.domain.errors import ErrorCode
 from workers.pace import Pace
 from workers.places import Places
 
-__all__ = ["Gate", "Passing"]
+__all__ = ["Passing", "Throttle"]
 
 _WAIT_MIN_S = 0.001
 
 
 class Passing(Protocol):
-    """Who has jobs that pass: a shard's runners."""
+    """Who has jobs to send: a shard's runners."""
 
     def hand_back(self, code: ErrorCode) -> None:
         """Begin no other job; those at the engine end by themselves."""
 
 
-class Gate:
+class Throttle:
     """Says which call may begin, and is told how each ended.
 
-    While the engine is in trouble, one job at a time may go through it, as a probe; who hasn't it gives up. `begin`
+    While the engine is in trouble, one job at a time may go through it, as a probe, and none before the time that its
+    server names; who hasn't it gives up. `begin`
     comes just before each call, and one of the other three after it. `seconds` is the clock of the event loop.
     """
 
@@ -44,6 +45,11 @@ class Gate:
     def trouble(self) -> ErrorCode | None:
         """The last code of an engine in trouble."""
         return self.pace.trouble
+
+    @property
+    def may_probe(self) -> bool:
+        """Whether one job may try the engine in trouble: none tries it now, and it doesn't ask to be left alone."""
+        return not self.is_probed and self._seconds() >= self.pace.alone_until_s
 
     @property
     def wait_s(self) -> float:
