@@ -13,6 +13,7 @@ from broker.domain.lane import Lane
 from broker.health import HealthBook
 from broker.intake.batch_files import Intake
 from broker.intake.outlook import Outlook
+from broker.intake.reruns import Reruns
 from broker.intake.single_jobs import Submitting
 from broker.wakeups import Topic, Wakeups
 
@@ -52,6 +53,7 @@ class Front:
         self.outlook = Outlook(database, lanes, clock)
         models = {model for lane in lanes for model in lane.engine.models}
         self.intake = Intake(database, models, clock, wakeups, lanes)
+        self.reruns = Reruns(database, models, clock, wakeups, lanes, self.intake.insert)
         database.write(lambda connection: ensure_tenant(connection, LOCAL.tenant, clock()))
         self.submitting = Submitting(database, clock, wakeups)
 

@@ -69,17 +69,28 @@ class PublicKey(NamedTuple):
 
 
 class KeyRing:
-    """Public keys by id. `look_up` is asked about ids that it doesn't have yet, and may know none."""
+    """Public keys by id. `look_up` is asked about ids that it doesn't have yet, and may know none.
+
+    It need not look each time: `is_settled` then says whether it did since a moment on the monotonic clock.
+    """
 
     def __init__(
-        self, keys: Mapping[str, PublicKey], look_up: Callable[[str], PublicKey | None] = lambda _key_id: None
+        self,
+        keys: Mapping[str, PublicKey],
+        look_up: Callable[[str], PublicKey | None] = lambda _key_id: None,
+        is_settled: Callable[[str, float], bool] = lambda _key_id, _since: True,
     ) -> None:
         self._keys = dict(keys)
         self._look_up = look_up
+        self._is_settled = is_settled
 
     def replace(self, keys: Mapping[str, PublicKey]) -> None:
         """From now on these keys, and no others: one that was revoked is gone with it."""
         self._keys = dict(keys)
+
+    def known(self, key_id: str) -> PublicKey | None:
+        """The key of this id, if it is here, without a look."""
+        return self._keys.get(key_id)
 
     def find(self, key_id: str) -> PublicKey | None:
         """The key of this id, or None where nobody knows it."""
@@ -87,6 +98,10 @@ class KeyRing:
         if key is None and (key := self._look_up(key_id)) is not None:
             self._keys = {**self._keys, key_id: key}
         return key
+
+    def is_settled(self, key_id: str, since: float) -> bool:
+        """Whether an id that was not found is unknown for good, or may be a key that was made a moment ago."""
+        return self._is_settled(key_id, since)
 
 
 def _signed(content: bytes) -> bytes:

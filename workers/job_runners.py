@@ -1,6 +1,6 @@
 """Who runs a shard's jobs: runners, each with one of the engine's places, at which it runs one job after another.
 
-Three ideas, a method each:
+Four ideas, a method each:
 
 - *A spare runner waits* (`_let_a_spare_wait`). A place that falls free goes to this shard only if one of its runners
   waits for it. So each runner that got a place starts the next, which waits for one: the only spare.
@@ -8,6 +8,8 @@ Three ideas, a method each:
   that: the spare takes over with the next place.
 - *A cancel hits one job* (`cancel`). What runs a job is its runner's task, so the cancel is taken back once the job
   has ended: it was meant for this job, not for the runner's next.
+- *A shard gives up* (`hand_back`) where the engine is in trouble: it begins no further job. One that comes meanwhile
+  may send its first as a probe (`_may_begin`); where that goes well, it goes on.
 
 Everything here happens on one event loop.
 """
@@ -16,7 +18,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
+from broker.domain.errors import ErrorCode
+from workers.gate import Gate
 from workers.places import Places
 
 __all__ = ["JobRunners"]
@@ -27,7 +32,7 @@ class JobRunners:
 
     `run_job` runs the job of an index and reports its end: also where it is cancelled, for it then catches
     CancelledError and returns. `ahead` runners get the next places, and keep theirs; with `exclusive` a job has the
-    engine to itself.
+    engine to itself. With a `gate` they go at the engine's pace.
     """
 
     def __init__(
@@ -38,12 +43,16 @@ class JobRunners:
         *,
         ahead: bool = False,
         exclusive: bool = False,
+        gate: Gate | None = None,
     ) -> None:
         self._count = count
         self._run_job = run_job
         self._places = places
         self._ahead = ahead or exclusive
         self._exclusive = exclusive
+        self._gate = gate
+        self._is_probing = False
+        self._gave_up: ErrorCode | None = None
         self._next_index = 0
         self._left_out: set[int] = set()
         self._at_engine: dict[int, asyncio.Task[None]] = {}
@@ -55,13 +64,25 @@ class JobRunners:
         """The jobs at the engine now, in order."""
         return sorted(self._at_engine)
 
+    @property
+    def gave_up(self) -> ErrorCode | None:
+        """Why jobs were never begun, where the engine's trouble is the reason."""
+        is_left = any(index not in self._left_out for index in range(self._next_index, self._count))
+        return self._gave_up if is_left else None
+
     async def run_all(self) -> None:
-        """Returns when each job has been run, left out or, after a stop, never begun."""
+        """Returns when each job has been run, left out or, after a stop or in trouble, never begun."""
         try:
+            if self._gate is not None:
+                self._gate.enter(self)
+                self._may_begin(self._gate)
             self._start_runner()
             while self._runners:
                 await asyncio.wait(self._runners)
         finally:
+            if self._gate is not None:
+                self._end_probe(self._gate)
+                self._gate.leave(self)
             del self._run_job  # it knows the shard, whose bodies would else stay until garbage is looked for
 
     def stop(self) -> None:
@@ -69,6 +90,14 @@ class JobRunners:
         self._stopped = True
         for runner in self._runners:
             runner.cancel()
+
+    def hand_back(self, code: ErrorCode) -> None:
+        """Begin no other job, for this reason; what runs goes on to its end."""
+        self._stopped, self._gave_up = True, code
+        at_engine = set(self._at_engine.values())
+        for runner in self._runners:
+            if runner not in at_engine:
+                runner.cancel()
 
     def cancel(self, index: int) -> bool:
         """Whether the job runs, and is cancelled now; one that hasn't begun never will."""
@@ -78,7 +107,24 @@ class JobRunners:
         self._left_out.add(index)
         return False
 
+    def _may_begin(self, gate: Gate) -> None:
+        """In trouble one job at a time goes through, and who can't send it now doesn't wait."""
+        if gate.trouble is None:
+            return
+        if gate.is_probed or not self._places.has_room(for_all=self._exclusive):
+            self.hand_back(gate.trouble)
+        else:
+            self._is_probing = gate.is_probed = True
+
+    def _end_probe(self, gate: Gate) -> None:
+        if self._is_probing:
+            self._is_probing = gate.is_probed = False
+            if gate.trouble is not None:
+                self.hand_back(gate.trouble)
+
     def _start_runner(self) -> None:
+        if self._is_probing and self._runners:
+            return
         if not self._stopped and self._next_index < self._count:
             runner = asyncio.get_running_loop().create_task(self._run())
             self._runners.add(runner)
@@ -87,9 +133,14 @@ class JobRunners:
     async def _run(self) -> None:
         runner = asyncio.current_task()
         assert runner is not None  # noqa: S101 (a coroutine on the loop runs in a task)
-        async with self._places.all() if self._exclusive else self._places.one(ahead=self._ahead):
+        async with self._place():
             self._let_a_spare_wait()
             while not self._stopped and self._next_index < self._count:
+                if self._gate is not None and not self._gate.pace.is_calm and (wait_s := self._gate.wait_s) > 0:
+                    await asyncio.sleep(wait_s)
+                    if self._should_yield():
+                        break
+                    continue
                 index = self._next_index
                 self._next_index += 1
                 if index not in self._left_out:
@@ -98,15 +149,23 @@ class JobRunners:
                     del self._at_engine[index]
                     if runner.cancelling():
                         _take_back_cancels(runner)
+                    if self._is_probing and self._gate is not None:
+                        self._end_probe(self._gate)
+                        self._let_a_spare_wait()
                 if self._should_yield():
                     break
+
+    def _place(self) -> AbstractAsyncContextManager[None]:
+        if self._exclusive:
+            return self._places.all()
+        return self._places.one(ahead=self._ahead, unlimited=self._is_probing)
 
     def _let_a_spare_wait(self) -> None:
         """Not at once, but when this runner waits for its engine: one that answers at once needs no other."""
         asyncio.get_running_loop().call_soon(self._start_runner)
 
     def _should_yield(self) -> bool:
-        return not self._ahead and self._places.is_wanted
+        return not self._exclusive and (self._places.is_over or (not self._ahead and self._places.is_wanted))
 
 
 def _take_back_cancels(runner: asyncio.Task[None]) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from enum import Enum
-from hashlib import blake2b
-from typing import assert_never
 
 import msgspec
 import structlog
@@ -21,34 +18,25 @@ from broker.clock import Clock
 from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan
 from broker.domain.lane import Lane
-from broker.domain.outcome import Outcome
 from broker.domain.shard import Bitmap, RunShard, ShardJob
-from broker.domain.usage import Usage
 from broker.signing import KeyRing, Signer
 from workers.engine import Engine, EngineError, EngineReply, EngineRequest
+from workers.gate import Gate
 from workers.job_runners import JobRunners
 from workers.lease import Lease, LeaseDoor
 from workers.meter import Meter, Reading
 from workers.outcomes import EventOutlet, EventPublisher, OutcomeReport
 from workers.places import Places
+from workers.shard_budget import JobCosts, ShardBudget
+from workers.spending import Spending
+from workers.telling import Stop, job_ran
 
 __all__ = ["Deployment", "ShardRunner"]
 
-_DIGEST_BYTES = 32
 _SLOT_POLL_SECONDS = 0.5
 _RENEWALS_AT_ONCE = 64  # threads that are there only while so many wait: an outage must not make one wait for another
 
 _log = structlog.get_logger(__name__)
-
-
-class _Stop(Enum):
-    """Why a shard's jobs are stopped before their end; the outcome and the code that each then has."""
-
-    PREEMPTED = (Outcome.PREEMPTED, ErrorCode.PREEMPTED)
-    INTERRUPTED = (Outcome.PREEMPTED, ErrorCode.INTERRUPTED)
-    CANCELLED = (Outcome.CANCELLED, ErrorCode.BATCH_CANCELLED)
-    JOB_CANCELLED = (Outcome.CANCELLED, ErrorCode.JOB_CANCELLED)
-    LEASE_LOST = (Outcome.PREEMPTED, ErrorCode.INTERRUPTED, "lease lost")
 
 
 class Deployment:
@@ -60,9 +48,28 @@ class Deployment:
         self.outlet = EventOutlet(publisher, lane.events_queue)
         self.signer = signer
         self.meter = Meter()
+        self.spending = Spending(lane)
         self.slots = threading.Semaphore(lane.slots)
         # Metering begins where the engine begins: who waits here uses no accelerator, and is no crash's suspect.
         self.places = Places(lane.engine.concurrency)
+        self.job_costs: JobCosts = {}
+        self.gate = Gate(self.places)
+        self._starting = ""
+
+    def say_starting(self, message: str) -> None:
+        """Its engine isn't up, for this reason: a job that comes all the same is told so, and nothing is sent."""
+        self._starting = message
+
+    def say_started(self) -> None:
+        """Its engine is up. On the engines' loop."""
+        self._starting = ""
+        self.gate.open()
+
+    def run(self, request: EngineRequest) -> Awaitable[EngineReply]:
+        """What the engine makes of it. Raises EngineError."""
+        if self._starting:
+            raise EngineError(ErrorCode.ENGINE_STARTING, self._starting, is_free=True)
+        return self.engine.run(request)
 
 
 class ShardRunner:
@@ -84,7 +91,7 @@ class ShardRunner:
         self._door = door
         self._loop = loop
         self._clock = clock
-        self._stopping: _Stop | None = None
+        self._stopping: Stop | None = None
         self._running: set[_ShardRun] = set()
         self._beside: set[Future[None]] = set()
         # Not the loop's own threads: publishing and name look-ups may hang there for longer than a lease lasts.
@@ -106,7 +113,7 @@ class ShardRunner:
             return
         has_slot = self._wait_for_slot(deployment, opened.expires_us)
         # One that waits here when the worker leaves is claimed only to be handed back: sooner than it would be missed.
-        if not has_slot and self._stopping is not _Stop.PREEMPTED:
+        if not has_slot and self._stopping is not Stop.PREEMPTED:
             return
         try:
             if running := self._start(order, deployment):
@@ -121,7 +128,7 @@ class ShardRunner:
 
     def preempt(self, *, interrupted: bool = False) -> None:
         """Stop everything that runs and hand it back; `interrupted` when it is our own process that ends."""
-        self._stopping = _Stop.INTERRUPTED if interrupted else _Stop.PREEMPTED
+        self._stopping = Stop.INTERRUPTED if interrupted else Stop.PREEMPTED
         self._loop.call_soon_threadsafe(self._stop_all, self._stopping)
 
     def close(self) -> None:
@@ -151,7 +158,7 @@ class ShardRunner:
         return False
 
     def _run_beside(self, order: RunShard, deployment: Deployment) -> None:
-        if self._stopping is _Stop.INTERRUPTED:
+        if self._stopping is Stop.INTERRUPTED:
             return
         if running := self._start(order, deployment):
             self._beside.add(running)
@@ -186,7 +193,7 @@ class ShardRunner:
         finally:
             self._running.discard(run)
 
-    def _stop_all(self, reason: _Stop) -> None:
+    def _stop_all(self, reason: Stop) -> None:
         for run in self._running:
             run.stop(reason)
 
@@ -208,15 +215,27 @@ class _ShardRun:
         clock: Clock,
     ) -> None:
         self._order = order
-        self._engine = deployment.engine
+        self._deployment = deployment
+        self._gate = deployment.gate
         self._meter = deployment.meter
         self._jobs = JobRunners(
-            len(order.jobs), self._run_job, deployment.places, ahead=order.beside, exclusive=order.exclusive
+            len(order.jobs),
+            self._run_job,
+            deployment.places,
+            ahead=order.beside,
+            exclusive=order.exclusive,
+            gate=deployment.gate,
         )
         self._lease = lease
         self._renewals = renewals
         self._clock = clock
-        self._stopped: _Stop | None = None
+        self._budget: ShardBudget | None = None
+        if order.budget_nano_usd is not None:
+            price = deployment.lane.price
+            self._budget = ShardBudget(order.budget_nano_usd, price, order.model, deployment.job_costs)
+        self._stopped: Stop | None = None
+        self._kept_back: ErrorCode | None = None
+        self._returned: ErrorCode | None = None
         self._done = Bitmap()
         self._cancelled = Bitmap()
         self.renew_soon = asyncio.Event()
@@ -229,92 +248,109 @@ class _ShardRun:
             clock=clock,
         )
 
-    async def run(self, already_stopping: _Stop | None) -> None:
+    async def run(self, already_stopping: Stop | None) -> None:
         """As many jobs in flight at once as the engine has places for, until each has ended or been stopped."""
         self._cancelled = Bitmap(self._lease.cancelled_jobs)
         keeper = asyncio.ensure_future(self._keep_lease())
         if already_stopping or self._lease.cancelled:
-            self.stop(already_stopping or _Stop.CANCELLED)
+            self.stop(already_stopping or Stop.CANCELLED)
         await self._jobs.run_all()
         # A shard whose lease is lost is no longer ours to hand back; what it brought still counts.
-        handed_back = self._stopped is not None and self._stopped is not _Stop.LEASE_LOST
-        await self._report.finish(self._stopped.value[1] if self._stopped and handed_back else None)
+        is_ours = self._stopped is not Stop.LEASE_LOST
+        left = self._stopped.value[1] if self._stopped else self._jobs.gave_up or self._kept_back
+        self._returned = left if is_ours else None
+        await self._report.finish(self._returned)
         keeper.cancel()  # only now: until its results are confirmed, the shard is this worker's
         _log.debug("shard_ran", shard=self._order.shard_id.hex(), lane=self._order.lane, jobs=len(self._order.jobs))
 
-    def stop(self, reason: _Stop) -> None:
+    def stop(self, reason: Stop) -> None:
         """Stop the jobs that still run; the first reason counts. Those that wait never ran, and are handed back."""
         if self._stopped is None:
             self._stopped = reason
-            if reason is _Stop.INTERRUPTED:
+            if reason is Stop.INTERRUPTED:
                 self._report.give_up()
             self._jobs.stop()
 
     def _cancel_jobs(self, asked: Bitmap) -> None:
-        """End these jobs; the others run on."""
+        """End these jobs; the others run on. What is handed back isn't this worker's to end."""
+        if self._returned:
+            return
         for index in self._done.missing(len(self._order.jobs)):
             if index in asked and index not in self._cancelled:
                 self._cancelled.add(index)
                 if not self._jobs.cancel(index):
-                    self._end(index, self._order.jobs[index], _Stop.JOB_CANCELLED, self._meter.begin(), self._clock())
+                    reading, now_us = self._meter.begin(), self._clock()
+                    self._end(index, self._order.jobs[index], Stop.JOB_CANCELLED, reading, now_us, sent=False)
 
     async def _run_job(self, index: int) -> None:
-        """One job at the engine. A cancel ends it like any other outcome."""
+        """One job at the engine, unless it may no longer begin. A cancel ends it like any other outcome."""
         job = self._order.jobs[index]
-        reading = self._meter.begin()
         started_us = self._clock()
+        if index in self._cancelled:
+            self._end(index, job, Stop.JOB_CANCELLED, self._meter.begin(), started_us, sent=False)
+            return
+        if not self._may_begin(job, started_us):
+            return
+        reading = self._meter.begin()
         request = EngineRequest(job.job_id.hex(), self._order.endpoint, job.body)
-        ended: EngineReply | EngineError | _Stop
+        ran = self._end(index, job, await self._call(index, request), reading, started_us)
+        if self._budget:
+            self._budget.end(ran)
+
+    async def _call(self, index: int, request: EngineRequest) -> EngineReply | EngineError | Stop:
+        gate = self._gate
+        mark = gate.begin()
         try:
-            ended = _Stop.JOB_CANCELLED if index in self._cancelled else await self._engine.run(request)
+            reply = await self._deployment.run(request)
         except EngineError as error:
             ended = error
         except asyncio.CancelledError:
-            ended = _Stop.JOB_CANCELLED if index in self._cancelled else self._stopped or _Stop.INTERRUPTED
+            gate.let_go()
+            return Stop.JOB_CANCELLED if index in self._cancelled else self._stopped or Stop.INTERRUPTED
         except Exception as error:  # noqa: BLE001 (a driver's bug must end its job, not silence the shard)
             _log.exception("engine_driver_failed", lane=self._order.lane)
             ended = EngineError(ErrorCode.ENGINE_INVALID_REPLY, f"the engine's driver failed: {type(error).__name__}")
-        self._end(index, job, ended, reading, started_us)
+        else:
+            gate.succeeded()
+            return reply
+        gate.failed(mark, ended.code, ended.retry_after_s)
+        return ended
+
+    def _may_begin(self, job: ShardJob, now_us: int) -> bool:
+        """Not past its deadline, nor where the shard's budget is spent: then it is handed back at the shard's end."""
+        if 0 < job.deadline_us <= now_us:
+            self._kept_back = ErrorCode.JOB_EXPIRED
+            return False
+        if self._budget:
+            if not self._budget.may_begin():
+                self._kept_back = ErrorCode.BUDGET_EXCEEDED
+                return False
+            self._budget.begin()
+        return True
 
     def _end(
-        self, index: int, job: ShardJob, ended: EngineReply | EngineError | _Stop, reading: Reading, started_us: int
-    ) -> None:
-        self._done.add(index)
-        self._report.add(self._ran(index, job, ended, reading, started_us))
-
-    def _ran(
-        self, index: int, job: ShardJob, ended: EngineReply | EngineError | _Stop, reading: Reading, started_us: int
+        self,
+        index: int,
+        job: ShardJob,
+        ended: EngineReply | EngineError | Stop,
+        reading: Reading,
+        started_us: int,
+        *,
+        sent: bool = True,
     ) -> JobRan:
+        """`sent`: the engine may have had it, whatever came of it."""
+        self._done.add(index)
         accelerator_us, run_us = self._meter.end(reading)
-        times = (started_us, started_us + run_us, run_us)
-        digest = _digest(job, job.body)
-        match ended:
-            case EngineReply(status_code, body, usage, request_id):
-                usage = msgspec.structs.replace(usage, accelerator_us=accelerator_us)
-                reply_digest = _digest(job, body)
-                return JobRan(
-                    index,
-                    Outcome.SUCCEEDED,
-                    status_code,
-                    *times,
-                    usage,
-                    body,
-                    None,
-                    "",
-                    request_id,
-                    digest,
-                    reply_digest,
-                )
-            case EngineError():
-                outcome, code, status, body = Outcome.FAILED, ended.code, ended.status_code, ended.body
-                message = ended.message
-            case _Stop():
-                outcome, code, *_ = ended.value
-                status, body, message = 0, b"", ""
-            case _:
-                assert_never(ended)
-        usage = Usage(accelerator_us=accelerator_us)
-        return JobRan(index, outcome, status, *times, usage, body, code, message, request_digest=digest)
+        if sent:
+            spent = self._deployment.spending.of(
+                self._order.endpoint, job.body, None if isinstance(ended, Stop) else ended
+            )
+        else:
+            spent = self._deployment.spending.of_unsent()
+        spent = spent._replace(usage=msgspec.structs.replace(spent.usage, accelerator_us=accelerator_us))
+        ran = job_ran(index, job, ended, spent, (started_us, started_us + run_us, run_us), sent=sent)
+        self._report.add(ran)
+        return ran
 
     async def _keep_lease(self) -> None:
         """Renew until cancelled; stop the jobs when the lease is lost or the batch is cancelled."""
@@ -334,12 +370,8 @@ class _ShardRun:
                 return  # meanwhile: what hasn't ended is handed back, and who is told so also cancels it
             if not granted:
                 _log.warning("lease_lost", shard=self._order.shard_id.hex(), lane=self._order.lane)
-                self.stop(_Stop.LEASE_LOST)
+                self.stop(Stop.LEASE_LOST)
             elif self._lease.cancelled:
-                self.stop(_Stop.CANCELLED)
+                self.stop(Stop.CANCELLED)
             elif self._lease.cancelled_jobs:
                 self._cancel_jobs(Bitmap(self._lease.cancelled_jobs))
-
-
-def _digest(job: ShardJob, data: bytes) -> bytes:
-    return blake2b(data, key=job.salt, digest_size=_DIGEST_BYTES).digest()

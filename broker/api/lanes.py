@@ -10,7 +10,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
 from broker.api import instances, prices
-from broker.api.threads import in_thread
+from broker.api.threads import in_summary_thread, in_thread
 from broker.domain.answers import LaneView
 from broker.domain.identity import Identity
 from broker.domain.lane import LaneState
@@ -53,7 +53,7 @@ async def ledger_summary(
     state: State, identity: NamedDependency[Identity], by: FromQuery[str] = "provider"
 ) -> dict[str, list[dict[str, Any]]]:
     """One row per group."""
-    return {"rows": await in_thread(state.desk.ledger.summary, identity, by)}
+    return {"rows": await in_summary_thread(state.desk.ledger.summary, identity, by)}
 
 
 @get("/lanes/{name:str}/desired")

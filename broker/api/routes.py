@@ -33,6 +33,7 @@ SCOPES: Mapping[tuple[str, str], Scope] = {
     ("GET", f"{OWN}/batches/{{batch}}/output"): Scope.BATCHES_READ,
     ("GET", f"{OWN}/batches/{{batch}}/errors"): Scope.BATCHES_READ,
     ("POST", f"{OWN}/batches/{{batch}}/cancel"): Scope.BATCHES_WRITE,
+    ("POST", f"{OWN}/batches/{{batch}}/rerun"): Scope.BATCHES_WRITE,
     ("GET", f"{OWN}/lanes"): Scope.LANES_READ,
     ("GET", f"{OWN}/lanes/{{name}}/desired"): Scope.LANES_READ,
     ("POST", f"{OWN}/lanes/{{name}}/pause"): Scope.LANES_WRITE,

@@ -7,11 +7,14 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import wait
 from pathlib import Path
 
 import uvicorn
 
 from broker.api.gate import Gate
+from broker.api.threads import in_lease_thread
 from broker.domain.errors import BrokerError
 from broker.keys import write_secret_once
 
@@ -20,6 +23,10 @@ __all__ = ["Door", "listen", "load_or_create_token"]
 _START_SECONDS = 10.0
 _GRACE_SECONDS = 1
 _BACKLOG = 1_024
+_LEASE_SECONDS_MAX = 5.0
+"""After so long a worker gives up its question."""
+
+_LOOK_SECONDS = 0.25
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -72,6 +79,7 @@ class Door:
         self._server = uvicorn.Server(config)
         self._socket = taken
         self._began = self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = threading.Event()
 
     @property
@@ -95,6 +103,7 @@ class Door:
         self._began = True
         try:
             with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
+                self._loop = runner.get_loop()
                 runner.run(self._server.serve(sockets=[self._socket]))
         finally:
             self._ended.set()
@@ -106,6 +115,19 @@ class Door:
             if self._ended.is_set() or time.monotonic() > deadline:
                 raise BrokerError(f"the door at {self.url} did not open; the log says why")
             time.sleep(0.005)
+
+    def as_a_worker(self, work: Callable[[], None], wait_seconds: float = _LEASE_SECONDS_MAX) -> None:
+        """Run it the way that a worker's renewal goes. Raises BrokerError where that takes longer than workers wait."""
+        assert self._loop is not None  # noqa: S101 (it was waited for)
+        asked = asyncio.run_coroutine_threadsafe(in_lease_thread(work), self._loop)
+        until = time.monotonic() + wait_seconds
+        while not self._stopping:
+            if wait([asked], _LOOK_SECONDS).done:
+                asked.result()
+                return
+            if time.monotonic() > until:
+                asked.cancel()
+                raise BrokerError(f"the lease door has not answered for {wait_seconds:g} s")
 
     def stop(self) -> None:
         """Take no more requests, and let those under way end within about a second."""

@@ -15,6 +15,8 @@ from broker.domain.ids import format_id
 from broker.domain.instance import instance_hours_us
 from broker.domain.lane import Lane, PriceMeter
 from broker.domain.money import NANO_PER_USD, PICO_PER_USD
+from broker.domain.rerun import Rerun
+from broker.health import Rest
 from broker.ledger.standing import Standing
 from broker.rules.pricing import accelerator_cost_nano_usd
 
@@ -39,6 +41,7 @@ def job_state(job: Standing, late_us: int | None = None) -> JobState:
         ended_at=_moment(job.ended_us),
         budget_usd=None if job.budget_nano_usd is None else _usd(job.budget_nano_usd),
         cost_usd=_usd(job.cost_nano_usd),
+        unknown_usd=_usd(job.unknown_nano_usd),
         attempts=job.attempts,
         lane=job.lane,
         error=JobError(job.error_code, job.message) if failed else None,
@@ -52,6 +55,7 @@ def job_state(job: Standing, late_us: int | None = None) -> JobState:
 
 def batch_state(record: BatchRecord, counts: Counts, late_us: int | None = None) -> BatchState:
     """A batch, as far as it is; `late_us` as for a job."""
+    rerun = Rerun.parse(record.source_name)
     return BatchState(
         id=format_id("batch", record.batch_id),
         status=record.status,
@@ -64,7 +68,7 @@ def batch_state(record: BatchRecord, counts: Counts, late_us: int | None = None)
         bytes_in=record.source_bytes,
         bytes_read=record.read_bytes,
         is_read=record.read_us is not None,
-        lines_read=record.read_lines,
+        lines_read=record.lines_in,
         refused_lines=record.refused_lines,
         accepted_jobs=record.accepted_jobs,
         succeeded=counts.succeeded,
@@ -74,17 +78,23 @@ def batch_state(record: BatchRecord, counts: Counts, late_us: int | None = None)
         attempts=counts.attempts,
         cost_usd=_usd(counts.cost_nano_usd),
         wasted_usd=_usd(counts.wasted_nano_usd),
+        unknown_usd=_usd(counts.unknown_nano_usd),
         expected_late_at=_moment(late_us),
+        rerun_of=format_id("batch", rerun.of_batch) if rerun else None,
     )
 
 
-def lane_view(lane: Lane, slots: int, state: str, shards: int, resting: str | None, plan: LanePlan | None) -> LaneView:
+def lane_view(
+    lane: Lane, slots: int, state: str, shards: int, rest: Rest | None, plan: LanePlan | None, now_us: int
+) -> LaneView:
     """A lane with the slots of its live workers, the shards that it has, and the planner's word on it."""
     speeds = plan.speeds if plan else {}
     return LaneView(
         name=lane.name,
         state=state,
-        resting=resting,
+        resting=rest.code if rest else None,
+        resting_since=_iso_time(now_us - int(rest.away_s * _US)) if rest else None,
+        resting_until=_iso_time(now_us + int(rest.left_s * _US)) if rest else None,
         provider=lane.provider,
         region=lane.region,
         accelerator=lane.accelerator,

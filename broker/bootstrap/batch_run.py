@@ -6,27 +6,29 @@ finished one prints its result.
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Iterator
-from hashlib import sha256
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from broker.bootstrap.batch_source import Source, default_output, sees_as_file
 from broker.bootstrap.embedded import Embedded
-from broker.database import batches
+from broker.database import batches, reruns
 from broker.database.batches import BatchRecord, Counts
 from broker.database.connection import Connection
 from broker.database.failures import is_disk_full
-from broker.domain.errors import BrokerError, UsageError
+from broker.domain.errors import BrokerError, UsageError, reason_of
 from broker.domain.identity import LOCAL, Identity
-from broker.domain.job import Constraints
+from broker.domain.job import BatchStatus, Constraints
 from broker.domain.lane import Lane
+from broker.domain.rerun import Rerun
+from broker.health import Rest
 from broker.intake.batch_files import BatchRequest
 from broker.ledger.questions import Filters, summary
 from broker.ledger.speeds import learned_speeds
+from broker.output_paths import check_apart, check_free, check_writable, holds_anything, set_aside, stat_of_input
 from broker.rules.grouping import canonical_constraints
 from broker.rules.placement.feasible import Prospect
 from broker.rules.submission import check_batch
@@ -35,14 +37,11 @@ __all__ = [
     "BatchRun",
     "Progress",
     "RunOptions",
-    "Source",
+    "Whole",
     "allowed_lanes",
-    "default_output",
     "error_path_of",
-    "read_source",
 ]
 
-_HASH_CHUNK_BYTES = 1 << 20
 _PROGRESS_SECONDS = 0.2
 _WINDOW_SECONDS_DEFAULT = 86_400
 
@@ -56,13 +55,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_cost_nano_usd: int | None = None
     lanes: tuple[str, ...] = ()
     new: bool = False
-
-
-class Source(msgspec.Struct, frozen=True):
-    """A file's SHA-256, which names its batch, and its size."""
-
-    digest: bytes
-    size_bytes: int
+    overwrite: bool = False
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -82,26 +75,45 @@ class Progress(msgspec.Struct, frozen=True):
         return self.ended - self.counts.succeeded
 
 
+class Whole(msgspec.Struct, frozen=True):
+    """The lines of a batch's source, and those that succeeded in any run of it."""
+
+    lines: int
+    succeeded: int
+
+
 class BatchRun:
     """One run of the command on an open `Embedded`, for whoever has its data folder."""
 
-    def __init__(self, embedded: Embedded, options: RunOptions, source: Source, identity: Identity = LOCAL) -> None:
+    def __init__(
+        self, embedded: Embedded, options: RunOptions, source: Source | None, identity: Identity = LOCAL
+    ) -> None:
         self._tenant_id = identity.tenant
         self._identity = identity
         self._embedded = embedded
         self._options = options
-        self._source = source
+        self._given_source = source
         self._reader: threading.Thread | None = None
         self._reading_failure: BrokerError | None = None
         self._stop = threading.Event()
         self._interrupted = False
+        self._must_write = False
+        self.set_aside: list[tuple[Path, Path]] = []
+        """Files of earlier runs that were where this one's go, and where they are now."""
         self.record, self.is_resumed = self._find_or_create()
+
+    @property
+    def _source(self) -> Source:
+        assert self._given_source is not None  # noqa: S101 (only a rerun has none, which reads no file)
+        return self._given_source
 
     @property
     def is_finished(self) -> bool:
         """Whether there is nothing left to do; its files may still have to be written again."""
-        return self.record.finished_us is not None and all(
-            path is None or Path(path).exists() for path in (self.record.output_path, self.record.error_path)
+        return (
+            self.record.finished_us is not None
+            and not self._must_write
+            and all(path is None or Path(path).exists() for path in (self.record.output_path, self.record.error_path))
         )
 
     def work(self) -> Iterator[Progress]:
@@ -141,13 +153,30 @@ class BatchRun:
         filters = Filters(tenant_id=self._tenant_id, batch_id=self.record.batch_id)
         return self._embedded.database.read(lambda connection: summary(connection, ["provider"], filters))
 
-    def resting_lanes(self) -> list[tuple[str, str]]:
-        """Lanes that get no work just now, each with the fault that made it rest."""
-        return sorted((lane, str(code)) for lane, code in self._embedded.health.resting().items())
+    def resting_lanes(self) -> list[tuple[str, Rest]]:
+        """Lanes that get no work just now, each with why and for how long."""
+        return sorted(self._embedded.health.resting().items())
+
+    def lanes_on_trial(self) -> Collection[str]:
+        """Lanes that are tried after a rest, and have not succeeded since."""
+        return self._embedded.health.on_trial().keys()
 
     def progress(self) -> Progress:
         """How far it is now."""
         return self._embedded.database.read(self._progress)
+
+    def whole(self) -> Whole | None:
+        """All runs of its lines together, where it runs those of another again."""
+        if not Rerun.parse(self.record.source_name):
+            return None
+
+        def work(connection: Connection) -> Whole:
+            runs = reruns.chain(connection, self._tenant_id, self.record)
+            counts = batches.progress_of(connection, self._tenant_id, [run.batch_id for run in runs])
+            lines = runs[-1].accepted_jobs + runs[-1].refused_lines
+            return Whole(lines, sum(one.succeeded for one in counts.values()))
+
+        return self._embedded.database.read(work)
 
     def _find_or_create(self) -> tuple[BatchRecord, bool]:
         digest = self._source.digest
@@ -159,10 +188,11 @@ class BatchRun:
             return self._follow_output(known), True
         source = self._options.source
         output = self._options.output or default_output(source)
-        _check_writable(output)
-        self._check_window()
+        self._check_outputs(output, error_path_of(output))
+        self._check_window(self._window_seconds)
+        self._make_room(output, error_path_of(output))
         request = BatchRequest(
-            source_name=str(source.absolute()),
+            source_name=str(source.absolute()) if sees_as_file(source) else self._source.name,
             source_digest=digest,
             source_bytes=self._source.size_bytes,
             output_path=str(output.absolute()),
@@ -177,7 +207,7 @@ class BatchRun:
     def _window_seconds(self) -> int:
         return self._options.window_seconds or _WINDOW_SECONDS_DEFAULT
 
-    def _check_window(self) -> None:
+    def _check_window(self, window_seconds: int) -> None:
         """Raises UsageError where no lane, each with one instance here, can do a single job in time.
 
         The ledger must have shown how fast they are: what the catalog guesses refuses nobody's file.
@@ -189,7 +219,7 @@ class BatchRun:
             for name, of_lane in speeds.items()
             if all(speed.jobs for speed in of_lane.values())
         }
-        refusal = check_batch(lanes, prospects, "{}", self._window_seconds)
+        refusal = check_batch(lanes, prospects, "{}", window_seconds)
         if refusal:
             raise UsageError(f"--{refusal.message}")
 
@@ -214,21 +244,61 @@ class BatchRun:
             )
             known.max_cost_nano_usd = budget
 
+    def _check_outputs(self, output: Path, errors: Path, *, is_ours: bool = False) -> None:
+        """Nothing is read there, nothing is lost there, and all can be written. Raises UsageError."""
+        named = {"--output": output, "the error file beside --output": errors}
+        own = {f"the broker's {path.name}": stat_of_input(path) for path in self._embedded.own_files()}
+        read = {"the input": self._given_source.stat} if self._given_source else {}
+        check_apart(named, read | own)
+        if not is_ours and not self._options.overwrite:
+            check_free([output, errors])
+        check_writable([output, errors])
+
+    def _make_room(self, output: Path, errors: Path) -> None:
+        if not self._options.overwrite:
+            self.set_aside = set_aside([output, errors])
+
     def _follow_output(self, known: BatchRecord) -> BatchRecord:
-        """The files may be wanted elsewhere than at first."""
-        if self._options.output is None:
+        """The files may be wanted elsewhere than at first; and since then others may have come where they were."""
+        if known.output_path is None or known.error_path is None:
             return known
-        output = str(self._options.output.absolute())
-        if output == known.output_path:
+        output, errors = Path(known.output_path), Path(known.error_path)
+        asked = output if self._options.output is None else self._options.output.absolute()
+        if asked == output:
+            self._must_write = is_others = self._is_others(known)
+            if known.finished_us is None or is_others or not (output.exists() and errors.exists()):
+                self._check_outputs(output, errors, is_ours=not is_others)
+            if is_others:
+                self._make_room(output, errors)
             return known
-        _check_writable(self._options.output)
-        errors = str(error_path_of(self._options.output).absolute())
+        errors = error_path_of(asked)
+        self._check_outputs(asked, errors)
+        self._make_room(asked, errors)
+        self._must_write = True
 
         def work(connection: Connection) -> BatchRecord:
-            batches.set_paths(connection, self._tenant_id, known.batch_id, output, errors)
-            return msgspec.structs.replace(known, output_path=output, error_path=errors)
+            batches.set_paths(connection, self._tenant_id, known.batch_id, str(asked), str(errors))
+            return msgspec.structs.replace(known, output_path=str(asked), error_path=str(errors))
 
         return self._embedded.database.write(work)
+
+    def _is_others(self, known: BatchRecord) -> bool:
+        """Whether what stands where this batch's files go was written by someone else.
+
+        A batch and those that run its lines again make one output: what one wrote, the next replaces.
+        """
+        is_open = known.finished_us is None
+        places = [Path(path) for path in (known.output_path, known.error_path) if path is not None]
+        if is_open and (known.status is BatchStatus.FINALIZING or not any(map(holds_anything, places))):
+            return False
+
+        def work(connection: Connection) -> bool:
+            last = batches.last_written(connection, self._tenant_id, known.output_path or "")
+            if last is None:
+                return is_open
+            return last not in {one.batch_id for one in reruns.chain(connection, self._tenant_id, known)}
+
+        return self._embedded.database.read(work)
 
     def _reopen(self) -> None:
         """All its results are kept; only the files are gone, or wanted elsewhere."""
@@ -236,15 +306,16 @@ class BatchRun:
         self._embedded.database.write(lambda connection: batches.reopen(connection, self._tenant_id, batch_id))
 
     def _read(self) -> None:
+        if Rerun.parse(self.record.source_name):
+            return  # the stage takes its lines in
         try:
-            with self._options.source.open("rb") as source:
-                for _ in self._embedded.front.intake.read_batch(self.record, source):
-                    if self._stop.is_set():
-                        return
+            for _ in self._embedded.front.intake.read_batch(self.record, self._source.file):
+                if self._stop.is_set():
+                    return
         except BrokerError as error:
             self._reading_failure = error
         except OSError as error:
-            self._reading_failure = BrokerError(f"can't read {self._options.source}: {error.strerror}")
+            self._reading_failure = BrokerError(f"can't read {self._source.name}: {reason_of(error)}")
         except Exception as error:  # noqa: BLE001 (whatever stops the reader must be said, or the run waits for ever)
             why = "the disk is full" if is_disk_full(error) else f"the database failed ({type(error).__name__})"
             self._reading_failure = BrokerError(
@@ -260,26 +331,6 @@ class BatchRun:
         return Progress(record, counts.get(batch_id, Counts()))
 
 
-def _check_writable(output: Path) -> None:
-    """Found now, not when every job has run and been paid for. Raises UsageError."""
-    for path in (output, error_path_of(output)):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"can't write {path}: {error.strerror}") from None
-        if path.is_dir():
-            raise UsageError(f"can't write {path}: it is a folder")
-        if not os.access(path.parent, os.W_OK):
-            raise UsageError(f"can't write {path}: its folder is read-only")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise UsageError(f"can't write {path}: permission denied")
-
-
-def default_output(source: Path) -> Path:
-    """Beside the source: `prompts.jsonl` gives `prompts.output.jsonl`."""
-    return source.with_name(f"{source.stem}.output.jsonl")
-
-
 def error_path_of(output: Path) -> Path:
     """Beside the output: `x.output.jsonl` gives `x.errors.jsonl`."""
     return output.with_name(f"{output.stem.removesuffix('.output')}.errors.jsonl")
@@ -292,21 +343,3 @@ def allowed_lanes(lanes: list[Lane], names: tuple[str, ...]) -> list[Lane]:
     if unknown:
         raise UsageError(f"--lanes names {unknown[0]!r}; the catalog has {', '.join(sorted(known))}")
     return [lane for lane in lanes if not names or lane.name in names]
-
-
-def read_source(source: Path, lines_max: int | None = None) -> Source:
-    """What the source is. Raises UsageError when it can't be read, is empty, or has more than `lines_max` lines."""
-    digest, size, lines = sha256(), 0, 0
-    try:
-        with source.open("rb") as file:
-            while chunk := file.read(_HASH_CHUNK_BYTES):
-                digest.update(chunk)
-                size += len(chunk)
-                lines += chunk.count(b"\n")
-    except OSError as error:
-        raise UsageError(f"can't read {source}: {error.strerror}") from None
-    if size == 0:
-        raise UsageError(f"{source} is empty: there is nothing to run")
-    if lines_max is not None and lines > lines_max:
-        raise UsageError(f"{source} has {lines:,} lines; the limit is {lines_max:,}")
-    return Source(digest.digest(), size)

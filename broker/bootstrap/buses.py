@@ -16,7 +16,7 @@ from broker.bus.publisher import Publisher
 from broker.domain.errors import UsageError
 from broker.domain.lane import Lane
 
-__all__ = ["Buses", "bus_url_of", "fitted", "open_store", "shared_bus_url_of"]
+__all__ = ["Buses", "bus_url_of", "fitted", "in_one_process", "open_store", "shared_bus_url_of"]
 
 _PLACE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -47,9 +47,12 @@ def fitted(lanes: Sequence[Lane], *, by_reference: bool) -> list[Lane]:
 
 def _fitted(lane: Lane, parked_bytes_max: int) -> Lane:
     carried = min(lane.message_bytes_max, envelope_bytes_max(shared_bus_url_of(lane)))
-    if carried == lane.message_bytes_max:
-        parked_bytes_max = 0
     return msgspec.structs.replace(lane, message_bytes_max=carried, parked_bytes_max=parked_bytes_max)
+
+
+def in_one_process(lanes: Sequence[Lane]) -> list[Lane]:
+    """The lanes with what the bus in memory carries: a body above a lane's limit is a message of its own there."""
+    return [msgspec.structs.replace(lane, parked_bytes_max=PARKED_BYTES_MAX) for lane in lanes]
 
 
 def open_store(url: str, *, makes_folder: bool) -> PayloadStore:
@@ -77,7 +80,10 @@ class Buses:
             self._lanes_by_bus[shared_bus_url_of(lane)].append(lane)
         self.publishers: dict[str, Publisher] = {}
         for url, on_it in self._lanes_by_bus.items():
-            publisher = Publisher(url, claim_check=claim_check)
+            # More than shards are cut to is a single large job: where there is a store it goes by reference, for not
+            # every bus that has no limit of its own takes it from every server.
+            cut_to = max(lane.message_bytes_max for lane in on_it)
+            publisher = Publisher(url, claim_check=claim_check, direct_bytes_max=cut_to)
             self.publishers |= {str(lane.name): publisher for lane in on_it}
 
     def inboxes(self) -> list[Callable[[int], Inbox]]:

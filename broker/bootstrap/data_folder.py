@@ -7,9 +7,15 @@ from pathlib import Path
 from broker.database.drivers.sqlite.database import SqliteDatabase
 from broker.database.migrating import upgrade
 
-__all__ = ["DATABASE_FILE", "open_database"]
+__all__ = ["DATABASE_FILE", "open_database", "own_files"]
 
 DATABASE_FILE = "broker.db"
+
+
+def own_files(data: Path) -> list[Path]:
+    """What the broker itself keeps in a data folder."""
+    names = ["broker.log", "broker.lock", "token", "url"]
+    return [*(data / name for name in names), *data.glob(f"{DATABASE_FILE}*"), *(data / "keys").glob("*")]
 
 
 def open_database(data: Path) -> SqliteDatabase:

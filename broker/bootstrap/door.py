@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import msgspec
 
 from broker.bootstrap.threads import Threads
 from broker.front import Front
+from broker.intake.uploads import UPLOAD_BYTES_MAX
 from broker.leasing import LeaseDoor
 from broker.signing import KeyRing
 
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from broker.api.server import Door
 
 __all__ = ["DoorTerms", "HttpDoor"]
-
-_UPLOAD_BYTES_MAX = 10_000_000_000
 
 
 class DoorTerms(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +27,7 @@ class DoorTerms(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8470
     names: tuple[str, ...] = ()
     batch_lines_max: int | None = None
-    upload_bytes_max: int = _UPLOAD_BYTES_MAX
+    upload_bytes_max: int = UPLOAD_BYTES_MAX
 
 
 class HttpDoor:
@@ -67,6 +67,11 @@ class HttpDoor:
         door.wait_until_open()
         self.url = door.url
         remember_url(self._data, door.url)
+
+    def as_a_worker(self, work: Callable[[], None]) -> None:
+        """Run it the way that a worker's renewal goes. Raises BrokerError where that takes longer than workers wait."""
+        if self._door is not None:
+            self._door.as_a_worker(work)
 
     def close(self) -> None:
         """Take no more requests, and let those under way end within about a second."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from broker.bootstrap.data_folder import open_database
+import structlog
+
+from broker.bootstrap.buses import in_one_process
+from broker.bootstrap.data_folder import open_database, own_files
 from broker.bootstrap.door import DoorTerms, HttpDoor
 from broker.bootstrap.loop import Loop
 from broker.bootstrap.roles import new_rescuer, start_roles
@@ -21,7 +25,7 @@ from broker.database.connection import Connection
 from broker.database.drivers.sqlite.database import lock_folder
 from broker.database.keys import remember_key
 from broker.database.known_lanes import remember_lanes
-from broker.domain.errors import BrokerError
+from broker.domain.errors import BrokerError, ErrorCode
 from broker.domain.lane import Lane
 from broker.front import Front
 from broker.health import LaneHealth
@@ -32,8 +36,11 @@ from broker.rules.placement.policy import Policy
 from broker.signing import KeyRing, KeyRole, PublicKey, Signer
 from broker.stages.keeper import Keeper
 from broker.wakeups import Wakeups
+from workers.engine import EngineError
 
 __all__ = ["Embedded"]
+
+_log = structlog.get_logger(__name__)
 
 _STOP_SECONDS = 4.0
 _END_SECONDS = 8.0
@@ -46,7 +53,8 @@ class Embedded:
     Use it as a context manager: inside, it works; on leaving, what runs is handed back and everything ends,
     within about five seconds where the engines let go in time. `failure` holds what a stage could not get
     past, for the person to see. `policy`: see `broker.catalog.policy`. With a `door` it listens there. `on_death` is
-    called when a thread has ended that should not: leave then, and `check` says why.
+    called when a thread has ended that should not: leave then, and `check` says why. `say` gets a sentence when it is
+    known that an engine isn't ready, why, and that it is; from any thread.
     """
 
     def __init__(
@@ -58,15 +66,19 @@ class Embedded:
         policy: Policy | None = None,
         door: DoorTerms | None = None,
         on_death: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
+        is_new = not data.exists()
         self._lock = lock_folder(data)
         try:
             self._door = HttpDoor(door, data) if door else None
         except BaseException:
+            if is_new:
+                _forget_folder(data)
             os.close(self._lock)
             raise
-        self._data = data
-        self._lanes = lanes
+        self.data = data
+        self._lanes = lanes = in_one_process(lanes)
         self._policy = policy or Policy()
         self.database = open_database(data)
         self.health = LaneHealth()
@@ -88,6 +100,8 @@ class Embedded:
             on_death=on_death,
         )
         self._worker_side: WorkerSide | None = None
+        self._say = say
+        self._starting: dict[str, str] = {}
         self._is_leaving = False
 
     def __enter__(self) -> Self:
@@ -106,12 +120,19 @@ class Embedded:
         """Where the door listens; empty where there is none."""
         return self._door.url if self._door else ""
 
+    def own_files(self) -> list[Path]:
+        """The files in the data folder that nobody else may write."""
+        return own_files(self.data)
+
     def check(self) -> None:
         """Raises BrokerError when a thread has ended that should not."""
         self._threads.check()
 
     def start(self) -> None:
-        """Bring up engines, stages and the worker. Raises BrokerError when an engine can't be brought up."""
+        """Bring up engines, stages and the worker. A lane rests while its engine isn't ready, however long that takes.
+
+        Raises BrokerError where a lane's settings keep its engine from ever being ready.
+        """
         broker_signer, lane_signers, ring = self._load_keys()
         self.database.write(lambda connection: import_prices(connection, self._lanes, self._clock()))
         bus_url = f"lanemem://embedded-{os.getpid()}-{id(self)}"
@@ -125,7 +146,7 @@ class Embedded:
             clock=self._clock,
             worker_id=new_worker_id(),
         )
-        self._worker_side.start_engines()
+        self._worker_side.start_engines(self._note_engine)
         wiring = self._wiring(bus_url, Keys(broker_signer, ring))
         new_rescuer(self.front, wiring.ledger, wiring.peers).recover()
         start_roles([role for role in Role if role is not Role.API], wiring)
@@ -159,6 +180,21 @@ class Embedded:
         if self._worker_side:
             self._worker_side.renew_soon()
 
+    def _note_engine(self, lane: str, error: EngineError | None) -> None:
+        """Told time and again while it isn't ready, so that the lane rests for as long."""
+        said = self._starting.get(lane)
+        if error is None:
+            self.health.success(lane)
+            if self._starting.pop(lane, None):
+                self._say(f"Lane {lane} is ready.")
+            return
+        is_wrong = error.code is ErrorCode.ENGINE_MISCONFIGURED
+        self.health.fault(lane, ErrorCode.ENGINE_MISCONFIGURED if is_wrong else ErrorCode.ENGINE_STARTING)
+        if error.message != said and not (is_wrong and said is None):  # at the start that is said by who then ends
+            self._starting[lane] = error.message
+            _log.warning("engine_starting", lane=lane, reason=error.message)
+            self._say(f"Lane {lane} is starting: {error.message}")
+
     def _watch(self) -> None:
         """What has threads of its own: the database, and Celery, which ends its worker when it can't recover."""
         if self._is_leaving or self._threads.death is not None:
@@ -169,7 +205,7 @@ class Embedded:
             self._threads.report_end("worker-embedded", None)
 
     def _load_keys(self) -> tuple[Signer, dict[str, Signer], KeyRing]:
-        folder = self._data / "keys"
+        folder = self.data / "keys"
         names = {"broker": (KeyRole.BROKER, "broker")}
         names |= {f"lane-{lane.name}": (KeyRole.LANE, str(lane.name)) for lane in self._lanes}
         signers: dict[str, Signer] = {}
@@ -205,3 +241,10 @@ class Embedded:
             policy=self._policy,
             door=self._door,
         )
+
+
+def _forget_folder(data: Path) -> None:
+    """Made a moment ago for nothing."""
+    with suppress(OSError):
+        (data / "broker.lock").unlink()
+        data.rmdir()

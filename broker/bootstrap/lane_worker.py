@@ -24,11 +24,13 @@ from broker.domain.lane import Lane
 from broker.domain.parked import AskToPark, ParkAnswer
 from broker.keys import read_signer, read_trusted
 from workers.door import DoorShut, HttpLeaseDoor, Presence
+from workers.starting import STILL_STARTING
 
 __all__ = ["LaneWorker", "WorkerTerms"]
 
 _PAUSE_SECONDS = 0.5
 _PAUSE_SECONDS_MAX = 5.0
+_LOOK_SECONDS = 0.05
 
 _log = structlog.get_logger(__name__)
 
@@ -107,12 +109,15 @@ class LaneWorker:
         return f"lane {self.lane.name} can't work: {asked}; `broker keys list` shows which keys are in force"
 
     def start(self, stop: threading.Event, say: Callable[[str], None]) -> bool:
-        """Say that it starts, bring up the engine, say so, take shards. Waits for the broker, and says that with `say`.
+        """Say that it starts, bring up the engine, say so, take shards.
 
-        False when `stop` was set meanwhile. Raises BrokerError where the engine or the broker says no.
+        Waits for the engine and for the broker as long as it takes, and says that with `say`. False when `stop` was
+        set meanwhile. Raises BrokerError where the lane's settings or the broker say no.
         """
         self._presence.start()
-        self._side.start_engines()
+        self._side.start_engines(lambda _lane, _error: None, wait_seconds=0.0)
+        if not self._await_engine(stop, say):
+            return False
         if not self._announce(stop, say):
             return False
         self._side.start_worker()
@@ -124,6 +129,22 @@ class LaneWorker:
             resource_id=self.resource_id,
         )
         return True
+
+    def _await_engine(self, stop: threading.Event, say: Callable[[str], None]) -> bool:
+        told = ""
+        while not stop.is_set():
+            self._side.check_settings()
+            if self.refusal:
+                raise BrokerError(self.refusal)
+            if self._side.is_ready:
+                return True
+            for error in self._side.starting.values():
+                if error.message not in (told, STILL_STARTING):
+                    told = error.message
+                    _log.warning("engine_awaited", lane=self.lane.name, reason=told)
+                    say(f"Waiting for the engine: {told}")
+            stop.wait(_LOOK_SECONDS)
+        return False
 
     def _ask_to_park(self, lane: str, shard_id: bytes, digest: bytes, size: int) -> ParkAnswer:
         try:

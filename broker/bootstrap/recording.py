@@ -10,7 +10,7 @@ import structlog
 from broker.bootstrap.loop import Loop
 from broker.bus.inbox import Delivery, Inbox
 from broker.database.failures import is_passing
-from broker.stages.recorder import Recorder
+from broker.stages.recorder import NotRecorded, Recorder
 
 __all__ = ["recorder_loop"]
 
@@ -35,6 +35,7 @@ class _Recording:
         self._open_inbox = open_inbox
         self._inbox: Inbox | None = None
         self._in_hand: Sequence[Delivery] = ()
+        self._put_off: Sequence[Delivery] = ()
 
     def step(self) -> bool:
         """Record what is there."""
@@ -53,14 +54,17 @@ class _Recording:
         """Whether there was something to record."""
         if not self._in_hand:
             with self._connected() as inbox:
-                self._in_hand = inbox.receive(_EVENTS_PER_FLUSH, wait_seconds)
+                self._in_hand = [*self._put_off, *inbox.receive(_EVENTS_PER_FLUSH, wait_seconds)]
         if not self._in_hand:
             return False
-        self._record(self._in_hand)
+        left = self._record(self._in_hand)
+        unsettled = {id(delivery) for delivery in (*left.rejected, *left.put_off)}
+        done = [delivery for delivery in self._in_hand if id(delivery) not in unsettled]
         with self._connected() as inbox:
-            inbox.acknowledge(self._in_hand)
-        self._in_hand = ()
-        return True
+            inbox.acknowledge(done)
+            inbox.reject(left.rejected)
+        self._in_hand, self._put_off = (), left.put_off
+        return bool(done or left.rejected)
 
     @contextmanager
     def _connected(self) -> Iterator[Inbox]:
@@ -74,21 +78,26 @@ class _Recording:
             raise
 
     def _let_go(self) -> None:
-        inbox, self._inbox, self._in_hand = self._inbox, None, ()
+        inbox, self._inbox = self._inbox, None
+        self._in_hand = self._put_off = ()
         if inbox is not None:
             with suppress(Exception):  # broken, perhaps; the bus takes the unacknowledged back by itself
                 inbox.close()
 
-    def _record(self, deliveries: Sequence[Delivery]) -> None:
+    def _record(self, deliveries: Sequence[Delivery]) -> NotRecorded[Delivery]:
         try:
-            self._recorder.record(deliveries)
+            return self._recorder.record(deliveries)
         except Exception as error:
             if is_passing(error):
                 raise
             _log.exception("stage_failed", stage="recorder")
-            # One event that can't be recorded must not hold up the others: alone, it is left out, and said.
-            if len(deliveries) > 1:
-                for delivery in deliveries:
-                    self._record([delivery])
-            else:
+            # One event that can't be recorded must not hold up the others: alone, it is moved aside, and said.
+            if len(deliveries) == 1:
                 _log.error("event_left_out", queue=deliveries[0].queue, error=type(error).__name__)
+                return NotRecorded(list(deliveries), [])
+        left: NotRecorded[Delivery] = NotRecorded([], [])
+        for delivery in deliveries:
+            one = self._record([delivery])
+            left.rejected.extend(one.rejected)
+            left.put_off.extend(one.put_off)
+        return left

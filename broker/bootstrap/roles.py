@@ -102,7 +102,7 @@ def _start_intake(threads: Threads, front: Front, leads: Leads, kept_seconds: fl
         if not swept:  # only now: who stands by leaves the others' files alone
             reader.sweep(kept_seconds)
             swept = True
-        return reader.step()
+        return reader.step() or front.reruns.step()
 
     threads.start(Loop(name=Role.INTAKE, step=step, rest=Woken(topic=Topic.READER), leads=leads))
 
@@ -178,6 +178,7 @@ def _start_recorders(
             wakeups=front.wakeups,
             health=front.health,
             slot=peers.take_slot(Role.RECORDER),
+            in_catalog=front.lanes,
         )
         threads.start(recorder_loop(recorder, open_inbox))
 

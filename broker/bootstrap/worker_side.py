@@ -20,17 +20,20 @@ from broker.bus.driver import BusUnavailable
 from broker.bus.envelope import EnvelopeError
 from broker.bus.publisher import Publisher
 from broker.clock import Clock
-from broker.domain.errors import BrokerError, UsageError
+from broker.domain.errors import BrokerError, ErrorCode, UsageError
 from broker.domain.lane import Lane
 from broker.signing import KeyRing, Signer
 from workers.engine import EngineError
 from workers.engines import open_engine
 from workers.lease import ClaimedOnce, LeaseDoor
 from workers.runner import Deployment, ShardRunner
+from workers.starting import STILL_STARTING, EngineState, bring_up
 
 __all__ = ["WorkerSide", "new_resource_id", "new_worker_id"]
 
 _STOP_SECONDS = 4.0
+_START_SECONDS = 5.0
+"""How long all lanes wait for an engine that is neither ready nor has failed: one that loads its model takes longer."""
 
 _log = structlog.get_logger(__name__)
 
@@ -86,19 +89,46 @@ class WorkerSide:
             clock=clock,
         )
         self._worker: InProcessWorker | None = None
+        self._tell: EngineState = lambda _lane, _error: None
+        self._starting: list[asyncio.Task[None]] = []
+        self._states: dict[str, EngineError | None] = {}
+        self._changed = threading.Condition()
 
     @property
     def is_running(self) -> bool:
         """Whether it consumes; it also ends after an error that Celery can't recover from."""
         return self._worker is not None and self._worker.is_running
 
-    def start_engines(self) -> None:
-        """Raises BrokerError when an engine can't be brought up."""
+    def start_engines(self, tell: EngineState, *, wait_seconds: float = _START_SECONDS) -> None:
+        """Bring up each engine by itself, for as long as it takes; `tell` hears of each how that goes.
+
+        Returns when each is ready or has failed once, or after so long. Raises BrokerError where one of them can't be
+        ready before someone has changed what its lane's settings name.
+        """
+        self._tell = tell
         self._loop_thread.start()
-        try:
-            asyncio.run_coroutine_threadsafe(self._start_all(), self._loop).result()
-        except EngineError as error:
-            raise BrokerError(error.message) from None
+        self._loop.call_soon_threadsafe(self._start_all)
+        with self._changed:
+            self._changed.wait_for(self._all_heard_of, wait_seconds)
+        self.check_settings()
+
+    def check_settings(self) -> None:
+        """Raises BrokerError where an engine can't be ready before someone has changed its lane's settings."""
+        for error in self.starting.values():
+            if error.code is ErrorCode.ENGINE_MISCONFIGURED:
+                raise BrokerError(error.message)
+
+    @property
+    def starting(self) -> dict[str, EngineError]:
+        """The lanes whose engines aren't ready, each with the reason."""
+        with self._changed:
+            return {lane: error for lane, error in self._states.items() if error is not None}
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether each engine has been brought up."""
+        with self._changed:
+            return all(lane in self._states and self._states[lane] is None for lane in self._deployments)
 
     def start_worker(self) -> None:
         """Take shards."""
@@ -141,10 +171,27 @@ class WorkerSide:
         self._publisher.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
-    async def _start_all(self) -> None:
-        await asyncio.gather(*(deployment.engine.start() for deployment in self._deployments.values()))
+    def _start_all(self) -> None:
+        self._starting = [
+            self._loop.create_task(bring_up(deployment, self._hear)) for deployment in self._deployments.values()
+        ]
+
+    def _hear(self, lane: str, error: EngineError | None) -> None:
+        self._tell(lane, error)
+        with self._changed:
+            self._states[lane] = error
+            self._changed.notify_all()
+
+    def _all_heard_of(self) -> bool:
+        """Whether nothing more will be known soon: each has failed or is ready, or one will never be."""
+        known = [error for error in self._states.values() if error is None or error.message != STILL_STARTING]
+        is_final = any(error is not None and error.code is ErrorCode.ENGINE_MISCONFIGURED for error in known)
+        return is_final or len(known) == len(self._deployments)
 
     async def _stop_all(self) -> None:
+        for starting in self._starting:
+            starting.cancel()
+        await asyncio.gather(*self._starting, return_exceptions=True)
         await asyncio.gather(
             *(deployment.engine.stop() for deployment in self._deployments.values()), return_exceptions=True
         )

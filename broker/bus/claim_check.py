@@ -19,6 +19,7 @@ import structlog
 
 from broker.bus.driver import BusUnavailable
 from broker.bus.envelope import EnvelopeError, Kind, open_ticket, read_own, seal
+from broker.bus.late_keys import LateKeys
 from broker.bus.payload_store import NoPlace, PayloadMissing, PayloadStore, StoreUnavailable
 from broker.clock import Clock
 from broker.domain.parked import Ticket
@@ -34,8 +35,8 @@ __all__ = [
     "sweep",
 ]
 
-PARKED_BYTES_MAX = 4_000_000
-"""The most bytes of an envelope that goes by reference."""
+PARKED_BYTES_MAX = 64_100_000
+"""The most bytes of an envelope that goes by reference: one with the largest line, or the largest reply."""
 
 _TICKET = b"\xc1"  # the one byte that MessagePack never uses
 _ROOM_BYTES = 4_000  # what kombu, Celery and a bus put around an envelope
@@ -118,6 +119,8 @@ class ClaimCheck:
         self._signers = {signer.key_id: signer for signer in signers.values()}
         self._ring = ring
         self._clock = clock
+        self.late_keys = LateKeys(ring)
+        """For the inbox that redeems here."""
 
     @classmethod
     def of_broker(cls, place: Place, signer: Signer, ring: KeyRing, clock: Clock) -> ClaimCheck:
@@ -154,8 +157,8 @@ class ClaimCheck:
     def redeem(self, message: bytes) -> bytes:
         """The envelope that a message stands for; the message itself where it is one.
 
-        Raises EnvelopeError for a ticket that isn't valid or whose body is gone or altered, BusUnavailable when the
-        store can't be reached.
+        Raises EnvelopeError for a ticket that isn't valid, or whose body is gone or altered, and UnknownKeyError for
+        one whose key may still come; BusUnavailable when the store can't be reached.
         """
         if not message.startswith(_TICKET):
             return message

@@ -25,6 +25,7 @@ __all__ = [
     "Kind",
     "LeaseQuestion",
     "Opened",
+    "UnknownKeyError",
     "Written",
     "open_as",
     "open_desired",
@@ -65,6 +66,14 @@ class Kind(StrEnum):
 
 class EnvelopeError(Exception):
     """The bytes are no envelope that we accept; retrying is no use."""
+
+
+class UnknownKeyError(EnvelopeError):
+    """Nobody knows the key yet that these bytes name; see `KeyRing.is_settled`."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"signed with the unknown key {key_id[:32]!r}")
+        self.key_id = key_id
 
 
 class _Content(msgspec.Struct, frozen=True, array_like=True):
@@ -146,7 +155,7 @@ def open_as(kind: Kind, ring: KeyRing, envelope: bytes, now_us: int) -> Opened[A
         raise EnvelopeError(f"envelope version {content.version}; this program reads {ENVELOPE_VERSION}")
     key = ring.find(content.key_id)
     if key is None:
-        raise EnvelopeError(f"signed with the unknown key {content.key_id[:32]!r}")
+        raise UnknownKeyError(content.key_id)
     if content.kind != kind or key.role is not form.signed_by:
         raise EnvelopeError(f"a {content.kind[:16]!r} envelope by a {key.role} key where {str(kind)!r} belongs")
     if not key.has_signed(signed, signature):

@@ -14,6 +14,7 @@ from kombu.exceptions import OperationalError
 
 from broker.bus.claim_check import ClaimCheck
 from broker.bus.driver import BusUnavailable
+from broker.bus.envelope import UnknownKeyError
 from broker.bus.serializer import CONTENT_TYPE, unwrap
 from broker.bus.topology import lane_queue, open_connection
 
@@ -70,6 +71,7 @@ class Inbox:
         self._connection: Connection | None = None
         self._consumer: Consumer | None = None
         self._arrived: deque[Delivery] = deque()
+        self._late: list[Any] = []  # messages with tickets whose key isn't known yet
         self._closed = False
         self._failures = 0
         self._retry_at = 0.0
@@ -89,6 +91,7 @@ class Inbox:
                     break
             try:
                 self._connect()
+                self._try_late()
                 self._drain(limit, deadline)
                 break
             except Exception as error:
@@ -167,8 +170,14 @@ class Inbox:
             while len(self._arrived) < limit:
                 connection.drain_events(timeout=0)
 
+    def _try_late(self) -> None:
+        late, self._late = self._late, []
+        for message in late:
+            self._on_message(message)
+
     def _on_message(self, message: Any) -> None:
         queue = message.delivery_info.get("routing_key", "")
+        since = time.monotonic()
         try:
             # kombu lets a few content types through whatever `accept` says, so the type is checked here as well.
             if message.content_type != CONTENT_TYPE:
@@ -176,6 +185,13 @@ class Inbox:
             envelope = unwrap(message.decode())
             if self._claim_check is not None:
                 envelope = self._claim_check.redeem(envelope)
+        except UnknownKeyError as error:
+            if self._claim_check is not None and self._claim_check.late_keys.may_come(message, error.key_id, since):
+                self._late.append(message)
+                return
+            log.warning("message_refused", queue=queue, content_type=message.content_type, error=str(error))
+            message.reject(requeue=False)
+            return
         except BusUnavailable as error:  # the store is away, and the body is not
             log.warning("payload_not_fetched", queue=queue, reason=str(error))
             message.reject(requeue=True)
@@ -195,6 +211,7 @@ class Inbox:
     def _disconnect(self) -> None:
         connection, self._connection, self._consumer = self._connection, None, None
         self._arrived.clear()  # not handed out, so still the bus's
+        self._late.clear()
         if connection is not None:
             with suppress(Exception):  # broken or no longer wanted; the bus takes the unacknowledged back by itself
                 connection.release()

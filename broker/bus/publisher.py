@@ -33,7 +33,8 @@ class Publisher:
     those that it has not confirmed, or BusUnavailable says that what became of the call is unknown, so that all
     of it must be sent again; receivers recognise what comes twice. The next call after a failure reconnects.
 
-    With a `claim_check`, an envelope that is too large for the bus waits in the object store, and a ticket is sent.
+    With a `claim_check`, an envelope that is too large for the bus, or larger than `direct_bytes_max`, waits in the
+    object store, and a ticket is sent.
     """
 
     def __init__(
@@ -41,11 +42,14 @@ class Publisher:
         bus_url: str,
         transport_options: Mapping[str, Any] | None = None,
         claim_check: ClaimCheck | None = None,
+        direct_bytes_max: int | None = None,
     ) -> None:
         self._bus_url = bus_url
         self._transport_options = dict(transport_options or {})
         self._claim_check = claim_check
         self._bytes_max = envelope_bytes_max(bus_url, transport_options)
+        if direct_bytes_max is not None:
+            self._bytes_max = min(self._bytes_max, direct_bytes_max)
         self._app = producer_app(bus_url, self._transport_options)
         self._turn = threading.Lock()
         self._connection: Connection | None = None

@@ -30,6 +30,7 @@ class _PriceEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     instance_hour_usd: str | None = None
     input_mtok_usd: str | None = None
     output_mtok_usd: str | None = None
+    cached_input_mtok_usd: str | None = None
 
 
 class _EngineEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -37,6 +38,7 @@ class _EngineEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     models: list[str]
     concurrency: int = 64
     request_timeout_seconds: float = 300.0
+    context_tokens: int = 0
     options: dict[str, str | int | float | bool] = {}
 
 
@@ -136,6 +138,7 @@ def _lane(file: str, entry: _LaneEntry, figures: Sequence[Throughput]) -> Lane:
             models=tuple(entry.engine.models),
             concurrency=entry.engine.concurrency,
             request_timeout_seconds=entry.engine.request_timeout_seconds,
+            context_tokens=entry.engine.context_tokens,
             options=entry.engine.options,
         ),
         **fields,
@@ -153,6 +156,7 @@ def _check(file: str, entry: _LaneEntry) -> None:
         ("shard_jobs_max", entry.shard_jobs_max, 1),
         ("message_bytes_max", entry.message_bytes_max, 64_000),
         ("engine.concurrency", entry.engine.concurrency, 1),
+        ("engine.context_tokens", entry.engine.context_tokens, 0),
     ):
         if value < least:
             raise UsageError(f"{where}: {name} is {value}; it must be at least {least}")
@@ -218,7 +222,10 @@ def _price(file: str, entry: _LaneEntry) -> Price:
     half_said = per_token is None and (given.input_mtok_usd, given.output_mtok_usd) != (None, None)
     if half_said or (given.instance_hour_usd is None) == (per_token is None):
         raise UsageError(f"{where}: give instance_hour_usd, or input_mtok_usd and output_mtok_usd")
+    cached = given.cached_input_mtok_usd
+    if cached is not None and per_token is None:
+        raise UsageError(f"{where}: cached_input_mtok_usd is {cached!r}, but its price is by the hour")
     try:
-        return price_of(entry.name, given.instance_hour_usd, per_token, given.source, given.as_of)
+        return price_of(entry.name, given.instance_hour_usd, per_token, given.source, given.as_of, cached)
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from None

@@ -33,11 +33,13 @@ _COLUMNS = (
     "spot_usd_per_hour",
     "input_usd_per_mtok",
     "output_usd_per_mtok",
+    "cached_input_usd_per_mtok",
     "source",
     "as_of",
     "notes",
 )
 _NEEDED = ("source", "as_of")
+_CACHED = "cached_input_usd_per_mtok"
 _DAYS_MAX = 365
 _SENTINELS = frozenset({Decimal(700), Decimal(999), Decimal(9_999), Decimal(99_999)})
 """What catalogs write for `not sold here`; SkyPilot's writes 700.0."""
@@ -84,6 +86,8 @@ class _Row(CsvRow):
         if self.is_by_token:
             self._check_tokens()
         else:
+            if self.text(_CACHED):
+                self.refuse(_CACHED, "is of a price by the token, and this row has none")
             self._check_hardware(lanes)
             self._check_hours()
         self.key = tuple(
@@ -96,7 +100,8 @@ class _Row(CsvRow):
         for lane in self._lanes:
             if self.is_by_token:
                 each = (self.text("input_usd_per_mtok"), self.text("output_usd_per_mtok"))
-                found[str(lane.name)] = price_of(lane.name, None, each, self.text("source"), self.text("as_of"))
+                cached = self.text(_CACHED) or None
+                found[str(lane.name)] = price_of(lane.name, None, each, self.text("source"), self.text("as_of"), cached)
                 continue
             field = "spot_usd_per_hour" if lane.market is Market.SPOT else "on_demand_usd_per_hour"
             if self.text(field):
@@ -128,6 +133,10 @@ class _Row(CsvRow):
             self.refuse("lane", f"{self.text('lane')} is paid by the hour, not by the token")
         for field in ("input_usd_per_mtok", "output_usd_per_mtok"):
             self._amount(field, _MTOK_USD_MAX)
+        if not self.text(_CACHED):
+            return
+        if self._amount(_CACHED, _MTOK_USD_MAX) > Decimal(self.text("input_usd_per_mtok")):
+            self.refuse(_CACHED, f"{self.text(_CACHED)} is above the price of other input")
 
     def _check_hardware(self, lanes: Sequence[Lane]) -> None:
         named = bool(self.text("lane"))

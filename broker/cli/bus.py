@@ -83,7 +83,7 @@ def _show(found: BusPlan, shape: OutputFormat) -> None:
     from broker.bus.provisioning import QueueState
 
     rows = [{"bus": line.bus, "queue": line.name, "state": line.state.value, "note": line.note} for line in found.lines]
-    print_rows(rows, shape, keys=4)
+    print_rows(rows, shape, keys=4, empty="There are no queues.")
     if shape is not OutputFormat.TABLE:
         return
     counts = {state: sum(line.state is state for line in found.lines) for state in QueueState}

@@ -52,4 +52,4 @@ def list_instances(
             {"instance": one.id, "worker": one.worker_id, "slots": one.slots, "seconds": one.seconds} for one in found
         ]
         rows = [row | extra for row, extra in zip(rows, more, strict=True)]
-    print_rows(rows, shape, keys=5)
+    print_rows(rows, shape, keys=5, empty="There are no instances.")

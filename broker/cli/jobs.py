@@ -19,11 +19,11 @@ from broker.cli.options import (
     read_constraints,
     read_settings,
 )
-from broker.cli.printing import OutputFormat, dollars, print_json, say, seconds
+from broker.cli.printing import OutputFormat, cost_text, dollars, print_json, say, seconds, waste_text
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.ids import format_id, parse_id
 from broker.domain.job import ENDPOINTS
-from broker.domain.money import format_usd
+from broker.domain.money import format_usd, nano_from_usd
 
 if TYPE_CHECKING:
     from broker.database.connection import Connection
@@ -181,7 +181,8 @@ def _print_state(job: JobState, shape: OutputFormat) -> None:
     say(f"  {job.model} at {job.endpoint}; submitted {job.submitted_at}, due {job.deadline}")
     if job.error:
         say(f"  {job.error.code or 'error'}: {job.error.message or 'no more is known'}")
-    say(f"  {job.attempts} attempt(s), cost ${job.cost_usd}")
+    cost = cost_text(nano_from_usd(job.cost_usd), nano_from_usd(job.unknown_usd), format_usd)
+    say(f"  {job.attempts} attempt(s), cost {cost}")
 
 
 @app.command("explain")
@@ -235,11 +236,22 @@ def _tell(story: JobStory, place: str) -> None:
         say(f"  tags {', '.join(f'{name}={value}' for name, value in story.tags.items())}")
     ended = story.outcome or place
     say(f"  {ended}" + (f" ({story.error_code})" if story.error_code else ""))
-    wasted = f", of which wasted {dollars(story.wasted_nano_usd)}" if story.wasted_nano_usd else ""
-    charged = "" if story.charged_nano_usd is None else f", charged {format_usd(story.charged_nano_usd)}"
-    say(f"  cost {format_usd(story.cost_nano_usd)} over {len(story.attempts)} attempt(s){wasted}{charged}")
+    unknown = story.unknown_upper_nano_usd
+    cost = cost_text(story.cost_nano_usd, unknown, format_usd)
+    wasted = waste_text(story.wasted_nano_usd, unknown) if story.wasted_nano_usd else ""
+    say(f"  cost {cost} over {len(story.attempts)} attempt(s){wasted}{_charged(story)}")
     for attempt in story.attempts:
         _tell_attempt(attempt)
+
+
+def _charged(story: JobStory) -> str:
+    if story.charged_nano_usd is None:
+        return ""
+    if not story.charged_nano_usd and any(
+        one.outcome == "succeeded" and one.cost_basis == "unknown" for one in story.attempts
+    ):
+        return ", charged nothing as far as is known"
+    return f", charged {format_usd(story.charged_nano_usd)}"
 
 
 def _tell_attempt(attempt: AttemptStory) -> None:
@@ -261,8 +273,10 @@ def _tell_attempt(attempt: AttemptStory) -> None:
     for removed in attempt.removed:
         say(f"          x {removed.lane}: {removed.filter}")
     say(f"  usage     {_tokens(attempt)}; {attempt.accelerator_us / 1_000_000:,.6f} s of the accelerator")
-    upper = f", at most {format_usd(attempt.cost_upper_nano_usd)}" if attempt.cost_basis == "unknown" else ""
-    say(f"  cost      {format_usd(attempt.cost_nano_usd)} ({attempt.cost_basis}{upper})")
+    open_nano_usd = attempt.cost_upper_nano_usd - attempt.cost_nano_usd
+    cost = cost_text(attempt.cost_nano_usd, open_nano_usd, format_usd)
+    is_known = attempt.cost_basis != "unknown"
+    say(f"  cost      {f'{cost} ({attempt.cost_basis})' if is_known else cost if open_nano_usd else 'unknown'}")
     say(f"  price     {attempt.price_version}: {attempt.price_source}")
     say(
         f"  time      queued {seconds(attempt.queue_us // 1000)}, ran {seconds(attempt.run_us // 1000)}, "

@@ -117,7 +117,7 @@ def list_keys(
         {"key": key.key_id, "role": key.role, "owner": key.owner, "state": "revoked" if key.revoked_us else "in force"}
         for key in known
     ]
-    print_rows(rows, output, title="Keys")
+    print_rows(rows, output, title="Keys", empty="There are no keys.")
 
 
 @app.command("revoke")

@@ -52,7 +52,7 @@ def list_lanes(shape: FormatOption = OutputFormat.TABLE, url: UrlOption = None, 
         }
         for lane in lanes
     ]
-    print_rows(rows, shape, keys=3)
+    print_rows(rows, shape, keys=3, empty="There are no lanes.")
 
 
 @app.command("watch")
@@ -112,8 +112,15 @@ def _line(one: LaneDesired, shape: OutputFormat) -> str:
             return f"{at}  {one.lane}: {one.desired} desired, {one.ready} ready"
 
 
+def _resting(lane: LaneView) -> str:
+    if not (lane.resting_since and lane.resting_until):  # a broker of an older build
+        return f"resting: {lane.resting}"
+    since, until = (moment[11:19] for moment in (lane.resting_since, lane.resting_until))
+    return f"resting since {since} until {until} UTC: {lane.resting}"
+
+
 def _state(lane: LaneView) -> str:
-    trouble = f"resting: {lane.resting}" if lane.resting else lane.trouble
+    trouble = _resting(lane) if lane.resting else lane.trouble
     slower = "slower than it was" if lane.is_slower else None
     return ", ".join(filter(None, (lane.state, trouble, slower)))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from broker.cli.options import DatabaseOption, DataOption, FormatOption, read_settings
-from broker.cli.printing import OutputFormat, dollars, print_json, print_rows, say
+from broker.cli.printing import OutputFormat, cost_text, dollars, print_json, print_rows, say
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.ids import parse_id
 
@@ -75,9 +75,13 @@ def _compare(found: Quoted | None) -> None:
     if found is None or not found.quoted_nano_usd:
         return
     change = (found.cost_nano_usd / found.quoted_nano_usd - 1) * 100
+    if found.unknown_nano_usd:
+        cost = cost_text(found.cost_nano_usd, found.unknown_nano_usd)
+    else:
+        cost = f"{dollars(found.cost_nano_usd)} ({change:+.0f} %)"
     say(
         f"Quoted when it was first planned: {dollars(found.quoted_nano_usd)} for {found.jobs:,} jobs;"
-        f" {found.ended:,} have ended for {dollars(found.cost_nano_usd)} ({change:+.0f} %)."
+        f" {found.ended:,} have ended for {cost}."
     )
 
 

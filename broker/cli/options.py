@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from broker.sdk.http import Client
 
 __all__ = [
+    "BatchFileArgument",
     "CatalogOption",
     "DataOption",
     "DatabaseOption",
     "FormatOption",
     "LogLevelOption",
+    "OverwriteOption",
     "RequireOption",
     "UrlOption",
     "needed_database_url",
@@ -43,6 +45,19 @@ DatabaseOption = Annotated[
     str | None, typer.Option("--database-url", help="postgresql://… [BROKER_DATABASE_URL]", show_default=False)
 ]
 LogLevelOption = Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")]
+BatchFileArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="JSONL in OpenAI's batch format: custom_id, method, url, body; - for standard input, or packed with gzip."
+    ),
+]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace whatever the output files hold; else an earlier run's replies are kept under a number.",
+    ),
+]
 UrlOption = Annotated[
     str | None, typer.Option("--url", help="Where the broker listens [BROKER_URL, or as noted in the data folder].")
 ]

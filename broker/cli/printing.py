@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,7 +17,22 @@ from broker.domain.money import NANO_PER_USD
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["OutputFormat", "complain", "dollars", "print_json", "print_rows", "say", "seconds", "terminal"]
+    from broker.health import Rest
+
+__all__ = [
+    "OutputFormat",
+    "complain",
+    "cost_text",
+    "dollars",
+    "print_json",
+    "print_rows",
+    "resting_words",
+    "say",
+    "seconds",
+    "tell_what_is_kept",
+    "terminal",
+    "waste_text",
+]
 
 _WIDTH_MAX = 1_000
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -53,6 +69,12 @@ def say(text: str = "") -> None:
     sys.stdout.flush()
 
 
+def tell_what_is_kept(set_aside: Sequence[tuple[Path, Path]]) -> None:
+    """Of files that gave way to newer ones."""
+    for path, aside in set_aside:
+        say(f"{path.name} of an earlier run is kept as {aside}")
+
+
 def complain(sentence: str) -> None:
     """An error, on standard error."""
     from rich.console import Console
@@ -66,15 +88,22 @@ def print_json(value: object) -> None:
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], shape: OutputFormat, *, title: str = "", keys: int = 1) -> None:
-    """Rows with the same fields; the first `keys` of them are names, the others figures."""
+def print_rows(
+    rows: Sequence[Mapping[str, Any]],
+    shape: OutputFormat,
+    *,
+    title: str = "",
+    keys: int = 1,
+    empty: str = "The ledger has nothing on that.",
+) -> None:
+    """Rows with the same fields; the first `keys` of them are names, the others figures. `empty` is for people."""
     match shape:
         case OutputFormat.JSON:
             sys.stdout.write(msgspec.json.format(msgspec.json.encode(rows)).decode() + "\n")
         case OutputFormat.CSV:
             _write_csv(rows)
         case OutputFormat.TABLE:
-            _print_table(rows, title, keys)
+            _print_table(rows, title, keys, empty)
 
 
 def _write_csv(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -93,9 +122,9 @@ def _safe_cell(value: Any) -> Any:  # noqa: ANN401 (a value of any column)
     return value
 
 
-def _print_table(rows: Sequence[Mapping[str, Any]], title: str, keys: int) -> None:
+def _print_table(rows: Sequence[Mapping[str, Any]], title: str, keys: int, empty: str) -> None:
     if not rows:
-        say("The ledger has nothing on that.")
+        say(empty)
         return
     from rich import box
     from rich.console import Console
@@ -127,9 +156,18 @@ def _columns_for_people(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str
                 title = paired[name]
                 cells[title] = f"{cells[title]}/{_shown(name, value)}" if title in cells else _shown(name, value)
             elif name not in empty:
-                cells[name.removesuffix("_nano_usd").replace("_", " ")] = _shown(name, value)
+                cells[name.removesuffix("_nano_usd").replace("_", " ")] = (
+                    "unknown" if _is_unknown(name, row) else _shown(name, value)
+                )
         found.append(cells)
     return found
+
+
+def _is_unknown(name: str, row: Mapping[str, Any]) -> bool:
+    """Whether a sum that is nothing is so because nobody knows it."""
+    if row[name] or not row.get("unknown_upper_nano_usd"):
+        return False
+    return name == "cost_nano_usd" or (name == "wasted_nano_usd" and row.get("attempts") != row.get("succeeded"))
 
 
 def _shown(name: str, value: Any) -> str:  # noqa: ANN401 (a value of any column)
@@ -147,6 +185,27 @@ def dollars(nano_usd: int) -> str:
     return f"${nano_usd / NANO_PER_USD:,.6f}"
 
 
+def cost_text(known_nano_usd: int, unknown_nano_usd: int, text_of: Callable[[int], str] = dollars) -> str:
+    """A cost of which a part may be unknown, with its bound: what nobody knows is never shown as nothing."""
+    if not unknown_nano_usd:
+        return text_of(known_nano_usd)
+    if not known_nano_usd:
+        return f"unknown, at most {text_of(unknown_nano_usd)}"
+    return f"{text_of(known_nano_usd)} and an unknown part of at most {text_of(unknown_nano_usd)}"
+
+
+def waste_text(wasted_nano_usd: int, unknown_nano_usd: int, text_of: Callable[[int], str] = dollars) -> str:
+    """What follows a cost: how much of it was wasted, of which there may be more among what is unknown."""
+    if not unknown_nano_usd:
+        return f", of which wasted {text_of(wasted_nano_usd)}"
+    return f", of which wasted at least {text_of(wasted_nano_usd)}" if wasted_nano_usd else ""
+
+
 def seconds(milliseconds: int) -> str:
     """A duration: milliseconds below a second, else seconds to one decimal."""
     return f"{milliseconds / 1000:,.1f}s" if milliseconds >= 1000 else f"{milliseconds}ms"
+
+
+def resting_words(lane: str, rest: Rest) -> str:
+    """A lane that gets no work, why, since when and for how long."""
+    return f"{lane} ({rest.code} for {rest.away_s:.0f} s, next try in {rest.left_s:.0f} s)"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from broker.cli.options import (
+    BatchFileArgument,
     CatalogOption,
     DatabaseOption,
     DataOption,
@@ -21,7 +22,7 @@ from broker.cli.options import (
 from broker.cli.printing import OutputFormat, dollars, print_rows, say
 from broker.clock import utc_now_us
 from broker.domain.errors import BrokerError, UsageError
-from broker.domain.job import AcceptedLine, Constraints
+from broker.domain.job import Constraints
 
 if TYPE_CHECKING:
     from broker.database.connection import Connection
@@ -36,7 +37,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def quote(
-    file: Annotated[Path, typer.Argument(help="JSONL, a request per line, as for a batch.")],
+    file: BatchFileArgument,
     window: Annotated[str, typer.Option("--window", help="How long it may take: 15m, 1h, 24h.")] = "24h",
     lanes: Annotated[str | None, typer.Option("--lanes", help="Only these lanes, by name, with commas.")] = None,
     require: RequireOption = None,
@@ -54,13 +55,15 @@ def quote(
 
     settings = read_settings(data, catalog)
     every, speeds = _as_known(settings.data, database_url or settings.database_url, load_lanes(settings.catalog))
-    jobs, refused = _count(file, {model for lane in every for model in lane.engine.models})
     constraints = read_constraints(lanes, require) or Constraints()
+    is_served = bool(database_url or settings.database_url)
+    jobs, refused = _count(file, constraints, every, by_reference=not is_served or settings.payloads_url is not None)
     quotes: list[ModelQuote] = []
     for model, count in sorted(jobs.items()):
         quotes += quote_model(model, count, constraints, every, speeds)
     if not quotes:
-        raise UsageError(f"{file}: no lane may run any of its {jobs.total():,} jobs")
+        bad = f" ({refused:,} more lines would be refused)" if refused else ""
+        raise UsageError(f"{file}: no lane may run any of its {jobs.total():,} jobs{bad}")
     print_rows([_row(one) for one in quotes], shape)
     if shape is OutputFormat.TABLE:
         _conclude(quotes, jobs.total(), refused, parse_window(window))
@@ -86,22 +89,33 @@ def _as_known(data: Path, database_url: str | None, lanes: list[Lane]) -> tuple[
     return priced.all_at(utc_now_us()), speeds
 
 
-def _count(file: Path, models: set[str]) -> tuple[Counter[str], int]:
-    """Jobs by model, and lines that would be refused."""
-    from broker.rules.admission import admit_line
+def _count(file: Path, constraints: Constraints, lanes: list[Lane], *, by_reference: bool) -> tuple[Counter[str], int]:
+    """Jobs by model, and lines that would be refused, as intake would have it; `by_reference`: also of long ones."""
+    from broker.bootstrap.batch_source import read_once
+    from broker.bootstrap.buses import in_one_process
+    from broker.domain.job import AcceptedLine
+    from broker.intake.batch_lines import Admission, read_chunk
+    from broker.rules.grouping import canonical_constraints
 
+    models = {model for lane in lanes for model in lane.engine.models}
+    if by_reference:
+        lanes = in_one_process(lanes)
+    admission = Admission(models, canonical_constraints(constraints), lanes)
     jobs: Counter[str] = Counter()
-    refused = 0
-    try:
-        with file.open("rb") as source:
-            for number, line in enumerate(source, start=1):
-                found = admit_line(number, line.strip(), models)
-                if isinstance(found, AcceptedLine):
+    names: set[int] = set()  # of hashes, for there may be millions
+    refused = before = 0
+    with read_once(file) as source:
+        at_end = False
+        while not at_end:
+            chunk = read_chunk(source, before, at_start=before == 0)
+            before, at_end = before + chunk.count, chunk.at_end
+            for line in chunk.lines:
+                found = admission.admit(line)
+                if isinstance(found, AcceptedLine) and hash(found.custom_id) not in names:
+                    names.add(hash(found.custom_id))
                     jobs[found.model] += 1
                 else:
                     refused += 1
-    except OSError as error:
-        raise UsageError(f"can't read {file}: {error.strerror}") from None
     return jobs, refused
 
 

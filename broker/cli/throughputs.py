@@ -54,7 +54,7 @@ def list_throughputs(
     if not rows and shape is OutputFormat.TABLE:
         say("No such figure.")
         return
-    print_rows(rows, shape, keys=4)
+    print_rows(rows, shape, keys=4, empty="There are no throughputs.")
 
 
 def _content(file: Path) -> bytes:

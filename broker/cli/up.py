@@ -46,7 +46,7 @@ def up(
     stop = threading.Event()
     with (
         stopping_on_signals(stop),
-        Embedded(settings.data, lanes, policy=policy, door=door, on_death=stop.set) as embedded,
+        Embedded(settings.data, lanes, policy=policy, door=door, on_death=stop.set, say=say) as embedded,
     ):
         log_to_file(settings.data / "broker.log", settings.log_level)
         embedded.start()

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from broker.cli.options import DataOption, FormatOption, RequireOption, UrlOption, open_client
-from broker.cli.printing import OutputFormat, print_json, print_rows, say, terminal
-from broker.domain.errors import BrokerError, UsageError
+from broker.cli.options import (
+    BatchFileArgument,
+    DataOption,
+    FormatOption,
+    OverwriteOption,
+    RequireOption,
+    UrlOption,
+    open_client,
+)
+from broker.cli.printing import OutputFormat, cost_text, print_json, print_rows, say, terminal, waste_text
+from broker.domain.errors import BrokerError, UsageError, reason_of
+from broker.domain.money import format_usd, nano_from_usd
+from broker.output_paths import check_apart, check_free, check_writable, draft_of, set_aside, stat_of_input
 
 if TYPE_CHECKING:
     from broker.sdk.http import BatchState, Client
 
-__all__ = ["register"]
+__all__ = ["register", "rerun"]
 
 BatchArgument = Annotated[str, typer.Argument(help="A batch's id: batch_…")]
 
@@ -26,7 +38,7 @@ def register(app: typer.Typer) -> None:
 
 
 def create(
-    file: Annotated[Path, typer.Argument(help="JSONL in OpenAI's batch format: custom_id, method, url, body.")],
+    file: BatchFileArgument,
     window: Annotated[
         str | None, typer.Option("--window", help="When it must be done: 90s, 15m, 1h, 2d [24h].")
     ] = None,
@@ -39,6 +51,7 @@ def create(
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, showing progress.")] = False,
     output: Annotated[Path | None, typer.Option("--output", help="With --wait: put the replies here.")] = None,
     errors: Annotated[Path | None, typer.Option("--errors", help="With --wait: put the refused lines here.")] = None,
+    overwrite: OverwriteOption = False,
     shape: FormatOption = OutputFormat.TABLE,
     url: UrlOption = None,
     data: DataOption = None,
@@ -46,15 +59,14 @@ def create(
     """Upload a file to a running broker as a batch; prints its id."""
     if not wait and (output or errors):
         raise UsageError("--output and --errors need --wait: the files are there once the batch is finished")
+    _check_places(output, errors, overwrite, stat_of_input(file))
     with open_client(data, url) as client:
         found = client.create_batch(file, window=window, max_cost=max_cost, lanes=lanes, require=require, name=name)
         if wait:
             if shape is OutputFormat.TABLE:
                 say(found.id)
             found = _follow(client, found)
-            for path, which in ((output, "output"), (errors, "errors")):
-                if path is not None:
-                    _download(client, found.id, which, path)
+            _download_both(client, found.id, output, errors, overwrite)
     if shape is OutputFormat.TABLE and not wait:
         say(found.id)
     else:
@@ -63,12 +75,57 @@ def create(
         raise BrokerError("no line succeeded; the error file says why")
 
 
-def show(
-    batch: BatchArgument, shape: FormatOption = OutputFormat.TABLE, url: UrlOption = None, data: DataOption = None
+class Places(NamedTuple):
+    """Where a command puts a batch's files, and whether they take the place of what is there."""
+
+    output: Path | None
+    errors: Path | None
+    overwrite: bool
+
+
+def rerun(
+    batch: str,
+    terms: tuple[str | None, str | None, str | None],
+    places: Places,
+    *,
+    wait: bool,
+    url: str | None,
+    data: Path | None,
 ) -> None:
-    """How far a batch is."""
+    """`broker batch rerun` on a running broker: prints the id of the batch that runs the lines again.
+
+    `terms` are its --only, --window and --max-cost.
+    """
+    if not wait and (places.output or places.errors):
+        raise UsageError("--output and --errors need --wait: the files are there once the batch is finished")
+    _check_places(*places, None)
+    only, window, max_cost = terms
+    with open_client(data, url) as client:
+        found = client.rerun_batch(batch, only=only, window=window, max_cost=max_cost)
+        say(found.id)
+        if not wait:
+            return
+        found = _follow(client, found)
+        _download_both(client, found.id, *places)
+    _print_batch(found, OutputFormat.TABLE)
+    if found.succeeded == 0:
+        raise BrokerError("no line succeeded; the error file says why")
+
+
+def show(
+    batch: BatchArgument,
+    output: Annotated[Path | None, typer.Option("--output", help="Put the replies of a finished batch here.")] = None,
+    errors: Annotated[Path | None, typer.Option("--errors", help="Put its refused and failed lines here.")] = None,
+    overwrite: OverwriteOption = False,
+    shape: FormatOption = OutputFormat.TABLE,
+    url: UrlOption = None,
+    data: DataOption = None,
+) -> None:
+    """How far a batch is; with --output and --errors, its files."""
+    _check_places(output, errors, overwrite, None)
     with open_client(data, url) as client:
         _print_batch(client.batch(batch), shape)
+        _download_both(client, batch, output, errors, overwrite)
 
 
 def cancel(
@@ -93,12 +150,18 @@ def list_batches(shape: FormatOption = OutputFormat.TABLE, url: UrlOption = None
             "failed": one.failed + one.refused_lines,
             "cancelled": one.cancelled,
             "expired": one.expired,
-            "cost_usd": one.cost_usd,
+            **_costs(one, shape),
             "created": one.created_at,
         }
         for one in found
     ]
-    print_rows(rows, shape, keys=3)
+    print_rows(rows, shape, keys=3, empty="There are no batches.")
+
+
+def _costs(batch: BatchState, shape: OutputFormat) -> dict[str, str]:
+    if shape is not OutputFormat.TABLE:
+        return {"cost_usd": batch.cost_usd, "unknown_usd": batch.unknown_usd}
+    return {"cost": cost_text(nano_from_usd(batch.cost_usd), nano_from_usd(batch.unknown_usd), format_usd)}
 
 
 def _follow(client: Client, batch: BatchState) -> BatchState:
@@ -115,15 +178,47 @@ def _follow(client: Client, batch: BatchState) -> BatchState:
     return batch
 
 
-def _download(client: Client, batch_id: str, which: str, path: Path) -> None:
-    draft = path.with_name(f".{path.name}.part")
+def _check_places(output: Path | None, errors: Path | None, overwrite: bool, read: os.stat_result | None) -> None:
+    """Before anything is sent. Raises UsageError."""
+    places = {name: path for name, path in (("--output", output), ("--errors", errors)) if path is not None}
+    if not places:
+        return
+    check_apart(places, {"the input": read})
+    if not overwrite:
+        check_free(list(places.values()))
+    check_writable(list(places.values()))
+
+
+def _download_both(client: Client, batch_id: str, output: Path | None, errors: Path | None, overwrite: bool) -> None:
+    """Whole files or none: what is there gives way when all has come."""
+    wanted = {path: which for path, which in ((output, "output"), (errors, "errors")) if path is not None}
     try:
-        with draft.open("wb") as file:
+        for path, which in wanted.items():
+            _download(client, batch_id, which, path)
+        kept = [] if overwrite else set_aside(list(wanted))
+        for path in wanted:
+            _replace(path)
+    finally:
+        for path in wanted:
+            draft_of(path).unlink(missing_ok=True)
+    for before, aside in kept:  # on standard error: programs read the rest
+        sys.stderr.write(f"{before.name} of an earlier run is kept as {aside}\n")
+
+
+def _download(client: Client, batch_id: str, which: str, path: Path) -> None:
+    try:
+        with draft_of(path).open("wb") as file:
             for chunk in client.download(batch_id, which):
                 file.write(chunk)
-        draft.replace(path)
     except OSError as error:
-        raise BrokerError(f"can't write {path}: {error.strerror}") from None
+        raise BrokerError(f"can't write {path}: {reason_of(error)}") from None
+
+
+def _replace(path: Path) -> None:
+    try:
+        draft_of(path).replace(path)
+    except OSError as error:
+        raise BrokerError(f"can't write {path}: {reason_of(error)}") from None
 
 
 def _print_batch(batch: BatchState, shape: OutputFormat) -> None:
@@ -138,4 +233,5 @@ def _print_batch(batch: BatchState, shape: OutputFormat) -> None:
         f"  {batch.lines_read:,} lines: {batch.succeeded:,} succeeded, {batch.failed:,} failed,"
         f" {batch.refused_lines:,} refused, {batch.cancelled:,} cancelled, {batch.expired:,} expired"
     )
-    say(f"  cost ${batch.cost_usd}, of which wasted ${batch.wasted_usd}; due {batch.deadline}")
+    cost, wasted, unknown = map(nano_from_usd, (batch.cost_usd, batch.wasted_usd, batch.unknown_usd))
+    say(f"  cost {cost_text(cost, unknown, format_usd)}{waste_text(wasted, unknown, format_usd)}; due {batch.deadline}")

@@ -5,12 +5,12 @@ Those for doors take the tenant first, and know no other's batches; the others a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, Update, bindparam, case, func, select, update
+from sqlalchemy import Connection, Row, Update, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from broker.database.connection import bulk_insert
@@ -27,16 +27,19 @@ __all__ = [
     "find",
     "find_latest",
     "get",
+    "last_written",
     "newest",
     "open_terms",
     "progress",
     "progress_of",
+    "progress_of_unfinished",
     "refuse_lines",
     "reopen",
     "request_cancel",
     "set_budget",
     "set_paths",
     "set_status",
+    "spent_nano_usd",
     "unfinished",
 ]
 
@@ -66,9 +69,17 @@ class BatchRecord(msgspec.Struct, kw_only=True):
     cancel_requested_us: int | None = None
     finished_us: int | None = None
 
+    @property
+    def lines_in(self) -> int:
+        """Lines that became a job or were refused; `read_lines` also counts the empty ones, which are neither."""
+        return self.accepted_jobs + self.refused_lines
+
 
 class Counts(msgspec.Struct, kw_only=True):
-    """What one writer, or all of them, counted for a batch."""
+    """What one writer, or all of them, counted for a batch.
+
+    `cost_nano_usd` is what is known; `unknown_nano_usd` is the most that it can have cost besides.
+    """
 
     succeeded: int = 0
     failed: int = 0
@@ -79,6 +90,12 @@ class Counts(msgspec.Struct, kw_only=True):
     output_tokens: int = 0
     cost_nano_usd: int = 0
     wasted_nano_usd: int = 0
+    unknown_nano_usd: int = 0
+
+    @property
+    def at_most_nano_usd(self) -> int:
+        """What budgets count: what it cost, with the bound of what nobody knows."""
+        return self.cost_nano_usd + self.unknown_nano_usd
 
     @property
     def ended(self) -> int:
@@ -114,12 +131,20 @@ _OPEN_TERMS = select(batch.c.batch_id, batch.c.max_cost_nano_usd, batch.c.cancel
 _PROGRESS = select(
     *(func.coalesce(func.sum(batch_count.c[name]), 0).label(name) for name in Counts.__struct_fields__)
 ).where(batch_count.c.batch_id == bindparam("of_batch"))
-_PROGRESS_OF = (
+_PROGRESS_OF_EACH = (
     select(batch.c.batch_id, *(func.sum(batch_count.c[name]).label(name) for name in Counts.__struct_fields__))
     .join(batch_count, batch_count.c.batch_id == batch.c.batch_id)
-    .where(batch.c.tenant_id == bindparam("of_tenant"), batch.c.batch_id.in_(bindparam("batches", expanding=True)))
     .group_by(batch.c.batch_id)
 )
+_PROGRESS_OF = _PROGRESS_OF_EACH.where(
+    batch.c.tenant_id == bindparam("of_tenant"), batch.c.batch_id.in_(bindparam("batches", expanding=True))
+)
+_SPENT = (
+    select(batch_count.c.batch_id, func.sum(batch_count.c.cost_nano_usd + batch_count.c.unknown_nano_usd))
+    .where(batch_count.c.batch_id.in_(bindparam("batches", expanding=True)))
+    .group_by(batch_count.c.batch_id)
+)
+_PROGRESS_OF_UNFINISHED = _PROGRESS_OF_EACH.where(batch.c.finished_us.is_(None))
 
 
 def get(connection: Connection, batch_id: bytes) -> BatchRecord | None:
@@ -145,6 +170,17 @@ def find_latest(connection: Connection, tenant_id: str, source_digest: bytes) ->
     return _record(row) if row else None
 
 
+def last_written(connection: Connection, tenant_id: str, output_path: str) -> bytes | None:
+    """The tenant's batch that was the last to write its replies to this path."""
+    found: bytes | None = connection.execute(
+        select(batch.c.batch_id)
+        .where(batch.c.tenant_id == tenant_id, batch.c.output_path == output_path, batch.c.finished_us.is_not(None))
+        .order_by(batch.c.finished_us.desc())
+        .limit(1)
+    ).scalar_one_or_none()
+    return found
+
+
 def unfinished(connection: Connection) -> list[BatchRecord]:
     """The batches that still have something to do, oldest first."""
     return [_record(row) for row in connection.execute(_UNFINISHED)]
@@ -158,31 +194,49 @@ def advance_reading(
     connection: Connection,
     batch_id: bytes,
     *,
+    from_bytes: int,
     lines: int,
     bytes_read: int,
     accepted: int,
     refused: int,
     read_us: int | None,
-) -> None:
-    """Add to how far intake has read; `read_us` says that this was the end of the source."""
+) -> bool:
+    """Add to how far intake has read, from `from_bytes` on; `read_us` says that this was the end of the source.
+
+    False, and nothing is changed, where the batch doesn't stand there any more: it was cancelled, or another process
+    reads it too. What was read must not be kept then.
+    """
     status = BatchStatus.READING if read_us is None else BatchStatus.RUNNING
-    connection.execute(
+    moved = connection.execute(
         update(batch)
-        .where(batch.c.batch_id == batch_id)
+        .where(batch.c.batch_id == batch_id, batch.c.read_us.is_(None), batch.c.read_bytes == from_bytes)
         .values(
             read_lines=batch.c.read_lines + lines,
             read_bytes=batch.c.read_bytes + bytes_read,
             accepted_jobs=batch.c.accepted_jobs + accepted,
             refused_lines=batch.c.refused_lines + refused,
-            read_us=func.coalesce(batch.c.read_us, read_us),
-            status=case((batch.c.cancel_requested_us.is_not(None), BatchStatus.CANCELLING), else_=status),
+            read_us=read_us,
+            status=status,
         )
     )
+    return moved.rowcount == 1
 
 
-def set_status(connection: Connection, batch_id: bytes, status: BatchStatus, *, finished_us: int | None = None) -> None:
-    """Move a batch on."""
-    connection.execute(update(batch).where(batch.c.batch_id == batch_id).values(status=status, finished_us=finished_us))
+def set_status(
+    connection: Connection,
+    batch_id: bytes,
+    status: BatchStatus,
+    *,
+    leaving: Collection[BatchStatus],
+    finished_us: int | None = None,
+) -> bool:
+    """Move a batch on that has one of the statuses `leaving`; False, and nothing is changed, where it has none."""
+    moved = connection.execute(
+        update(batch)
+        .where(batch.c.batch_id == batch_id, batch.c.status.in_(sorted(leaving)))
+        .values(status=status, finished_us=finished_us)
+    )
+    return moved.rowcount == 1
 
 
 def reopen(connection: Connection, tenant_id: str, batch_id: bytes) -> None:
@@ -260,8 +314,23 @@ def progress(connection: Connection, batch_id: bytes) -> Counts:
     return Counts(**{name: int(value) for name, value in row._mapping.items()})  # noqa: SLF001 (as above)
 
 
+def spent_nano_usd(connection: Connection, batch_ids: Collection[bytes]) -> dict[bytes, int]:
+    """What these batches' attempts came to so far, at most, for each that had any."""
+    rows = connection.execute(_SPENT, {"batches": list(batch_ids)})
+    return {batch_id: int(cost) for batch_id, cost in rows}
+
+
+def progress_of_unfinished(connection: Connection) -> dict[bytes, Counts]:
+    """The same of all batches that still have something to do, in one statement."""
+    return _counts_by_batch(connection.execute(_PROGRESS_OF_UNFINISHED))
+
+
 def progress_of(connection: Connection, tenant_id: str, batch_ids: Sequence[bytes]) -> dict[bytes, Counts]:
     """The same of these batches of the tenant, in one statement; nothing where nothing is counted yet."""
     rows = connection.execute(_PROGRESS_OF, {"of_tenant": tenant_id, "batches": list(batch_ids)})
+    return _counts_by_batch(rows)
+
+
+def _counts_by_batch(rows: Iterable[Sequence[Any]]) -> dict[bytes, Counts]:
     names = Counts.__struct_fields__
     return {bytes(batch_id): Counts(**dict(zip(names, map(int, sums), strict=True))) for batch_id, *sums in rows}

@@ -7,15 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import BigInteger, Connection, and_, delete, literal, or_, select
+from sqlalchemy import BigInteger, Connection, bindparam, delete, literal, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from broker.database.tables import cancel_request, job, ready, shard_span
-from broker.domain.ids import id_at, id_offset
+from broker.database import ready
+from broker.database.tables import cancel_request, job, shard_span
+from broker.database.tables import ready as ready_table
+from broker.database.types import Id
+from broker.domain.ids import id_at, id_offset, span_of
 from broker.domain.job import WaitingSpan
 from broker.domain.shard import Bitmap
 
-__all__ = ["cancelled_in_shard", "forget", "pending", "request", "waiting_span_of"]
+__all__ = ["cancelled_in_shard", "forget", "pending", "request", "waiting_spans"]
+
+
+_PENDING = (
+    select(cancel_request.c.job_id)
+    .where(cancel_request.c.job_id > bindparam("after", type_=Id))
+    .order_by(cancel_request.c.job_id)
+    .limit(bindparam("jobs_max"))
+)
+# The one that begins next before the job, if any: it holds the job, or none does.
+_SPAN_BEFORE = select(
+    cancel_request.c.job_id,
+    select(ready_table.c.first_job_id)
+    .where(ready_table.c.first_job_id <= cancel_request.c.job_id)
+    .order_by(ready_table.c.first_job_id.desc())
+    .limit(1)
+    .scalar_subquery(),
+).where(cancel_request.c.job_id.in_(bindparam("job_ids", expanding=True)))
 
 
 def request(connection: Connection, tenant_id: str, job_id: bytes, now_us: int) -> None:
@@ -28,10 +48,10 @@ def request(connection: Connection, tenant_id: str, job_id: bytes, now_us: int) 
     connection.execute(asked.on_conflict_do_nothing())
 
 
-def pending(connection: Connection, limit: int) -> list[bytes]:
-    """The jobs whose requests are the oldest."""
-    query = select(cancel_request.c.job_id).order_by(cancel_request.c.requested_us, cancel_request.c.job_id)
-    return list(connection.execute(query.limit(limit)).scalars())
+def pending(connection: Connection, after: bytes, limit: int) -> list[bytes]:
+    """The next jobs by id with a request."""
+    asked = {"after": after, "jobs_max": limit}
+    return list(connection.execute(_PENDING, asked).scalars())
 
 
 def forget(connection: Connection, job_ids: Sequence[bytes]) -> None:
@@ -66,15 +86,15 @@ def cancelled_in_shard(connection: Connection, shard_id: bytes) -> bytes:
     return found.to_bytes()
 
 
-def waiting_span_of(connection: Connection, job_id: bytes) -> WaitingSpan | None:
-    """The waiting span that holds the job; None when it doesn't wait."""
-    first_of_span = job_id[:12] + b"\0\0\0\0"
-    row = connection.execute(
-        select(ready)
-        .where(and_(ready.c.first_job_id <= job_id, ready.c.first_job_id >= first_of_span))
-        .order_by(ready.c.first_job_id.desc())
-        .limit(1)
-    ).one_or_none()
-    if row is None or id_offset(row.first_job_id, job_id) >= row.jobs_count:
-        return None
-    return WaitingSpan(*row)
+def waiting_spans(connection: Connection, job_ids: Sequence[bytes]) -> dict[bytes, WaitingSpan]:
+    """The waiting span that holds each of these jobs that have a request; those that don't wait are left out."""
+    before = connection.execute(_SPAN_BEFORE, {"job_ids": list(job_ids)}).all()
+    first_ids = sorted({first for _, first in before if first is not None})
+    spans = {span.first_job_id: span for span in ready.load(connection, first_ids)}
+    return {
+        job_id: span
+        for job_id, first in before
+        if (span := spans.get(first))
+        and span_of(job_id) == span_of(first)
+        and id_offset(first, job_id) < span.jobs_count
+    }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, starmap
-from operator import attrgetter
+from itertools import islice
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
@@ -26,6 +26,7 @@ __all__ = [
     "ensure_group",
     "insert_span",
     "known_custom_ids",
+    "load_bodies",
     "load_groups",
     "load_shard_jobs",
     "wait",
@@ -132,7 +133,7 @@ def _columns_of(line: AcceptedLine | SingleJob, submitted_us: int, deadline_us: 
     """The columns of `job` from `line_number` on."""
     if isinstance(line, AcceptedLine):
         size = len(line.body)
-        return line.line_number, line.custom_id, size, submitted_us, deadline_us, None, None, None
+        return line.line_number, line.custom_id, size, submitted_us, deadline_us, None, None, line.redrive_of
     extras = (line.budget_nano_usd, line.tags, line.redrive_of)
     return None, None, len(line.body), submitted_us, line.deadline_us, *extras
 
@@ -147,6 +148,8 @@ _PAYLOADS = select(payload.c.job_id, payload.c.body, payload.c.salt).where(
     payload.c.job_id.between(bindparam("first"), bindparam("last"))
 )
 
+_BODIES = select(payload.c.job_id, payload.c.body).where(payload.c.job_id.in_(bindparam("of_jobs", expanding=True)))
+
 
 def load_shard_jobs(connection: Connection, spans: Iterable[ShardSpan]) -> dict[ShardSpan, list[ShardJob]]:
     """What the workers need of each span's jobs. Spans that follow on each other are read as one, up to a few MB."""
@@ -157,10 +160,19 @@ def load_shard_jobs(connection: Connection, spans: Iterable[ShardSpan]) -> dict[
         rows = connection.execute(_PAYLOADS, {"first": first, "last": id_at(first, count - 1)}).all()
         if len(rows) != count:
             raise LookupError(f"{count - len(rows)} of {count} payloads are gone")
-        jobs = iter(sorted(starmap(ShardJob, rows), key=attrgetter("job_id")))
+        of_jobs = iter(sorted(rows, key=itemgetter(0)))
         for span in run:
-            found[span] = list(islice(jobs, span.jobs_count))
+            due_us = span.deadline_us
+            found[span] = [
+                ShardJob(job_id, body, salt, due_us) for job_id, body, salt in islice(of_jobs, span.jobs_count)
+            ]
     return found
+
+
+def load_bodies(connection: Connection, job_ids: Sequence[bytes]) -> dict[bytes, bytes]:
+    """The bodies of these jobs, of those that still are in the database."""
+    rows = connection.execute(_BODIES, {"of_jobs": list(job_ids)})
+    return {bytes(job_id): bytes(body) for job_id, body in rows if body is not None}
 
 
 def _runs(spans: Iterable[ShardSpan]) -> Iterator[list[ShardSpan]]:

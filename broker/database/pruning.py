@@ -1,4 +1,4 @@
-"""Statements that remove decisions which nobody will ask about, so many at a time.
+"""Statements that remove decisions which nobody will ask about, and shards' leftovers, so many at a time.
 
 What a shard was cut by is kept for as long as the shard, so that each attempt can be explained. Of the rest a decision
 goes a day after it was made, once a later one of its group is a day old too, or the group is a day past its deadline.
@@ -10,12 +10,14 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, or_, select
 
 from broker.database.planning_tables import assignment, plan
-from broker.database.tables import ready, shard, work_group
+from broker.database.tables import outbox, ready, shard, work_group
+from broker.domain.shard import ShardState
 
-__all__ = ["Pruned", "prune_decisions"]
+__all__ = ["Pruned", "prune_decisions", "prune_outbox"]
 
 _ASSIGNMENTS_MAX = 2_000
 _PLANS_MAX = 1_000
+_OUTBOX_MAX = 1_000
 
 
 class Pruned(msgspec.Struct, frozen=True):
@@ -52,6 +54,16 @@ def prune_decisions(connection: Connection, after_generation: int, before_us: in
         )
     ).rowcount
     return Pruned(until, assignments, plans)
+
+
+def prune_outbox(connection: Connection) -> int:
+    """Remove some rows of shards that are with nobody's bus any more: taken back, say, since their lane left.
+
+    A relay removes what it finds of its own lanes; of a lane that left the catalog no relay reads.
+    """
+    is_sent = exists().where(shard.c.shard_id == outbox.c.shard_id, shard.c.state == ShardState.SENT)
+    gone = select(outbox.c.shard_id).where(~is_sent).limit(_OUTBOX_MAX)
+    return connection.execute(delete(outbox).where(outbox.c.shard_id.in_(gone))).rowcount
 
 
 def _until(connection: Connection, after_generation: int, before_us: int) -> int | None:

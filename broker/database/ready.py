@@ -5,21 +5,37 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import msgspec
-from sqlalchemy import BigInteger, Connection, Row, bindparam, delete, func, literal, select
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Row,
+    bindparam,
+    delete,
+    func,
+    literal,
+    select,
+    tuple_,
+)
 
-from broker.database.tables import ready
+from broker.database.tables import batch, ready
+from broker.database.types import Id
 from broker.domain.job import WaitingSpan
 
 __all__ = [
     "KEEPERS",
     "GroupWaiting",
+    "Page",
+    "groups_of_batches",
     "is_empty",
+    "least_tried_spans",
+    "load",
     "next_due_us",
     "next_spans",
     "often_preempted",
     "overdue_spans",
+    "spans_of_batches",
+    "spans_of_cancelled",
     "waiting_groups",
-    "waiting_spans_of_batch",
     "withdraw",
 ]
 
@@ -63,9 +79,21 @@ _NEXT = (
     select(ready)
     .where(ready.c.group_id == bindparam("of_group"), *_MAY_GO, _NOT_HELD)
     .where(ready.c.body_bytes_max <= bindparam("bytes_max"))
-    .order_by(ready.c.deadline_us, ready.c.first_job_id)
     .limit(bindparam("spans_max"))
 )
+_IN_LINE = _NEXT.where(
+    tuple_(ready.c.deadline_us, ready.c.first_job_id)
+    > tuple_(bindparam("after_deadline_us", type_=BigInteger), bindparam("after_job_id", type_=Id))
+).order_by(ready.c.deadline_us, ready.c.first_job_id)
+_LEAST_TRIED = _NEXT.order_by(ready.c.attempt_number, ready.c.deadline_us, ready.c.first_job_id)
+_LOAD = select(ready).where(ready.c.first_job_id.in_(bindparam("first_job_ids", expanding=True)))
+_TO_BE_CANCELLED = select(batch.c.batch_id).where(
+    batch.c.finished_us.is_(None), batch.c.cancel_requested_us.is_not(None)
+)
+_OF_CANCELLED = select(ready).where(ready.c.batch_id.in_(_TO_BE_CANCELLED)).limit(bindparam("spans_max"))
+_IN_BATCHES = ready.c.batch_id.in_(bindparam("of_batches", expanding=True))
+_OF_BATCHES = select(ready).where(_IN_BATCHES).limit(bindparam("spans_max"))
+_GROUPS_OF_BATCHES = select(ready.c.batch_id, ready.c.group_id).where(_IN_BATCHES).distinct()
 _WITHDRAW = delete(ready).where(ready.c.first_job_id.in_(bindparam("spans", expanding=True)))
 
 
@@ -92,20 +120,64 @@ def next_due_us(connection: Connection, now_us: int) -> int | None:
     return due
 
 
-def next_spans(
-    connection: Connection, group_id: bytes, now_us: int, held_batches: Collection[bytes], bytes_max: int, limit: int
-) -> list[WaitingSpan]:
-    """The group's next spans, earliest deadline first, without those with bodies above `bytes_max`."""
-    asked = {"of_group": group_id, "held_batches": list(held_batches), "bytes_max": bytes_max, "spans_max": limit}
-    return [_span(row) for row in connection.execute(_NEXT, asked | _at(now_us)).all()]
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """Which spans of a group's line to read: what may go now, and comes after `after`, by deadline and first job.
+
+    Without those of held batches, and those with bodies above `bytes_max`.
+    """
+
+    group_id: bytes
+    now_us: int
+    held_batches: Collection[bytes]
+    bytes_max: int
+    spans_max: int
+    after: tuple[int, bytes] = (0, bytes(16))
 
 
-def waiting_spans_of_batch(connection: Connection, batch_id: bytes, limit: int) -> list[WaitingSpan]:
-    """Spans of a batch that still wait."""
-    rows = connection.execute(
-        select(ready).where(ready.c.batch_id == batch_id).order_by(ready.c.first_job_id).limit(limit)
-    )
-    return [_span(row) for row in rows]
+def next_spans(connection: Connection, page: Page) -> list[WaitingSpan]:
+    """The group's next spans, earliest deadline first."""
+    after_us, after_id = page.after
+    terms = _of(page) | {"after_deadline_us": after_us, "after_job_id": after_id}
+    return [_span(row) for row in connection.execute(_IN_LINE, terms).all()]
+
+
+def least_tried_spans(connection: Connection, page: Page) -> list[WaitingSpan]:
+    """The group's spans with the fewest attempts first, from the start of the line."""
+    return [_span(row) for row in connection.execute(_LEAST_TRIED, _of(page)).all()]
+
+
+def _of(page: Page) -> dict[str, object]:
+    return {
+        "of_group": page.group_id,
+        "held_batches": list(page.held_batches),
+        "bytes_max": page.bytes_max,
+        "spans_max": page.spans_max,
+        **_at(page.now_us),
+    }
+
+
+def load(connection: Connection, first_job_ids: Collection[bytes]) -> list[WaitingSpan]:
+    """The spans that begin with these jobs and still wait."""
+    return [_span(row) for row in connection.execute(_LOAD, {"first_job_ids": list(first_job_ids)})]
+
+
+def spans_of_cancelled(connection: Connection, limit: int) -> list[WaitingSpan]:
+    """Waiting spans of batches that are to be cancelled, whichever."""
+    return [_span(row) for row in connection.execute(_OF_CANCELLED, {"spans_max": limit})]
+
+
+def spans_of_batches(connection: Connection, batch_ids: Collection[bytes], limit: int) -> list[WaitingSpan]:
+    """Waiting spans of these batches, whichever."""
+    asked = {"of_batches": list(batch_ids), "spans_max": limit}
+    return [_span(row) for row in connection.execute(_OF_BATCHES, asked)]
+
+
+def groups_of_batches(connection: Connection, batch_ids: Collection[bytes]) -> dict[bytes, set[bytes]]:
+    """Which groups' jobs wait, for each of these batches that waits."""
+    groups: dict[bytes, set[bytes]] = {}
+    for batch_id, group_id in connection.execute(_GROUPS_OF_BATCHES, {"of_batches": list(batch_ids)}):
+        groups.setdefault(batch_id, set()).add(group_id)
+    return groups
 
 
 def overdue_spans(connection: Connection, now_us: int, limit: int) -> list[WaitingSpan]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -20,7 +20,6 @@ __all__ = [
     "OutboxRow",
     "ShardRecord",
     "TenantWork",
-    "any_open",
     "claim",
     "close",
     "forget_sent",
@@ -316,22 +315,21 @@ def work_by_tenant(connection: Connection) -> list[TenantWork]:
     ]
 
 
-def held_nano_usd(connection: Connection, batch_id: bytes) -> int:
-    """What is set aside for the batch's shards that are sent or running."""
-    held = connection.execute(
-        select(func.sum(shard.c.hold_nano_usd)).where(
-            shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES), shard.c.batch_id == batch_id
-        )
-    ).scalar_one()
-    return int(held or 0)
-
-
-def any_open(connection: Connection, batch_id: bytes) -> bool:
-    """Whether shards of the batch are sent or running."""
-    query = select(shard.c.shard_id).where(
-        shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES), shard.c.batch_id == batch_id
+_HELD = (
+    select(shard.c.batch_id, func.sum(shard.c.hold_nano_usd))
+    .where(
+        shard.c.closed_us.is_(None),
+        shard.c.state.in_(OPEN_STATES),
+        shard.c.batch_id.in_(bindparam("of_batches", expanding=True)),
     )
-    return connection.execute(query.limit(1)).first() is not None
+    .group_by(shard.c.batch_id)
+)
+
+
+def held_nano_usd(connection: Connection, batch_ids: Collection[bytes]) -> dict[bytes, int]:
+    """What is set aside for shards that are sent or running, for each of these batches that has such."""
+    rows = connection.execute(_HELD, {"of_batches": list(batch_ids)})
+    return {batch_id: int(held) for batch_id, held in rows}
 
 
 def held_shards(connection: Connection) -> list[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import structlog
 
@@ -11,7 +12,7 @@ from broker.clock import Clock
 from broker.database import lane_health
 from broker.database.connection import Connection, Database
 from broker.domain.errors import ErrorCode
-from broker.health import LaneFault, lane_trusts, resting_lanes
+from broker.health import LaneFault, Rest, jitter, lane_trusts, lanes_on_trial, resting_lanes
 from broker.rules.placement import health as rule
 from broker.rules.placement.health import LIVE
 
@@ -23,34 +24,43 @@ _log = structlog.get_logger(__name__)
 
 
 class SharedLaneHealth:
-    """See `broker.health.Health`."""
+    """See `broker.health.HealthBook`."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, jitter: Callable[[], float] = jitter) -> None:
         self._database = database
         self._clock = clock
+        self._jitter = jitter
         self._lock = threading.Lock()
         self._states: dict[str, LaneFault] | None = None  # as they were last read
         self._read_at = float("-inf")
         self._reads = 0
 
-    def fault(self, lane: str, code: ErrorCode) -> None:
-        """See `Health.fault`."""
+    def fault(self, lane: str, code: ErrorCode, retry_after_s: float = 0.0) -> None:
+        """See `HealthBook.fault`."""
 
         def work(connection: Connection) -> rule.Health | None:
             known = lane_health.kept_health(connection).get(lane)
             before = known.health if known else rule.WELL
-            after = rule.faulted(before, self._now_s(), LIVE)
+            after = rule.faulted(before, self._now_s(), LIVE, floor_s=retry_after_s, jitter=self._jitter())
             if after == before:
                 return None
             lane_health.keep_health(connection, lane, LaneFault(after, code))
             return after
 
-        if lane not in self.resting() and (taken := self._database.write(work)):
+        rest = self.resting().get(lane)
+        if (rest is None or retry_after_s > rest.left_s) and (taken := self._database.write(work)):
             self._forget()
-            _log.warning("lane_rested", lane=lane, error_code=code, seconds=taken.rest_s)
+            now_s = self._now_s()
+            _log.warning(
+                "lane_rested",
+                lane=lane,
+                error_code=code,
+                seconds=round(taken.rests_until_s - now_s, 1),
+                away_seconds=round(now_s - taken.since_s, 1),
+            )
 
     def success(self, lane: str) -> None:
-        """See `Health.success`."""
+        """See `HealthBook.success`."""
 
         def work(connection: Connection) -> rule.Health | None:
             known = lane_health.kept_health(connection).get(lane)
@@ -72,12 +82,16 @@ class SharedLaneHealth:
             self._forget()
             _log.info("lane_recovered", lane=lane, is_well=after == rule.WELL)
 
-    def resting(self) -> dict[str, ErrorCode]:
-        """See `Health.resting`."""
+    def resting(self) -> dict[str, Rest]:
+        """See `HealthBook.resting`."""
         return resting_lanes(self._known(), self._now_s())
 
+    def on_trial(self) -> dict[str, float]:
+        """See `HealthBook.on_trial`."""
+        return lanes_on_trial(self._known(), self._now_s())
+
     def trusts(self) -> dict[str, float]:
-        """See `Health.trusts`."""
+        """See `HealthBook.trusts`."""
         return lane_trusts(self._known(), self._now_s())
 
     def _now_s(self) -> float:

@@ -309,7 +309,7 @@ shard = Table(
     Column("worker_id", String(128)),
     Column("recorded", LargeBinary, nullable=False),  # bitmap of the indices whose attempts are in the ledger
     Column("running", LargeBinary),  # bitmap of the indices that the last renewal named
-    Column("hold_nano_usd", BigInteger, nullable=False),  # its expected cost, set aside from the batch's budget
+    Column("hold_nano_usd", BigInteger, nullable=False),  # set aside from the batch's budget; 0 where it has none
     Column("closed_us", BigInteger),
     Column("beside", Boolean, nullable=False, server_default=false()),  # it needs no slot: rules.placement.rooms
     Index("ix_shard_assignment", "assignment_id"),
@@ -369,6 +369,8 @@ batch_count = Table(
             "wasted_nano_usd",
         )
     ),
+    # The most that attempts of unknown cost can have cost besides.
+    Column("unknown_nano_usd", BigInteger, nullable=False, default=0, server_default="0"),
 )
 
 # One row to a write that is under way, on PostgreSQL: see drivers/postgres/marks.py. It leaves room in its pages,

@@ -34,7 +34,8 @@ class JobError(msgspec.Struct, frozen=True):
 class JobState(msgspec.Struct, frozen=True, kw_only=True):
     """How far a job is; `status` is waiting, running, succeeded, failed, cancelled or expired.
 
-    `expected_late_at`: when it is expected to end, if that is after its deadline.
+    `expected_late_at`: when it is expected to end, if that is after its deadline. `unknown_usd`: the most that it can
+    have cost besides `cost_usd`, which is what is known.
     """
 
     id: str
@@ -57,6 +58,7 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     batch_id: str | None
     custom_id: str | None
     redrive_of: str | None
+    unknown_usd: str = "0"
 
     @property
     def has_ended(self) -> bool:
@@ -67,7 +69,9 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
 class BatchState(msgspec.Struct, frozen=True, kw_only=True):
     """How far a batch is; `status` is reading, running, cancelling, finalizing, completed or cancelled.
 
-    `lines_read` and the counts grow while it is read and run. `expected_late_at` as for a job.
+    `lines_read`, without empty lines, and the counts grow while it is read and run. `expected_late_at` and
+    `unknown_usd` as for a job. `rerun_of`: the batch whose lines it runs again, where it does; the counts are of those
+    lines alone.
     """
 
     id: str
@@ -93,6 +97,8 @@ class BatchState(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: str
     wasted_usd: str
     expected_late_at: str | None
+    unknown_usd: str = "0"
+    rerun_of: str | None = None
 
     @property
     def ended(self) -> int:
@@ -108,7 +114,8 @@ class BatchState(msgspec.Struct, frozen=True, kw_only=True):
 class LaneView(msgspec.Struct, frozen=True, kw_only=True):
     """A lane. `state`: open, paused, draining, or drained once a draining lane has nothing left.
 
-    `resting`: the fault for which it gets no work for a while, whatever its state. `slots`: shards that its live
+    `resting`: the fault for which it gets no work, whatever its state, since `resting_since` and until `resting_until`;
+    then one job tries it. `slots`: shards that its live
     workers run at once. As the planner last saw it: instances `ready`, and `desired`; `trouble`, for which it gets no
     work; `job_seconds` of a busy instance for one job of a model, as learned; `is_slower`: much more than usual.
     """
@@ -131,6 +138,8 @@ class LaneView(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str | None
     job_seconds: dict[str, float]
     is_slower: bool
+    resting_since: str | None = None
+    resting_until: str | None = None
 
 
 class InstanceView(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["BrokerError", "ErrorCode", "UsageError"]
+__all__ = ["BrokerError", "ErrorCode", "UsageError", "reason_of"]
 
 
 class ErrorCode(StrEnum):
@@ -31,13 +31,18 @@ class ErrorCode(StrEnum):
     JOB_CANCELLED = "job_cancelled"  # this one job, waiting or running, on request
     BUDGET_EXCEEDED = "budget_exceeded"
 
-    # From the engine.
-    ENGINE_REFUSED = "engine_refused"  # any other HTTP 4xx: the request itself is at fault
-    ENGINE_BUSY = "engine_busy"  # HTTP 429
-    ENGINE_FAILED = "engine_failed"  # HTTP 5xx
+    # From the engine. What each answer is, and what it says of server and job, is in `rules.evidence`.
+    ENGINE_REFUSED = "engine_refused"  # it says that the request itself is at fault
+    ENGINE_UNSUITED = "engine_unsuited"  # this server can't do this job, though another may: too long, or with pictures
+    ENGINE_BUSY = "engine_busy"  # it takes no more now: HTTP 429 and its kin
+    ENGINE_STARTING = "engine_starting"  # it is not ready yet: it starts, or loads its model
+    ENGINE_UNAVAILABLE = "engine_unavailable"  # it, or a proxy before it, can't serve now: HTTP 502, 503, 504 and kin
+    ENGINE_UNREACHABLE = "engine_unreachable"  # no connection: refused, no such name, TLS
+    ENGINE_MISCONFIGURED = "engine_misconfigured"  # the lane's key, model or address is wrong: HTTP 401, 403, 404, 405
+    ENGINE_MOVED = "engine_moved"  # it redirects, which is never followed
+    ENGINE_OUT_OF_CREDIT = "engine_out_of_credit"  # HTTP 402, or a quota that is used up
+    ENGINE_FAILED = "engine_failed"  # HTTP 500, or a connection that broke while the job ran
     ENGINE_TIMEOUT = "engine_timeout"
-    ENGINE_UNREACHABLE = "engine_unreachable"
-    ENGINE_MISCONFIGURED = "engine_misconfigured"  # HTTP 401, 403, 404 or 405: the lane's key, model or address
     ENGINE_INVALID_REPLY = "engine_invalid_reply"  # not JSON, or without what the endpoint promises
     REPLY_TOO_LARGE = "reply_too_large"  # for the lane's bus, where there is no object store to put it in
     ENGINE_DIED = "engine_died"  # the engine's process ended while the job ran
@@ -55,3 +60,8 @@ class BrokerError(Exception):
 
 class UsageError(BrokerError):
     """The command or its input was wrong; the command exits with 2."""
+
+
+def reason_of(error: OSError) -> str:
+    """Why it failed, for a sentence: not all of them have the system's words for it."""
+    return error.strerror or str(error) or type(error).__name__

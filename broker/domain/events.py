@@ -8,7 +8,7 @@ import msgspec
 
 from broker.domain.errors import ErrorCode
 from broker.domain.outcome import Outcome
-from broker.domain.usage import Count, Moment, Usage
+from broker.domain.usage import Count, Moment, Usage, UsageBasis
 
 __all__ = ["JobRan", "JobsRan", "ShardReturned", "WorkerEvent"]
 
@@ -22,6 +22,10 @@ class JobRan(msgspec.Struct, frozen=True, array_like=True):
     `started_us` and `ended_us` are the worker's UTC clock; `run_us` is its monotonic clock. `body` is the
     reply, or the engine's error body; `message` is for the producer's error file; neither enters the ledger.
     The digests are BLAKE2b-256 keyed with the job's salt.
+
+    `usage_basis` says how `usage`'s tokens are known, whatever the outcome; None from a worker of an older build.
+    `usage_upper` bounds them where they aren't. `retry_after_s`: for how long the server asks to be left alone, 0 where
+    it doesn't. `first_token_us`: when its first token came, where that is known.
     """
 
     index: Count
@@ -37,6 +41,10 @@ class JobRan(msgspec.Struct, frozen=True, array_like=True):
     request_id: str = ""
     request_digest: bytes = b""
     reply_digest: bytes = b""
+    usage_basis: UsageBasis | None = None
+    usage_upper: Usage | None = None
+    retry_after_s: Count = 0
+    first_token_us: Moment | None = None
 
 
 class JobsRan(msgspec.Struct, frozen=True, array_like=True, tag="jobs_ran"):

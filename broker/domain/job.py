@@ -115,7 +115,10 @@ class WaitingSpan(msgspec.Struct, frozen=True):
 
 
 class AcceptedLine(msgspec.Struct, frozen=True):
-    """A line of a batch file that will run. `beginning`: the digest of its prompt's, unkeyed, so never kept."""
+    """A line of a batch that will run. `beginning`: the digest of its prompt's, unkeyed, so never kept.
+
+    `redrive_of` is the ended job that it runs again, where it does.
+    """
 
     line_number: int
     custom_id: str
@@ -123,6 +126,7 @@ class AcceptedLine(msgspec.Struct, frozen=True):
     model: str
     body: bytes
     beginning: bytes = b""
+    redrive_of: bytes | None = None
 
 
 class SingleJob(msgspec.Struct, frozen=True, kw_only=True):

@@ -83,12 +83,16 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How a lane's workers run their model. `options` are the engine driver's own settings."""
+    """How a lane's workers run their model. `options` are the engine driver's own settings.
+
+    `context_tokens` is the model's window, prompt and answer together; 0 where nobody says.
+    """
 
     driver: str
     models: tuple[str, ...]
     concurrency: int = 64
     request_timeout_seconds: float = 300.0
+    context_tokens: int = 0
     options: dict[str, str | int | float | bool] = {}
 
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["PRESENCE_SECONDS", "RESOURCE_ID_CHARS_MAX", "PresenceAnswer", "WorkerPresence"]
+__all__ = [
+    "PRESENCE_SECONDS",
+    "RESOURCE_ID_CHARS_MAX",
+    "SLOTS_MAX",
+    "WORKER_ID_CHARS_MAX",
+    "PresenceAnswer",
+    "WorkerPresence",
+]
 
 PRESENCE_SECONDS = 15.0
 """How long after its last word a worker is still counted on; it speaks three times as often."""
 
 RESOURCE_ID_CHARS_MAX = 512
+WORKER_ID_CHARS_MAX = 128
+SLOTS_MAX = 100_000
 
 
 class WorkerPresence(msgspec.Struct, frozen=True, array_like=True, tag="presence"):

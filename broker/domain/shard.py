@@ -31,11 +31,15 @@ class ShardState(StrEnum):
 
 
 class ShardJob(msgspec.Struct, frozen=True, array_like=True):
-    """One job inside the message. `salt` keys the digests of request and reply."""
+    """One job inside the message. `salt` keys the digests of request and reply.
+
+    It may begin until `deadline_us`; 0: at any time, as a broker of an older build has it.
+    """
 
     job_id: bytes
     body: bytes
     salt: bytes
+    deadline_us: int = 0
 
 
 class RunShard(msgspec.Struct, frozen=True, array_like=True):
@@ -43,6 +47,7 @@ class RunShard(msgspec.Struct, frozen=True, array_like=True):
 
     `exclusive`: one of them is suspected of killing its engine, so nothing else may be with the engine meanwhile.
     `beside`: they wait for no slot, and get the engine's next places: another tenant's work has the slots.
+    `budget_nano_usd`: once its jobs have cost so much, no other begins; None where no budget limits them.
     """
 
     shard_id: bytes
@@ -53,6 +58,7 @@ class RunShard(msgspec.Struct, frozen=True, array_like=True):
     jobs: tuple[ShardJob, ...]
     exclusive: bool = False
     beside: bool = False
+    budget_nano_usd: int | None = None
 
 
 class ShardSpan(msgspec.Struct, frozen=True):

@@ -18,8 +18,9 @@ from typing import Protocol, assert_never
 import msgspec
 import structlog
 
-from broker.bus.envelope import EnvelopeError, open_jobs
+from broker.bus.envelope import EnvelopeError, UnknownKeyError, open_jobs
 from broker.bus.inbox import Delivery
+from broker.bus.late_keys import LateKeys
 from broker.clock import Clock
 from broker.database import submissions
 from broker.database.connection import Connection, Database
@@ -143,6 +144,8 @@ class Receiving:
         self._submitting = submitting
         self._outlook = outlook
         self._ring = ring
+        self._late_keys = LateKeys(ring)
+        self._put_off: list[Delivery] = []
         self._clock = clock
         self._wakeups = wakeups
         self._held: list[_Message] = []
@@ -163,10 +166,15 @@ class Receiving:
 
     def _open(self, deliveries: Sequence[Delivery]) -> list[_Message]:
         messages, foreign = [], []
+        deliveries, self._put_off = [*self._put_off, *deliveries], []
+        since = time.monotonic()
         for delivery in deliveries:
             try:
                 messages.append(self._verified(delivery))
             except EnvelopeError as error:
+                if isinstance(error, UnknownKeyError) and self._late_keys.may_come(delivery, error.key_id, since):
+                    self._put_off.append(delivery)
+                    continue
                 foreign.append(delivery)
                 _log.warning("jobs_rejected", queue=delivery.queue, reason=str(error))
         self._inbox.reject(foreign)

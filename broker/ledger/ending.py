@@ -5,8 +5,8 @@ Used by whoever learns of an end: the recorder from a worker's events, the rescu
 
 from __future__ import annotations
 
-from collections import ChainMap, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
@@ -19,24 +19,26 @@ from broker.database.batches import Counts
 from broker.database.connection import bulk_insert
 from broker.database.shards import ShardRecord
 from broker.database.tables import result
-from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan
 from broker.domain.ids import id_at, new_span, time_us_of
-from broker.domain.job import WaitingSpan
+from broker.domain.job import GroupKey, WaitingSpan
 from broker.domain.lane import CURRENCY, Lane, Price, PriceMeter
+from broker.domain.money import NanoUsd
 from broker.domain.outcome import CostBasis, Outcome
 from broker.domain.shard import ShardSpan, ShardState
 from broker.domain.usage import UsageBasis
 from broker.ledger.digests import Decisions, price_digest, submission_digest
 from broker.ledger.submitted import TAGS, submitted
-from broker.ledger.writing import AttemptRow, Flush, OutcomeRow, ShardFacts, append, attempts_ended_as, ended_jobs
-from broker.rules.pricing import charged_nano_usd, cost_nano_usd
-from broker.rules.regrouping import another_try, regroup, waiting_job
-from broker.rules.settling import Ended, Retry, Settlement, settle
+from broker.ledger.writing import AttemptRow, Flush, OutcomeRow, ShardFacts, append, ended_jobs
+from broker.rules.planning import plan_group
+from broker.rules.pricing import Costs, charged_nano_usd, costs_of
+from broker.rules.regrouping import another_try, refusing_lanes, regroup, waiting_job
+from broker.rules.settling import Around, Ended, Retry, Settlement, settle
 
 __all__ = ["AttemptEnds"]
 
-_MISCONFIGURED = ErrorCode.ENGINE_MISCONFIGURED
+_NOT_KNOWN = (UsageBasis.NONE, UsageBasis.IMPLAUSIBLE)
+_FINE = Around(lane_works=True)
 
 
 class _Shared(NamedTuple):
@@ -54,11 +56,22 @@ _JobEnd = tuple[_Shared, AttemptRow, Ended]
 
 
 class AttemptEnds:
-    """Collects ends, then writes them all: attempts, outcomes, results, counters, and the retries to come."""
+    """Collects ends, then writes them all: attempts, outcomes, results, counters, and the retries to come.
+
+    `lanes` are those that a job may still go to, where one has refused it.
+    """
 
     def __init__(
-        self, connection: Connection, writer: str, stream_id: bytes, now_us: int, decisions: Decisions
+        self,
+        connection: Connection,
+        writer: str,
+        stream_id: bytes,
+        now_us: int,
+        decisions: Decisions,
+        lanes: Sequence[Lane] = (),
     ) -> None:
+        self._lanes = lanes
+        self._serving: dict[GroupKey, set[str]] = {}
         self._connection = connection
         self._decisions = decisions
         self._writer = writer
@@ -73,7 +86,6 @@ class AttemptEnds:
         self._shared: dict[bytes, _Shared] = {}
         self._ended: set[bytes] = set()
         self._looked_up: set[bytes] = set()
-        self._misconfigured_before: dict[bytes, Mapping[bytes, int]] = {}
 
     def add(
         self,
@@ -83,8 +95,9 @@ class AttemptEnds:
         cost_upper_nano_usd: int | None = None,
         *,
         sent_on: bool = False,
+        lane_works: bool = False,
     ) -> None:
-        """One attempt ended. `cost_upper_nano_usd` bounds a cost that nobody could measure.
+        """One attempt ended. `cost_upper_nano_usd` bounds a cost that nobody could measure. `lane_works`: see `Around`.
 
         A job that needs another try waits again, unless its shard was taken back or handed back, which sent it on.
 
@@ -97,10 +110,11 @@ class AttemptEnds:
             ran.outcome,
             ran.error_code,
             sent_on or job_id in self._ended,
+            attempt_number=span.attempt_number,
             failures=span.failures,
             crashes=span.crashes,
             alone=span.alone,
-            misconfigured=self._misconfigured(shard, job_id) if ran.error_code is _MISCONFIGURED else 0,
+            around=_FINE if ran.outcome is Outcome.SUCCEEDED else self._around(shard, span, lane_works),
         )
         ids = (next(self._attempt_ids), job_id)
         row = _attempt_row(ids, shared, ran, span, settlement, cost_upper_nano_usd)
@@ -179,21 +193,26 @@ class AttemptEnds:
                 last = id_at(span.first_job_id, span.jobs_count - 1)
                 self._ended |= ended_jobs(self._connection, span.first_job_id, last)
 
-    def _misconfigured(self, shard: ShardRecord, job_id: bytes) -> int:
-        """How many of the job's tries before ended so; looked up once for all of the shard, and seldom at all."""
-        if shard.shard_id not in self._misconfigured_before:
-            spans = [span for span in shard.spans if span.attempt_number > 1]
-            ranges = [(span.first_job_id, id_at(span.first_job_id, span.jobs_count - 1)) for span in spans]
-            found = [attempts_ended_as(self._connection, first, last, _MISCONFIGURED) for first, last in ranges]
-            self._misconfigured_before[shard.shard_id] = ChainMap(*found)
-        return self._misconfigured_before[shard.shard_id].get(job_id, 0)
+    def _around(self, shard: ShardRecord, span: ShardSpan, lane_works: bool) -> Around:
+        refusing = set(refusing_lanes(span)) - {shard.lane}
+        left = bool(self._may_serve(shard) - refusing - {shard.lane})
+        since_us = span.submitted_us or time_us_of(span.first_job_id)
+        return Around(lane_works, left, bool(refusing), (self._now_us - since_us) / max(1, span.deadline_us - since_us))
+
+    def _may_serve(self, shard: ShardRecord) -> set[str]:
+        """The lanes of the catalog that the shard's constraints allow; looked up once for all that ask the same."""
+        key = GroupKey(shard.tenant_id, shard.endpoint, shard.model, shard.constraints, 0)
+        if key not in self._serving:
+            self._serving[key] = {one.lane for one in plan_group(key, self._lanes).candidates} if self._lanes else set()
+        return self._serving[key]
 
     def _end_job(self, shared: _Shared, row: AttemptRow, ran: JobRan, ended: Ended) -> None:
         job_id, attempt_id = row.job_id, row.attempt_id
         self._ended.add(job_id)
         self._job_ends.append((shared, row, ended))
+        message = f"{ran.message} (lane {shared.facts.lane})" if ran.message else None
         self._results.append(
-            (job_id, attempt_id, ran.status_code, ran.request_id, ended.error_code, ran.message or None, ran.body, None)
+            (job_id, attempt_id, ran.status_code, ran.request_id, ended.error_code, message, ran.body, None)
         )
         if shared.counts is not None:
             _count_end(shared.counts, ended.outcome)
@@ -222,6 +241,7 @@ def _count(counts: Counts, row: AttemptRow) -> None:
     counts.input_tokens += row.input_tokens or 0  # the counters sum what is known
     counts.output_tokens += row.output_tokens or 0
     counts.cost_nano_usd += row.cost_nano_usd
+    counts.unknown_nano_usd += row.cost_upper_nano_usd - row.cost_nano_usd
     if row.outcome != Outcome.SUCCEEDED:
         counts.wasted_nano_usd += row.cost_nano_usd
 
@@ -273,7 +293,9 @@ def _outcome_row(shared: _Shared, row: AttemptRow, ended: Ended, asked: Sequence
 
 
 def _usage_basis(ran: JobRan) -> UsageBasis:
-    """A reply counts as one only with its usage; what ended without one used nobody knows how much."""
+    """What its worker says. Of an older build's a reply counts as stated, and what ended without one as unknown."""
+    if ran.usage_basis is not None:
+        return ran.usage_basis
     usage = ran.usage
     is_stated = ran.outcome is Outcome.SUCCEEDED or usage.input_tokens or usage.output_tokens
     return UsageBasis.ENGINE if is_stated else UsageBasis.NONE
@@ -290,8 +312,10 @@ def _attempt_row(
     attempt_id, job_id = ids
     submitted_us = time_us_of(job_id) if span.submitted_us is None else span.submitted_us
     usage, usage_basis = ran.usage, _usage_basis(ran)
-    is_known = usage_basis is not UsageBasis.NONE
-    cost = cost_nano_usd(shared.price, usage)
+    is_known = usage_basis not in _NOT_KNOWN
+    cost = costs_of(shared.price, usage, usage_basis, ran.usage_upper)
+    if cost_upper_nano_usd is not None:
+        cost = Costs(cost.known, NanoUsd(max(cost.known, cost_upper_nano_usd)), is_bounded=False)
     return AttemptRow(
         attempt_id,
         job_id,
@@ -312,10 +336,10 @@ def _attempt_row(
         usage.output_tokens if is_known else None,
         usage.reasoning_tokens if is_known else None,
         usage.accelerator_us,
-        cost,
-        cost,
-        cost if cost_upper_nano_usd is None else cost_upper_nano_usd,
-        (shared.basis if cost_upper_nano_usd is None else CostBasis.UNKNOWN)._value_,
+        cost.known,
+        cost.known,
+        cost.upper,
+        (shared.basis if cost.is_known else CostBasis.UNKNOWN)._value_,
         ran.request_digest or None,
         ran.reply_digest or None,
         len(ran.body),
@@ -329,5 +353,5 @@ def _attempt_row(
         None,
         None,
         None,
-        charged_nano_usd(settlement.outcome, cost),
+        charged_nano_usd(settlement.outcome, cost.known),
     )

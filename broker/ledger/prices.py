@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from broker.database.known_lanes import find_lanes
 from broker.domain.lane import Lane, Price, PriceMeter
 from broker.ledger.tables import price, price_book, price_in_force
 
@@ -53,11 +54,29 @@ class PriceStanding(msgspec.Struct, frozen=True, kw_only=True):
     book: str
 
 
+_IN_FORCE = select(
+    price_in_force.c.lane, price_in_force.c.from_us, price_in_force.c.price_version, price_in_force.c.book
+).order_by(price_in_force.c.from_us)
+
+
 def import_prices(connection: Connection, lanes: Sequence[Lane], now_us: int) -> None:
-    """Add the catalog's prices. A version that is known stays as it is, and what was imported since goes on holding."""
+    """Have the catalog's prices hold from now on, where it says another than it said last, be it one from before.
+
+    Where it says the same, what was imported since goes on holding.
+    """
     known = set(connection.execute(select(price.c.version)).scalars())
-    fresh = [BookEntry(str(lane.name), lane.price) for lane in lanes if lane.price.version not in known]
-    _add(connection, fresh, CATALOG_BOOK, now_us, now_us)
+    said: dict[str, str] = {}
+    newest_us: dict[str, int] = {}
+    for lane, from_us, version, book in connection.execute(_IN_FORCE):
+        newest_us[lane] = from_us
+        if book == CATALOG_BOOK:
+            said[lane] = version
+    for one in lanes:
+        name, version = str(one.name), one.price.version
+        # What it said before 0004 is in no book.
+        if said[name] != version if name in said else version not in known:
+            from_us = max(now_us, newest_us.get(name, 0) + 1)
+            _add(connection, [BookEntry(name, one.price)], CATALOG_BOOK, now_us, from_us)
 
 
 def import_book(connection: Connection, book: str, source_name: str, entries: Sequence[BookEntry], now_us: int) -> int:
@@ -99,8 +118,15 @@ class PricedLanes:
         self._history: PriceHistory = {}
         self._looked_at = float("-inf")
 
-    def look(self, connection: Connection) -> None:
-        """Read the book, unless it was read just now."""
+    def look(self, connection: Connection, names: Iterable[str] = ()) -> None:
+        """Read the book, unless it was read just now; and of these lanes those that this process hasn't heard of.
+
+        A process that started with a newer catalog may have sent shards to them.
+        """
+        if unknown := set(names) - self._lanes.keys():
+            if found := find_lanes(connection, unknown):
+                self._looked_at = float("-inf")
+            self._lanes |= {str(lane.name): lane for lane in found}
         self.note(self.read(connection))
 
     def read(self, connection: Connection) -> PriceHistory | None:

@@ -16,7 +16,8 @@ __all__ = ["Quoted", "quoted"]
 class Quoted(msgspec.Struct, frozen=True, kw_only=True):
     """`quoted_nano_usd` for all its jobs at the lane that came first in each group's first plan; None before that.
 
-    `cost_nano_usd` is the cost of all its attempts so far, what was wasted among it.
+    `cost_nano_usd` is the known cost of all its attempts so far, what was wasted among it; `unknown_nano_usd` the most
+    that they can have cost besides.
     """
 
     jobs: int
@@ -24,6 +25,7 @@ class Quoted(msgspec.Struct, frozen=True, kw_only=True):
     quoted_nano_usd: int | None
     cost_nano_usd: int
     wasted_nano_usd: int
+    unknown_nano_usd: int
 
 
 def quoted(connection: Connection, batch_id: bytes) -> Quoted | None:
@@ -43,6 +45,7 @@ def quoted(connection: Connection, batch_id: bytes) -> Quoted | None:
         quoted_nano_usd=sum((cost or 0) * count for cost, count in costs) if known else None,
         cost_nano_usd=counts.cost_nano_usd,
         wasted_nano_usd=counts.wasted_nano_usd,
+        unknown_nano_usd=counts.unknown_nano_usd,
     )
 
 

@@ -8,21 +8,19 @@ from __future__ import annotations
 import msgspec
 from sqlalchemy import Connection, bindparam, select
 
-from broker.database.tables import cancel_request, job, result, shard, shard_span, work_group
-from broker.domain.ids import id_offset
+from broker.database.tables import cancel_request, job, result, work_group
+from broker.database.whereabouts import lane_of
 from broker.domain.outcome import Outcome
-from broker.domain.shard import ShardState
 from broker.ledger.tables import attempt, job_outcome
 
 __all__ = ["JobResult", "Standing", "find_result", "has_ended", "standing"]
-
-_SPANS_LOOKED_AT = 256
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """A job and how far it is. `status` is its outcome once it has one, before that `waiting` or `running`.
 
-    `lane` is where it runs, or where it ended. Costs are nano-USD over all attempts so far.
+    `lane` is where it runs, or where it ended. Costs are nano-USD over all attempts so far: what is known, and the most
+    that it can have been besides.
     """
 
     job_id: bytes
@@ -45,6 +43,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     lane: str | None
     attempts: int
     cost_nano_usd: int
+    unknown_nano_usd: int
 
 
 class JobResult(msgspec.Struct, frozen=True):
@@ -102,13 +101,15 @@ def standing(connection: Connection, tenant_id: str, job_id: bytes) -> Standing 
         return None
     fields = dict(found._mapping)  # noqa: SLF001 (SQLAlchemy's public name for it)
     outcome = fields.pop("outcome")
-    attempts, cost, last_lane = _attempts(connection, tenant_id, job_id)
-    running_on = None if outcome else _lane_of(connection, tenant_id, job_id)
+    attempts, cost, unknown, last_lane = _attempts(connection, tenant_id, job_id)
+    under_way = None if outcome else lane_of(connection, tenant_id, job_id)
+    running_on = under_way.lane if under_way and under_way.is_claimed else None
     return Standing(
         status=outcome or ("running" if running_on else "waiting"),
         lane=last_lane if outcome else running_on,
         attempts=attempts,
         cost_nano_usd=cost,
+        unknown_nano_usd=unknown,
         **fields | {"cancel_requested": bool(fields["cancel_requested"])},
     )
 
@@ -123,30 +124,15 @@ def find_result(connection: Connection, tenant_id: str, job_id: bytes) -> JobRes
     )
 
 
-def _attempts(connection: Connection, tenant_id: str, job_id: bytes) -> tuple[int, int, str | None]:
-    """How many there were, what they cost, and the lane of the last."""
+def _attempts(connection: Connection, tenant_id: str, job_id: bytes) -> tuple[int, int, int, str | None]:
+    """How many there were, what they cost, and at most besides, and the lane of the last."""
     rows = connection.execute(
-        select(attempt.c.cost_nano_usd, attempt.c.lane)
+        select(attempt.c.cost_nano_usd, attempt.c.cost_upper_nano_usd, attempt.c.lane)
         # The job says whose it is: by the attempt's own tenant PostgreSQL might read all that the tenant ever ran.
         .join(job, job.c.job_id == attempt.c.job_id)
         .where(job.c.job_id == job_id, job.c.tenant_id == tenant_id)
         .order_by(attempt.c.attempt_number, attempt.c.recorded_us)
     ).all()
-    return len(rows), sum(row.cost_nano_usd for row in rows), rows[-1].lane if rows else None
-
-
-def _lane_of(connection: Connection, tenant_id: str, job_id: bytes) -> str | None:
-    """The lane that has a claimed shard with this job in it."""
-    rows = connection.execute(
-        select(shard_span.c.first_job_id, shard_span.c.jobs_count, shard.c.lane)
-        .join(shard, shard.c.shard_id == shard_span.c.shard_id)
-        .where(
-            shard_span.c.first_job_id.between(job_id[:12] + b"\0\0\0\0", job_id),
-            shard.c.tenant_id == tenant_id,
-            shard.c.closed_us.is_(None),
-            shard.c.state == ShardState.RUNNING,
-        )
-        .order_by(shard_span.c.first_job_id.desc())
-        .limit(_SPANS_LOOKED_AT)
-    )
-    return next((row.lane for row in rows if id_offset(row.first_job_id, job_id) < row.jobs_count), None)
+    cost = sum(row.cost_nano_usd for row in rows)
+    unknown = sum(row.cost_upper_nano_usd for row in rows) - cost
+    return len(rows), cost, unknown, rows[-1].lane if rows else None

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 
 from broker.domain.errors import ErrorCode
 from broker.domain.job import ENDPOINTS, AcceptedLine, RefusedLine
 from broker.rules.beginnings import digest_of
+from broker.rules.line_names import written_name
 
-__all__ = ["BODY_BYTES_MAX", "CUSTOM_ID_CHARS_MAX", "Checked", "Refusal", "admit_line", "check_request"]
+__all__ = ["BODY_BYTES_MAX", "CUSTOM_ID_CHARS_MAX", "Checked", "Refusal", "admit_line", "check_request", "refuse_line"]
 
 CUSTOM_ID_CHARS_MAX = 512
 
 BODY_BYTES_MAX = 3_000_000
-"""A body must fit a message of the smallest lane that could carry it."""
+"""Of a single job: thousands of them may wait at the door, in memory."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -55,6 +56,7 @@ class _Chat(msgspec.Struct):
     stream: bool | None = None
     tools: msgspec.Raw = _NOTHING
     response_format: msgspec.Raw = _NOTHING
+    lacks: ClassVar[str] = ""
 
     @property
     def beginning(self) -> bytes:
@@ -66,12 +68,17 @@ class _Chat(msgspec.Struct):
 
 class _Completion(msgspec.Struct):
     model: str
-    prompt: str | list[msgspec.Raw]
+    prompt: str | list[msgspec.Raw] | None = None
+    prompt_embeds: msgspec.Raw = _NOTHING  # vLLM's: the prompt as vectors, in place of its text
     stream: bool | None = None
 
     @property
+    def lacks(self) -> str:
+        return "prompt" if self.prompt is None and _is_none(self.prompt_embeds) else ""
+
+    @property
     def beginning(self) -> bytes:
-        if len(self.prompt) <= _PROMPT_BEGINNING:
+        if self.prompt is None or len(self.prompt) <= _PROMPT_BEGINNING:
             return b""  # it is all the job's own; a list is of other prompts, or of so few tokens
         begun = self.prompt[:_PROMPT_BEGINNING]
         return digest_of([begun.encode()] if isinstance(begun, str) else begun)
@@ -79,11 +86,20 @@ class _Completion(msgspec.Struct):
 
 class _Embedding(msgspec.Struct):
     model: str
-    input: str | list[msgspec.Raw]
+    input: str | list[msgspec.Raw] | None = None
+    messages: list[msgspec.Raw] | None = None  # vLLM's: what is to be embedded as a chat, for pictures
+
+    @property
+    def lacks(self) -> str:
+        return "input" if self.input is None and not self.messages else ""
 
     @property
     def beginning(self) -> bytes:
         return b""
+
+
+def _is_none(raw: msgspec.Raw) -> bool:
+    return not raw or bytes(raw) == b"null"
 
 
 _line_decoder = msgspec.json.Decoder(_Line)
@@ -93,6 +109,14 @@ _body_decoders: dict[str, msgspec.json.Decoder[_Chat | _Completion | _Embedding]
     "/v1/completions": msgspec.json.Decoder(_Completion),
     "/v1/embeddings": msgspec.json.Decoder(_Embedding),
 }
+
+_AZURE_URLS = {endpoint.removeprefix("/v1"): endpoint for endpoint in ENDPOINTS}
+"""As Azure's batch files write them."""
+
+
+def refuse_line(line_number: int, line: bytes, code: ErrorCode, message: str) -> RefusedLine:
+    """A line that will not run, by its custom_id where `line`, which may be its beginning alone, says it."""
+    return RefusedLine(line_number, _custom_id_of(line), code, message)
 
 
 def admit_line(line_number: int, line: bytes, models: Collection[str]) -> AcceptedLine | RefusedLine:
@@ -106,7 +130,7 @@ def admit_line(line_number: int, line: bytes, models: Collection[str]) -> Accept
         code = ErrorCode.INVALID_LINE if name else ErrorCode.INVALID_CUSTOM_ID
         return RefusedLine(line_number, name, code, f"the line is not of the batch format: {error}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return RefusedLine(line_number, None, ErrorCode.INVALID_LINE, f"the line is not valid JSON in UTF-8: {error}")
+        return refuse_line(line_number, line, ErrorCode.INVALID_LINE, f"the line is not valid JSON in UTF-8: {error}")
     return _check_id(line_number, parsed) or _check_request(line_number, parsed, models)
 
 
@@ -114,8 +138,10 @@ def _custom_id_of(line: bytes) -> str | None:
     """The name of a line that is refused, where it has one that an accepted line could have."""
     try:
         custom_id = _name_decoder.decode(line).custom_id
+    except msgspec.ValidationError:
+        return None  # it is no object, or calls itself something else than a text
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+        custom_id = written_name(line)
     return None if custom_id is None or _what_is_wrong(custom_id) else custom_id
 
 
@@ -139,10 +165,11 @@ def _check_request(line_number: int, line: _Line, models: Collection[str]) -> Ac
 
     if line.method != "POST":
         return refuse(ErrorCode.INVALID_LINE, f"method is {line.method[:20]!r}; only POST is served")
-    found = check_request(line.url, line.body, models, endpoint_field="url", kind="batch")
+    endpoint = _AZURE_URLS.get(line.url, line.url)
+    found = check_request(endpoint, line.body, models, endpoint_field="url", kind="batch")
     if isinstance(found, Refusal):
         return refuse(found.code, found.message)
-    return AcceptedLine(line_number, line.custom_id, line.url, found.model, bytes(line.body), found.beginning)
+    return AcceptedLine(line_number, line.custom_id, endpoint, found.model, bytes(line.body), found.beginning)
 
 
 def check_request(
@@ -158,6 +185,8 @@ def check_request(
         request = decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Refusal(ErrorCode.INVALID_BODY, "body", f"body: {error}")
+    if request.lacks:
+        return Refusal(ErrorCode.INVALID_BODY, "body", f"body: Object missing required field `{request.lacks}`")
     if getattr(request, "stream", None):
         message = f"body.stream is true; a {kind}'s replies can't be streamed"
         return Refusal(ErrorCode.STREAMING_UNSUPPORTED, "body.stream", message)

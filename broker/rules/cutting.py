@@ -41,7 +41,6 @@ class Cursor:
         self._offset = 0
         self._used: list[WaitingSpan] = []
         self._put_back: list[WaitingSpan] = []
-        self.has_passed_over = False
 
     def first(self, held_batches: Container[bytes | None], bytes_max: int) -> WaitingSpan | None:
         """What is next, without what was taken of it; None at the end.
@@ -60,15 +59,14 @@ class Cursor:
 
     def pass_over(self) -> None:
         """Leave what is next waiting: no lane takes it now, though it may take what comes after."""
-        self.has_passed_over = True
         self._leave()
 
     def take(self, lane: Lane, jobs_max: int) -> list[WaitingSpan]:
         """The next jobs of one batch for one shard, in order: up to `jobs_max`, and to what the lane's message carries.
 
         A suspect (`alone`) comes by itself. What is kept off spot and what isn't don't come along with each other, for
-        the lane was chosen by that; nor do jobs of quite another size: they may have a better lane, and would make a
-        small shard. `jobs_max` is at least 1; empty only at the end.
+        the lane was chosen by that, nor do jobs that other lanes failed; nor do jobs of quite another size: they may
+        have a better lane, and would make a small shard. `jobs_max` is at least 1; empty only at the end.
         """
         taken: list[WaitingSpan] = []
         count = fitting = 0
@@ -81,6 +79,7 @@ class Cursor:
                 rest.batch_id != taken[0].batch_id
                 or rest.alone
                 or self._is_kept_off_spot(rest) is not self._is_kept_off_spot(taken[0])
+                or rest.failed_lanes != taken[0].failed_lanes
                 or count >= jobs_max
                 or max(alike, fitting) > _UNLIKE * min(alike, fitting)
             ):

@@ -11,9 +11,9 @@ __all__ = ["error_line", "output_line", "refusal_line"]
 
 _MESSAGES = {
     ErrorCode.BATCH_EXPIRED: "This request could not be executed before the completion window expired.",
-    ErrorCode.BATCH_CANCELLED: "This request was not executed because the batch was cancelled.",
+    ErrorCode.BATCH_CANCELLED: "This request was cancelled with its batch.",
     ErrorCode.JOB_CANCELLED: "This request was cancelled.",
-    ErrorCode.BUDGET_EXCEEDED: "This request was not executed because the batch's budget is spent.",
+    ErrorCode.BUDGET_EXCEEDED: "This request was ended because the batch's budget is spent.",
     ErrorCode.POISONED: "This request was given up: its worker crashed each time it ran alone.",
 }
 

@@ -11,10 +11,13 @@ from broker.domain.job import WaitingSpan
 from broker.domain.shard import ShardSpan
 from broker.rules.settling import Retry
 
-__all__ = ["FAILED_LANES_MAX", "another_try", "failed_lanes", "regroup", "waiting_job"]
+__all__ = ["FAILED_LANES_MAX", "another_try", "failed_lanes", "refusing_lanes", "regroup", "waiting_job"]
 
 FAILED_LANES_MAX = 16
-"""So many lanes that failed a job are kept by name; of more, the first by the alphabet."""
+"""So many lanes that failed a job are kept by name; of more, those that refused it, then the first by the alphabet."""
+
+_REFUSED = "!"
+"""What follows the name of a lane that is not asked again. No lane's name holds it."""
 
 
 def waiting_job(span: ShardSpan, index: int, group_id: bytes, batch_id: bytes | None) -> WaitingSpan:
@@ -48,19 +51,36 @@ def another_try(waiting: WaitingSpan, lane: str, retry: Retry, now_us: int) -> W
         crashes=retry.crashes,
         alone=retry.alone,
         not_before_us=now_us + int(retry.delay_seconds * 1_000_000) if retry.delay_seconds else 0,
-        failed_lanes=_with_lane(waiting.failed_lanes, lane) if retry.lane_failed else waiting.failed_lanes,
+        failed_lanes=_with_lane(waiting.failed_lanes, lane, retry),
         preemptions=waiting.preemptions + retry.was_preempted,
     )
 
 
 def failed_lanes(span: WaitingSpan | ShardSpan) -> tuple[str, ...]:
-    """The lanes that failed the span's jobs so far, sorted."""
-    return tuple(span.failed_lanes.split()) if span.failed_lanes else ()
+    """The lanes that failed the span's jobs so far, or refused them, sorted."""
+    return tuple(word.removesuffix(_REFUSED) for word in span.failed_lanes.split()) if span.failed_lanes else ()
 
 
-def _with_lane(lanes: str | None, lane: str) -> str:
-    """As kept: sorted names, which hold no space, with one between them."""
-    return " ".join(sorted({*(lanes or "").split(), lane})[:FAILED_LANES_MAX])
+def refusing_lanes(span: WaitingSpan | ShardSpan) -> tuple[str, ...]:
+    """Those of them that can't do its jobs, or said so: they are not asked again."""
+    words = span.failed_lanes.split() if span.failed_lanes else ()
+    return tuple(word.removesuffix(_REFUSED) for word in words if word.endswith(_REFUSED))
+
+
+def _with_lane(lanes: str | None, lane: str, retry: Retry) -> str | None:
+    """As kept: sorted names, which hold no space, with one between them; a lane that refused has its mark."""
+    if not (retry.lane_failed or retry.lane_refused):
+        return lanes
+    known = set((lanes or "").split())
+    if lane + _REFUSED in known:
+        return lanes
+    if retry.lane_refused:
+        known = known - {lane} | {lane + _REFUSED}
+    else:
+        known.add(lane)
+    refusing = sorted(word for word in known if word.endswith(_REFUSED))
+    others = sorted(word for word in known if not word.endswith(_REFUSED))
+    return " ".join(sorted((refusing + others)[:FAILED_LANES_MAX]))
 
 
 def regroup(spans: Iterable[WaitingSpan]) -> list[WaitingSpan]:

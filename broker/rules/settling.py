@@ -8,14 +8,36 @@ import msgspec
 
 from broker.domain.errors import ErrorCode
 from broker.domain.outcome import Outcome
-from broker.rules.retrying import CRASHES_MAX, LANE_FAULT_PAUSE_SECONDS, Verdict, backoff_seconds, verdict
+from broker.rules.evidence import Evidence, evidence_of
+from broker.rules.retrying import (
+    CRASHES_MAX,
+    SUSPECTED_TRIES_MAX,
+    SUSPECTED_WINDOW_PART,
+    Verdict,
+    backoff_seconds,
+    failures_max,
+    uncounted_pause_seconds,
+    verdict,
+)
 
-__all__ = ["MISCONFIGURED_MAX", "Ended", "Retry", "Settlement", "settle"]
+__all__ = ["Around", "Ended", "Retry", "Settlement", "settle"]
 
-MISCONFIGURED_MAX = 10
-"""Tries that met an engine without the model, the endpoint or the key, with pauses from 0.5 s to 30 s, over two minutes
-in all. By then each lane that may serve the job is set up wrongly or never had room, and the job ends.
-"""
+
+class Around(msgspec.Struct, frozen=True):
+    """What else is known when an attempt failed.
+
+    `lane_works`: its lane has done other jobs, and didn't just fail several in a row. `lanes_left`: another lane may
+    serve the job, and has not said that it can't. `refused_before`: another lane has refused it already.
+    `window_part`: how much of the time that the job has is over.
+    """
+
+    lane_works: bool = False
+    lanes_left: bool = False
+    refused_before: bool = False
+    window_part: float = 0.0
+
+
+_NOTHING_KNOWN = Around()
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -28,8 +50,9 @@ class Ended(msgspec.Struct, frozen=True):
 class Retry(msgspec.Struct, frozen=True):
     """The job goes back to waiting.
 
-    `lane_failed`: its lane's engine failed it, or was not there. `was_preempted`: its machine was taken away, with
-    notice or without; where it is the job itself that is suspected, that is no such sign.
+    `lane_failed`: its lane's engine failed it, or was not there; other lanes come first. `lane_refused`: this lane
+    can't do it, or says so, and is not asked again. `was_preempted`: its machine was taken away, with notice or
+    without; where it is the job itself that is suspected, that is no such sign.
     """
 
     delay_seconds: float
@@ -37,6 +60,7 @@ class Retry(msgspec.Struct, frozen=True):
     crashes: int
     alone: bool
     lane_failed: bool = False
+    lane_refused: bool = False
     was_preempted: bool = False
 
 
@@ -55,15 +79,13 @@ def settle(
     code: ErrorCode | None,
     already_ended: bool,
     *,
+    attempt_number: int,
     failures: int,
     crashes: int,
     alone: bool,
-    misconfigured: int = 0,
+    around: Around = _NOTHING_KNOWN,
 ) -> Settlement:
-    """Decide. The first valid success wins; whatever comes after a job's end is superseded or just its own.
-
-    `misconfigured`: how many tries of the job ended as ENGINE_MISCONFIGURED before, where this one does too.
-    """
+    """Decide. The first valid success wins; whatever comes after a job's end is superseded or just its own."""
     if outcome is Outcome.SUCCEEDED:
         if already_ended:
             return Settlement(Outcome.SUPERSEDED, None)
@@ -72,39 +94,63 @@ def settle(
         return Settlement(outcome, None)
     if outcome is Outcome.CANCELLED:
         return Settlement(outcome, Ended(outcome, code))
-    if code is ErrorCode.ENGINE_MISCONFIGURED:
-        if misconfigured + 1 >= MISCONFIGURED_MAX:
-            return Settlement(outcome, Ended(Outcome.FAILED, code))
-        return Settlement(
-            outcome, Retry(backoff_seconds(misconfigured + 1), failures, crashes, alone, lane_failed=True)
-        )
-    return Settlement(
-        outcome, _follow(code or ErrorCode.ENGINE_FAILED, failures=failures, crashes=crashes, alone=alone)
-    )
-
-
-def _follow(code: ErrorCode, *, failures: int, crashes: int, alone: bool) -> Ended | Retry:
-    found = verdict(code, failures)
-    match found:
+    why = code or ErrorCode.ENGINE_FAILED
+    before = Retry(0.0, failures, crashes, alone)
+    match verdict(why):
         case Verdict.FINAL:
-            return Ended(Outcome.FAILED, code)
-        case Verdict.RETRY:
-            return Retry(backoff_seconds(failures + 1), failures + 1, crashes, alone, lane_failed=True)
-        case Verdict.LANE_FAULT:
-            return Retry(LANE_FAULT_PAUSE_SECONDS, failures, crashes, alone, lane_failed=True)
+            return Settlement(outcome, Ended(Outcome.FAILED, why))
         case Verdict.FREE_RETRY:
-            return Retry(0.0, failures, crashes, alone, was_preempted=code is ErrorCode.PREEMPTED)
+            preempted = why is ErrorCode.PREEMPTED
+            return Settlement(outcome, msgspec.structs.replace(before, was_preempted=preempted))
         case Verdict.SUSPECT:
-            # A crash in company is no evidence against any one job; a crash alone is.
-            counted = crashes + 1 if alone else crashes
-            if counted >= CRASHES_MAX:
-                return Ended(Outcome.FAILED, ErrorCode.POISONED)
-            return Retry(
-                0.0,
-                failures,
-                counted,
-                alone=True,
-                lane_failed=code is ErrorCode.ENGINE_DIED,
-                was_preempted=code is ErrorCode.LEASE_LOST and not alone,
+            return Settlement(outcome, _suspect(why, before))
+        case Verdict.BY_EVIDENCE:
+            return Settlement(outcome, _by_evidence(why, before, attempt_number, around))
+    assert_never(verdict(why))
+
+
+def _by_evidence(code: ErrorCode, before: Retry, attempt_number: int, around: Around) -> Ended | Retry:
+    """A job is to blame only where others succeed on that lane, or where a second lane says the same."""
+    ended = Ended(Outcome.FAILED, code)
+    pause_s = uncounted_pause_seconds(code, attempt_number)
+    match evidence_of(code):
+        case Evidence.SERVER | None:
+            return msgspec.structs.replace(before, delay_seconds=pause_s, lane_failed=True)
+        case Evidence.LIMIT:
+            return msgspec.structs.replace(before, delay_seconds=pause_s, lane_failed=not around.lane_works)
+        case Evidence.UNSUITED:
+            return msgspec.structs.replace(before, lane_refused=True) if around.lanes_left else ended
+        case Evidence.JOB:
+            if around.lane_works or around.refused_before or not around.lanes_left:
+                return ended
+            return msgspec.structs.replace(before, lane_refused=True)
+        case Evidence.OPEN:
+            is_suspected = (
+                before.failures > 0
+                and attempt_number >= SUSPECTED_TRIES_MAX
+                and around.window_part >= SUSPECTED_WINDOW_PART
             )
-    assert_never(found)
+            if not around.lane_works and not is_suspected:
+                return msgspec.structs.replace(before, delay_seconds=pause_s, lane_failed=True)
+            failures = before.failures + 1
+            if failures >= failures_max(code) or is_suspected:
+                return ended
+            # A lane that works fails now and then: another may be several times as dear, and is for the second time.
+            return msgspec.structs.replace(
+                before, delay_seconds=backoff_seconds(failures), failures=failures, lane_failed=failures > 1
+            )
+    assert_never(evidence_of(code))
+
+
+def _suspect(code: ErrorCode, before: Retry) -> Ended | Retry:
+    # A crash in company is no evidence against any one job; a crash alone is.
+    counted = before.crashes + 1 if before.alone else before.crashes
+    if counted >= CRASHES_MAX:
+        return Ended(Outcome.FAILED, ErrorCode.POISONED)
+    return msgspec.structs.replace(
+        before,
+        crashes=counted,
+        alone=True,
+        lane_failed=code is ErrorCode.ENGINE_DIED,
+        was_preempted=code is ErrorCode.LEASE_LOST and not before.alone,
+    )

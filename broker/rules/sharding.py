@@ -15,7 +15,7 @@ __all__ = [
 ]
 
 JOB_OVERHEAD_BYTES = 64
-"""What a job adds to a message beyond its body: id, salt and lengths (44 bytes), rounded up."""
+"""What a job adds to a message beyond its body: id, salt, deadline and lengths (53 bytes), rounded up."""
 
 _ENVELOPE_BYTES = 1_024
 

@@ -6,6 +6,7 @@ the engine's reply.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from broker.domain.answers import (
     PricesTaken,
     Submitted,
 )
-from broker.domain.errors import BrokerError, UsageError
+from broker.domain.errors import BrokerError, UsageError, reason_of
 from broker.domain.paths import OWN
 
 __all__ = [
@@ -151,15 +152,18 @@ class Client:
     # Batches.
 
     def create_batch(self, file: Path, **terms: str | list[str] | None) -> BatchState:
-        """Upload a file, as a stream. `terms`: window, max_cost, lanes, require, name."""
+        """Upload a file, a pipe, or standard input as `-`, as a stream; it may be packed with gzip.
+
+        `terms`: window, max_cost, lanes, require, name.
+        """
         asked = {name: value for name, value in terms.items() if value is not None}
         try:
-            with file.open("rb") as source:
+            with os.fdopen(os.dup(0), "rb") if str(file) == "-" else file.open("rb") as source:
                 return self._ask(
                     "POST", f"{OWN}/batches", BatchState, content=_chunks(source), params=asked, timeout=None
                 )
         except OSError as error:
-            raise UsageError(f"can't read {file}: {error.strerror}") from None
+            raise UsageError(f"can't read {file}: {reason_of(error)}") from None
 
     def batch(self, batch_id: str) -> BatchState:
         """How far a batch is."""
@@ -181,6 +185,14 @@ class Client:
     def cancel_batch(self, batch_id: str) -> BatchState:
         """Ask for the end of all its jobs."""
         return self._ask("POST", f"{OWN}/batches/{batch_id}/cancel", BatchState)
+
+    def rerun_batch(self, batch_id: str, **terms: str | None) -> BatchState:
+        """Run the lines again that did not succeed, as a batch whose files hold what all runs brought.
+
+        `terms`: only, window, max_cost. Asked again while that runs, it is the same one.
+        """
+        asked = {name: value for name, value in terms.items() if value is not None}
+        return self._ask("POST", f"{OWN}/batches/{batch_id}/rerun", BatchState, params=asked)
 
     def download(self, batch_id: str, which: str) -> Iterator[bytes]:
         """A finished batch's `output` or `errors`, in pieces."""

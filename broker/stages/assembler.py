@@ -8,11 +8,13 @@ from __future__ import annotations
 import structlog
 
 from broker.clock import Clock
-from broker.database import batches
-from broker.database.batches import BatchRecord
+from broker.database import batches, reruns
+from broker.database.batches import BatchRecord, Counts
 from broker.database.connection import Connection, Database
 from broker.domain.errors import BrokerError
 from broker.domain.job import BatchStatus
+from broker.domain.rerun import Rerun
+from broker.stages.merged_files import MergedFiles
 from broker.stages.output_files import BatchFiles
 
 __all__ = ["Assembler"]
@@ -21,6 +23,8 @@ _AHEAD_LINES = 4_000
 """So many more lines must have ended before the next look for those in order: what a few lanes have under way."""
 
 _AHEAD_BATCHES_MAX = 16
+_READ = {BatchStatus.RUNNING, BatchStatus.CANCELLING, BatchStatus.FINALIZING}
+_NONE = Counts()
 
 _log = structlog.get_logger(__name__)
 
@@ -31,7 +35,7 @@ class Assembler:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._ahead: dict[bytes, BatchFiles] = {}
+        self._ahead: dict[bytes, BatchFiles | MergedFiles] = {}
         self._looked_at: dict[bytes, int] = {}
 
     def step(self) -> list[BatchRecord]:
@@ -48,11 +52,10 @@ class Assembler:
                 self._write_ahead(record, ended_jobs)
                 continue
             try:
-                self._finish(record)
+                if self._finish(record):
+                    done.append(record)
             except BrokerError as error:
                 failure = error
-            else:
-                done.append(record)
         if failure:
             raise failure
         return done
@@ -73,17 +76,27 @@ class Assembler:
             self._drop(batch_id)
             _log.info("files_not_written_ahead", batch=batch_id.hex(), reason=error.strerror)
 
-    def _finish(self, record: BatchRecord) -> None:
-        record = self._database.write(lambda connection: _finalizing(connection, record.batch_id))
-        self._write_files(record)
-        self._set_status(record, _final_status(record), finished_us=self._clock())
-        _log.info("batch_finished", batch=record.batch_id.hex(), output=record.output_path)
+    def _finish(self, record: BatchRecord) -> bool:
+        """False where another process has finished it meanwhile."""
+        begun = self._database.write(lambda connection: _finalizing(connection, record.batch_id))
+        if begun is None:
+            self._drop(record.batch_id)
+            return False
+        self._write_files(begun)
 
-    def _set_status(self, record: BatchRecord, status: BatchStatus, finished_us: int | None = None) -> None:
-        def work(connection: Connection) -> None:
-            batches.set_status(connection, record.batch_id, status, finished_us=finished_us)
+        def work(connection: Connection) -> bool:
+            return batches.set_status(
+                connection,
+                begun.batch_id,
+                _final_status(begun),
+                leaving={BatchStatus.FINALIZING},
+                finished_us=self._clock(),
+            )
 
-        self._database.write(work)
+        finished = self._database.write(work)
+        if finished:
+            _log.info("batch_finished", batch=begun.batch_id.hex(), output=begun.output_path)
+        return finished
 
     def _write_files(self, record: BatchRecord) -> None:
         batch_id = record.batch_id
@@ -99,9 +112,13 @@ class Assembler:
         finally:
             self._drop(batch_id)
 
-    def _open(self, record: BatchRecord) -> BatchFiles | None:
+    def _open(self, record: BatchRecord) -> BatchFiles | MergedFiles | None:
         if record.output_path is None or record.error_path is None:
             return None
+        if Rerun.parse(record.source_name):
+            runs = self._database.read(lambda connection: reruns.chain(connection, record.tenant_id, record))
+            ids = [run.batch_id for run in runs]
+            return MergedFiles(self._database, ids, record.output_path, record.error_path)
         return BatchFiles(self._database, record.batch_id, record.output_path, record.error_path)
 
     def _drop(self, batch_id: bytes) -> None:
@@ -117,16 +134,15 @@ class Assembler:
 
 def _open_batches(connection: Connection) -> list[tuple[BatchRecord, int]]:
     """Each with how many of its jobs have ended."""
-    return [(one, batches.progress(connection, one.batch_id).ended) for one in batches.unfinished(connection)]
+    counts = batches.progress_of_unfinished(connection)
+    return [(one, counts.get(one.batch_id, _NONE).ended) for one in batches.unfinished(connection)]
 
 
-def _finalizing(connection: Connection, batch_id: bytes) -> BatchRecord:
+def _finalizing(connection: Connection, batch_id: bytes) -> BatchRecord | None:
     """The batch as it is when its files begin to be written: a cancel comes before that, or too late."""
-    batches.set_status(connection, batch_id, BatchStatus.FINALIZING)
-    record = batches.get(connection, batch_id)
-    if record is None:
-        raise BrokerError(f"batch {batch_id.hex()} is gone from the database")
-    return record
+    if not batches.set_status(connection, batch_id, BatchStatus.FINALIZING, leaving=_READ):
+        return None
+    return batches.get(connection, batch_id)
 
 
 def _final_status(record: BatchRecord) -> BatchStatus:

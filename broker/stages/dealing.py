@@ -8,7 +8,7 @@ share come last, and wait for work that can't.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -19,13 +19,14 @@ from broker.database.lane_work import Capacity
 from broker.database.plans import Assignment, LanePlan
 from broker.domain.job import WaitingSpan
 from broker.domain.lane import Lane, Market, Supply
-from broker.health import HealthBook, trusted_slots
+from broker.health import RESTING, HealthBook, trusted_slots
 from broker.rules.decisions import Candidate, GroupPlan
 from broker.rules.placement.dealing import steadied
 from broker.rules.placement.policy import Policy
 from broker.rules.placement.rooms import Entry, LaneRoom, shares_of
 from broker.rules.placement.turns import Hand, Turns
 from broker.rules.planning import BeyondShare, pick_lane
+from broker.rules.regrouping import failed_lanes, refusing_lanes
 from broker.rules.sharding import body_bytes_max, fits_message
 
 __all__ = ["Choice", "Dealing", "Room", "Waiting"]
@@ -33,6 +34,9 @@ __all__ = ["Choice", "Dealing", "Room", "Waiting"]
 _US = 1_000_000
 _ASSIGNMENTS_MAX = 2_000
 """Beyond those of groups that wait."""
+
+_TRIAL_S = 15.0
+"""After so long a job that tries a lane is taken for lost, and another is sent."""
 
 _LATELY_S = 86_400.0
 """How long a tenant that had work is expected back."""
@@ -103,20 +107,25 @@ class Dealing:
         self._lane_plans: dict[str, LanePlan] = {}
         self._fastest: dict[str, _Fastest] = {}
         self._beyond: dict[str, BeyondShare] = {}
+        self._trials: dict[str, tuple[float, float]] = {}
 
     def room(self, connection: Connection, now_us: int, shards_max: int) -> Room:
         """What the lanes have room for, and what the batches may spend."""
         self._follow_plan(connection)
         closed = lane_states.held_lanes(connection) | self._health.resting().keys()
         slots = trusted_slots(self._capacity(connection), self._health.trusts())
+        trials = self._health.on_trial()
+        tried = {name for name, ended_s in trials.items() if self._is_tried(name, ended_s, now_us / _US)}
         rooms = {
             name: self._empty_room(lane, self._slots_to_use(name, slots.get(name, 0)))
             for name, lane in self._lanes.items()
-            if name not in closed
+            if name not in closed and name not in tried
         }
         for work in shards.work_by_tenant(connection):
             if room := rooms.get(work.lane):
                 room.take(work.tenant_id, work.jobs_count, beside=work.beside, shards_count=work.shards_count)
+        for name in trials.keys() & rooms.keys():
+            rooms[name].on_trial = True
         terms = batches.open_terms(connection)
         return Room(
             lanes={name: self._as_it_is(lane) for name, lane in self._lanes.items()},
@@ -127,6 +136,23 @@ class Dealing:
             shards_left=shards_max,
             now_s=now_us / _US,
         )
+
+    def note_sent(self, lanes: Iterable[str], now_s: float) -> None:
+        """These lanes were sent something: one that is on trial has its job."""
+        trials = self._health.on_trial()
+        kept = {name: sent for name, sent in self._trials.items() if trials.get(name) == sent[0]}
+        self._trials = kept | {name: (trials[name], now_s) for name in lanes if name in trials}
+
+    def _is_tried(self, name: str, rest_ended_s: float, now_s: float) -> bool:
+        """Whether a job tries the lane already, since this rest of its."""
+        ended_s, sent_s = self._trials.get(name, (None, 0.0))
+        return ended_s == rest_ended_s and now_s - sent_s < _TRIAL_S
+
+    def only_trials(self, waiting: Waiting, room: Room) -> bool:
+        """Whether all that has room for the group are lanes on trial."""
+        candidates = self._assignments[waiting.group_id].plan.candidates
+        rooms = [room.rooms[one.lane] for one in candidates if room.entry(one.lane, waiting.tenant)]
+        return bool(rooms) and all(one.on_trial for one in rooms)
 
     def hand(self, connection: Connection, now_us: int, room: Room) -> tuple[Hand[Waiting], bool]:
         """What waits and is planned, to be dealt; and whether something waits that is not. Sets the room's shares."""
@@ -168,7 +194,7 @@ class Dealing:
         lanes = tuple(steadied(assignment.plan.candidates, self._is_spot, first.preemptions, left_s, self._policy))
         plan = msgspec.structs.replace(assignment.plan, candidates=lanes) if first.preemptions else assignment.plan
         kept_off_spot = len(lanes) < len(assignment.plan.candidates)
-        plan = self._that_carry(plan, first.body_bytes_max)
+        plan = self._that_carry(_those_not_failed_first(plan, first), first.body_bytes_max)
         entries = {
             one.lane: entry
             for one in plan.candidates
@@ -182,10 +208,13 @@ class Dealing:
         entry = entries[candidate.lane]
         if entry.beside:
             reason = f"{reason}, beside other tenants' work"
-        if len(plan.candidates) < len(lanes):
+        refusing = refusing_lanes(first)
+        if len(plan.candidates) + len(refusing) < len(lanes):
             reason = f"{reason}, of those whose messages carry {first.body_bytes_max:,} bytes"
         if kept_off_spot:
             reason = f"{reason}, kept off spot after {first.preemptions} preemptions"
+        if failed := failed_lanes(first):
+            reason = f"{reason}, after {', '.join(failed)} failed it"
         return Choice(waiting, assignment, room.lanes[candidate.lane], candidate, entry, reason)
 
     def work(self, waiting: Waiting, lane: str, jobs_count: int) -> float:
@@ -220,9 +249,8 @@ class Dealing:
             self._assignments = plans.load_waiting(connection)
         else:
             self._assignments |= plans.load_later(connection, self._generation)
-        self._assignments = {
-            group_id: one for group_id, one in self._assignments.items() if one.plan.candidates or one.plan.removed
-        }
+        known = {group_id: self._of_the_catalog(one) for group_id, one in self._assignments.items()}
+        self._assignments = {group_id: one for group_id, one in known.items() if one is not None}
         self._lane_plans = plans.lane_plans(connection)
         self._fastest = _fastest(self._lanes, self._lane_plans)
         limits = work_counts.share_limits(connection)
@@ -232,6 +260,16 @@ class Dealing:
             if lane.provider in limits and lane.supply is not Supply.ELASTIC  # of those the planner wants fewer
         }
         self._plan_id, self._generation = plan_id, generation
+
+    def _of_the_catalog(self, assignment: Assignment) -> Assignment | None:
+        """Without candidates that this process's catalog doesn't have; None where that leaves nothing said."""
+        plan = assignment.plan
+        here = tuple(one for one in plan.candidates if one.lane in self._lanes)
+        if len(here) == len(plan.candidates):
+            return assignment if here or plan.removed else None
+        if not here:
+            return None
+        return msgspec.structs.replace(assignment, plan=msgspec.structs.replace(plan, candidates=here))
 
     def _can_wait(self, waiting: Waiting, plan: GroupPlan, room: Room) -> bool:
         """Whether a lane within its provider's share works, and will do it in time."""
@@ -254,9 +292,10 @@ class Dealing:
         said = self._lane_plans.get(name)
         if said is None:
             return slots
-        if said.trouble is not None:
-            return 0
         lane = self._lanes[name]
+        if said.trouble is not None:
+            # Its health is looked at anew for each step, and may be better than it was at the planner's last look.
+            return min(slots, lane.slots) if said.trouble.startswith(RESTING) else 0
         return min(slots, said.usable * lane.slots) if lane.supply is Supply.ELASTIC else slots
 
     def _as_it_is(self, lane: Lane) -> Lane:
@@ -276,6 +315,17 @@ class Dealing:
 
     def _is_spot(self, candidate: Candidate) -> bool:
         return self._lanes[candidate.lane].market is Market.SPOT
+
+
+def _those_not_failed_first(plan: GroupPlan, first: WaitingSpan) -> GroupPlan:
+    """The lanes that the span's jobs may go to: none that refused them, and those that failed them last."""
+    failed = failed_lanes(first)
+    if not failed:
+        return plan
+    refusing = refusing_lanes(first)
+    asked = [one for one in plan.candidates if one.lane not in refusing]
+    asked.sort(key=lambda one: one.lane in failed)
+    return msgspec.structs.replace(plan, candidates=tuple(asked))
 
 
 class _Fastest(msgspec.Struct, frozen=True):
@@ -308,10 +358,8 @@ def _fastest(lanes: Mapping[str, Lane], lane_plans: Mapping[str, LanePlan]) -> d
 
 def _budgets_left(connection: Connection, terms: list[OpenTerms]) -> dict[bytes, int]:
     """What each batch with a budget may still spend, beside what is spent and held."""
-    return {
-        one.batch_id: one.max_cost_nano_usd
-        - batches.progress(connection, one.batch_id).cost_nano_usd
-        - shards.held_nano_usd(connection, one.batch_id)
-        for one in terms
-        if one.max_cost_nano_usd is not None
-    }
+    budgets = {one.batch_id: one.max_cost_nano_usd for one in terms if one.max_cost_nano_usd is not None}
+    if not budgets:
+        return {}
+    spent, held = batches.spent_nano_usd(connection, budgets), shards.held_nano_usd(connection, budgets)
+    return {batch_id: budget - spent.get(batch_id, 0) - held.get(batch_id, 0) for batch_id, budget in budgets.items()}

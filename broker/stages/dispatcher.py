@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import structlog
 
 from broker.clock import Clock
@@ -25,7 +26,7 @@ from broker.rules.cutting import Cursor
 from broker.rules.placement.dealing import deal
 from broker.rules.placement.policy import Policy
 from broker.rules.placement.turns import Hand
-from broker.rules.pricing import affordable_jobs
+from broker.rules.pricing import affordable_jobs, hold_nano_usd
 from broker.stages.dealing import Choice, Dealing, Room, Waiting
 from broker.wakeups import Topic, Wakeups
 
@@ -37,31 +38,38 @@ was merely slow goes to the lane again, and its first message is refused at the 
 """
 
 _SPANS_PER_LOAD = 256
+_PAGES_MAX = 32
+"""Of a group, in one step: jobs that no lane with room takes now don't hold up those behind them."""
+
 SHARDS_PER_STEP = 32
+
+_US = 1_000_000
 
 _log = structlog.get_logger(__name__)
 
 
 class _Line:
-    """A group's line during one step: loaded in pages as needed, each cut in memory and written back once."""
+    """A group's line during one step: loaded in pages as needed, each cut in memory and written back once.
 
-    def __init__(
-        self, connection: Connection, group_id: bytes, now_us: int, held_batches: set[bytes], preemptions_max: int
-    ) -> None:
+    `for_trial`: what was tried least comes first, for one of its jobs is to try a lane, and those that failed already
+    must not keep it from working.
+    """
+
+    def __init__(self, connection: Connection, page: ready.Page, preemptions_max: int, *, for_trial: bool) -> None:
         self._connection = connection
+        self._page = page
         self._preemptions_max = preemptions_max
-        self._group_id = group_id
-        self._now_us = now_us
-        self._held_batches = held_batches
+        self._for_trial = for_trial
+        self._pages = 0
         self._cursor = Cursor([], self._preemptions_max)
 
     def first(self, bytes_max: int) -> WaitingSpan | None:
         """The span that is next, earliest deadline first, of those with bodies up to `bytes_max`.
 
-        None when nothing of the group may go, or what may was passed over.
+        None when nothing of the group may go, or no lane takes what may.
         """
-        while (span := self._cursor.first(self._held_batches, bytes_max)) is None:
-            if self._cursor.has_passed_over or not self._load(bytes_max):
+        while (span := self._cursor.first(self._page.held_batches, bytes_max)) is None:
+            if not self._load(bytes_max):
                 return None
         return span
 
@@ -91,9 +99,13 @@ class _Line:
 
     def _load(self, bytes_max: int) -> bool:
         self.write_back()
-        spans = ready.next_spans(
-            self._connection, self._group_id, self._now_us, self._held_batches, bytes_max, _SPANS_PER_LOAD
-        )
+        if self._pages == _PAGES_MAX or (self._for_trial and self._pages):
+            return False
+        self._pages += 1
+        page = msgspec.structs.replace(self._page, bytes_max=bytes_max)
+        spans = (ready.least_tried_spans if self._for_trial else ready.next_spans)(self._connection, page)
+        if spans:
+            self._page = msgspec.structs.replace(page, after=(spans[-1].deadline_us, spans[-1].first_job_id))
         self._cursor = Cursor(spans, self._preemptions_max)
         return bool(spans)
 
@@ -113,30 +125,33 @@ class Dispatcher:
     ) -> None:
         self._database = database
         self._preemptions_max = (policy or Policy()).preemptions_max
+        self._health = health
         self._dealing = Dealing(lanes, health, capacity, policy)
         self._clock = clock
         self._wakeups = wakeups
 
     def step(self) -> int:
         """Dispatch what there is room for; the number of shards written, at most SHARDS_PER_STEP."""
-        written, unplanned = self._database.write(self._dispatch, durable=False)
+        records, unplanned = self._database.write(self._dispatch, durable=False)
         if unplanned:
             self._wakeups.notify(Topic.PLANNER)
-        if written:
+        if records:
+            self._dealing.note_sent({record.lane for record in records}, self._clock() / _US)
             self._wakeups.notify(Topic.RELAY)
-        return written
+        return len(records)
 
     def seconds_until_due(self, longest_seconds: float) -> float:
         """How long nothing new can become due, at most `longest_seconds`."""
         now_us = self._clock()
         due_us = self._database.read(lambda connection: ready.next_due_us(connection, now_us))
-        if due_us is None:
-            return longest_seconds
-        return min(longest_seconds, max(0.0, (due_us - now_us) / 1_000_000))
+        soonest = min((rest.left_s for rest in self._health.resting().values()), default=longest_seconds)
+        if due_us is not None:
+            soonest = min(soonest, (due_us - now_us) / _US)
+        return min(longest_seconds, max(0.0, soonest))
 
-    def _dispatch(self, connection: Connection) -> tuple[int, bool]:
+    def _dispatch(self, connection: Connection) -> tuple[list[shards.ShardRecord], bool]:
         if ready.is_empty(connection):
-            return 0, False
+            return [], False
         alone(connection, ready.KEEPERS)
         now_us = self._clock()
         room = self._dealing.room(connection, now_us, SHARDS_PER_STEP)
@@ -150,7 +165,7 @@ class Dispatcher:
             _log.info("shards_dispatched", shards=len(records), jobs=sum(record.jobs_count for record in records))
         for record in records:
             _log.debug("shard_dispatched", shard=record.shard_id.hex(), lane=record.lane, jobs=record.jobs_count)
-        return len(records), unplanned
+        return records, unplanned
 
     def _deal(self, connection: Connection, hand: Hand[Waiting], room: Room, now_us: int) -> list[shards.ShardRecord]:
         """One shard after another, each of the group whose turn it is, while there is room."""
@@ -162,9 +177,15 @@ class Dispatcher:
                 return None
             line = lines.get(waiting.group_id)
             if line is None:
-                line = lines[waiting.group_id] = _Line(
-                    connection, waiting.group_id, now_us, room.held_batches, self._preemptions_max
+                page = ready.Page(
+                    group_id=waiting.group_id,
+                    now_us=now_us,
+                    held_batches=room.held_batches,
+                    bytes_max=0,
+                    spans_max=_SPANS_PER_LOAD,
                 )
+                for_trial = self._dealing.only_trials(waiting, room)
+                line = lines[waiting.group_id] = _Line(connection, page, self._preemptions_max, for_trial=for_trial)
             record = self._cut(line, waiting, room, now_us)
             if record is None:
                 return None
@@ -188,13 +209,14 @@ class Dispatcher:
                 continue
             lane, cost = choice.lane, choice.candidate.expected_job_cost_nano_usd
             jobs_max = min(lane.shard_jobs_max, choice.entry.jobs_max)
-            if first.batch_id in room.budgets:
-                jobs_max = min(jobs_max, affordable_jobs(room.budgets[first.batch_id], cost))
+            budget_left = room.budgets.get(first.batch_id) if first.batch_id else None
+            if first.batch_id and budget_left is not None:
+                jobs_max = min(jobs_max, affordable_jobs(budget_left, cost))
                 if jobs_max == 0:
                     room.held_batches.add(first.batch_id)
                     continue
             if spans := line.take(lane, jobs_max):
-                record = _record(choice, first, spans, now_us)
+                record = _record(choice, first, spans, now_us, budget_left)
                 room.shards_left -= 1
                 room.rooms[record.lane].take(record.tenant_id, record.jobs_count, beside=record.beside)
                 if first.batch_id in room.budgets:
@@ -203,9 +225,12 @@ class Dispatcher:
         return None
 
 
-def _record(choice: Choice, first: WaitingSpan, spans: list[ShardSpan], now_us: int) -> shards.ShardRecord:
+def _record(
+    choice: Choice, first: WaitingSpan, spans: list[ShardSpan], now_us: int, budget_left: int | None
+) -> shards.ShardRecord:
     lane = choice.lane
     jobs_count = sum(span.jobs_count for span in spans)
+    cost = choice.candidate.expected_job_cost_nano_usd
     ahead_seconds = jobs_count / lane.jobs_per_second + 2 * lane.shard_seconds
     return shards.ShardRecord(
         shard_id=new_id(),
@@ -218,7 +243,7 @@ def _record(choice: Choice, first: WaitingSpan, spans: list[ShardSpan], now_us: 
         jobs_count=jobs_count,
         created_us=now_us,
         claim_by_us=now_us + int((CLAIM_SECONDS + ahead_seconds) * 1_000_000),
-        hold_nano_usd=jobs_count * choice.candidate.expected_job_cost_nano_usd,
+        hold_nano_usd=0 if budget_left is None else hold_nano_usd(jobs_count, cost, budget_left),
         spans=spans,
         beside=choice.entry.beside,
     )

@@ -8,7 +8,7 @@ import structlog
 
 from broker.clock import Clock
 from broker.database.connection import Connection, Database
-from broker.database.pruning import Pruned, prune_decisions
+from broker.database.pruning import Pruned, prune_decisions, prune_outbox
 
 __all__ = ["KEEPER_SECONDS", "Keeper"]
 
@@ -29,7 +29,7 @@ class Keeper:
         self._is_stopping = is_stopping
 
     def step(self) -> None:
-        """One round through all decisions older than a day."""
+        """One round through all decisions older than a day, and through the outbox."""
         before_us = self._clock() - _KEPT_US
         generation = assignments = plans = 0
 
@@ -42,3 +42,8 @@ class Keeper:
             plans += pruned.plans
         if assignments or plans:
             _log.info("decisions_pruned", assignments=assignments, plans=plans)
+        rows = 0
+        while not self._is_stopping() and (removed := self._database.write(prune_outbox, durable=False)):
+            rows += removed
+        if rows:
+            _log.info("outbox_pruned", rows=rows)

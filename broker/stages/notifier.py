@@ -10,7 +10,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from itertools import islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -47,6 +47,16 @@ class ReplyPublisher(Protocol):
         """Returns when the bus has confirmed every message; PublishError names by index those that it has not."""
 
 
+class _Found(NamedTuple):
+    """What is due, and the last of the page that was looked at; None at the end. `requests`: how many were known."""
+
+    due: list[DueReply]
+    requests: int
+    last: bytes | None
+    has_looked: bool
+    was_empty: bool
+
+
 class Notifier:
     """Empties `reply`. `step` is for one thread; endings come in on others.
 
@@ -73,6 +83,8 @@ class Notifier:
         self._heard: deque[bytes] = deque(maxlen=_ENDINGS_KEPT_MAX)
         self._after = _FIRST
         self._goes_through = True  # all that is waited for, without a pause
+        self._requests = self._requests_seen = 0  # to go through it, each from its start
+        self._began_at_start = True
         self._stepped_at = time.monotonic()
         self._rests_until: dict[str, float] = {}
         wakeups.endings.listen(self._hear)
@@ -80,46 +92,81 @@ class Notifier:
     def step(self) -> bool:
         """Tell what is due; whether there may be more at once."""
         now = time.monotonic()
-        if now - self._stepped_at > _AWAY_SECONDS:
-            self._goes_through = True  # another led meanwhile, or nobody did
-        self._stepped_at = now
-        self._rests_until = {name: until for name, until in self._rests_until.items() if until > now}
+        resting = {name: until for name, until in self._rests_until.items() if until > now}
+        if now - self._stepped_at > _AWAY_SECONDS or len(resting) < len(self._rests_until):
+            self._go_through()  # another led meanwhile, or nobody did; or what was heard for a queue that rested is due
+        self._stepped_at, self._rests_until = now, resting
         heard = self._take_heard()
-        due = self._database.read(lambda connection: self._find_due(connection, heard))
-        told = [one for queue, ours in _by_queue(due).items() for one in self._tell(queue, ours)]
+        try:
+            told = self._tell_due(heard)
+        except BaseException:
+            self._give_back(heard)
+            raise
+        return bool(told or self._heard or self._goes_through)
+
+    def _tell_due(self, heard: Sequence[bytes]) -> int:
+        found = self._database.read(lambda connection: self._find_due(connection, heard))
+        told = [one for queue, ours in _by_queue(found.due).items() for one in self._tell(queue, ours)]
         if told:
             self._database.write(
                 lambda connection: replies.forget(connection, [one.asked for one in told]), idempotent=True
             )
             _log.info("replies_sent", count=len(told))
-        return bool(told or self._heard or self._goes_through)
+        self._move_on(found)
+        return len(told)
+
+    def _go_through(self) -> None:
+        with self._lock:
+            self._goes_through = True
+            self._requests += 1
 
     def _hear(self, job_ids: Sequence[bytes]) -> None:
         with self._lock:
             full = len(self._heard) + len(job_ids) > _ENDINGS_KEPT_MAX
             self._heard.extend(job_ids)
-            if full or not job_ids:
-                self._goes_through = True
+        if full or not job_ids:
+            self._go_through()
         self._wakeups.wake(Topic.NOTIFIER)
 
     def _take_heard(self) -> list[bytes]:
         with self._lock:
             return [self._heard.popleft() for _ in range(min(_ENDINGS_PER_STEP, len(self._heard)))]
 
-    def _find_due(self, connection: Connection, heard: Sequence[bytes]) -> list[DueReply]:
+    def _give_back(self, heard: Sequence[bytes]) -> None:
+        """It could not be told now: it is heard again."""
+        with self._lock:
+            has_room = len(self._heard) + len(heard) <= _ENDINGS_KEPT_MAX
+            if has_room:
+                self._heard.extendleft(reversed(heard))
+        if not has_room:
+            self._go_through()
+
+    def _find_due(self, connection: Connection, heard: Sequence[bytes]) -> _Found:
+        """Changes nothing here, for it may run twice; see `_move_on`."""
         if not replies.any_waiting(connection):
-            self._after, self._goes_through = _FIRST, False
-            return []
-        silent = list(self._rests_until)
+            return _Found([], self._requests, None, has_looked=True, was_empty=True)
+        silent, requests = list(self._rests_until), self._requests
         due = refusals(connection, silent, _REFUSALS_PER_STEP)
         due += due_of(connection, heard, silent)
-        if self._goes_through or not heard:
+        looks, last = self._goes_through or not heard, None
+        if looks:
             page, last = due_page(connection, self._after, _ROWS_PER_PAGE, silent)
             due += page
-            self._after = last or _FIRST
-            if last is None:
+        due = list({(one.asked.message_digest, one.asked.place): one for one in due}.values())
+        return _Found(due, requests, last, has_looked=looks, was_empty=False)
+
+    def _move_on(self, found: _Found) -> None:
+        if not found.has_looked:
+            return
+        if found.requests != self._requests_seen:  # it must be gone through from its start, since then
+            self._requests_seen, self._began_at_start = found.requests, self._after == _FIRST
+        at_end = found.last is None
+        self._after = found.last or _FIRST
+        with self._lock:
+            is_through = found.was_empty or (at_end and self._began_at_start)
+            if is_through and found.requests == self._requests:
                 self._goes_through = False
-        return list({(one.asked.message_digest, one.asked.place): one for one in due}.values())
+        self._began_at_start = self._began_at_start or at_end
 
     def _tell(self, queue: str, due: Sequence[DueReply]) -> list[DueReply]:
         """Those that the bus has confirmed. A queue that fails is left alone for a while; its rows stay."""

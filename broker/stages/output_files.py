@@ -25,7 +25,7 @@ from broker.ledger import results
 from broker.ledger.results import EndedLine
 from broker.rules.output import error_line, output_line, refusal_line
 
-__all__ = ["BatchFiles"]
+__all__ = ["BatchFiles", "Draft", "failure_of", "next_page_lines", "success_of"]
 
 _LINES_PER_PAGE = 500  # of the first page
 _LINES_PER_PAGE_MAX = 2_000
@@ -47,7 +47,7 @@ class BatchFiles:
         self._page_lines = _LINES_PER_PAGE
         self._refused: deque[RefusedLine] = deque()
         self._refused_after = 0
-        self._output, self._errors = _Draft(Path(output_path)), _Draft(Path(error_path))
+        self._output, self._errors = Draft(Path(output_path)), Draft(Path(error_path))
 
     def advance(self) -> None:
         """Write the lines that are next, up to the first whose job has not ended. Raises OSError."""
@@ -58,14 +58,12 @@ class BatchFiles:
                 self._write_page(page)
 
     def _write_page(self, page: list[EndedLine]) -> None:
-        self._output.write(b"".join([_success(line) for line in page if line.outcome is Outcome.SUCCEEDED]))
+        self._output.write(b"".join([success_of(line) for line in page if line.outcome is Outcome.SUCCEEDED]))
         failed = [line for line in page if line.outcome is not Outcome.SUCCEEDED]
         self._after = page[-1].line_number
         self._write_errors(merge(failed, self._refused_before(self._after), key=attrgetter("line_number")))
         self.ended_count += len(page)
-        # Each page is as long as the replies of the one before let it be.
-        mean_bytes = 1 + sum(len(line.body) for line in page) // len(page)
-        self._page_lines = max(1, min(_LINES_PER_PAGE_MAX, _PAGE_BYTES // mean_bytes))
+        self._page_lines = next_page_lines(page)
 
     def finish(self, ended_jobs: int, refused_lines: int) -> None:
         """Write what is left and give both files their names.
@@ -109,18 +107,26 @@ class BatchFiles:
     def _write_errors(self, lines: Iterable[EndedLine | RefusedLine]) -> None:
         for line in lines:
             if isinstance(line, EndedLine):
-                self._errors.write(_failure(line))
+                self._errors.write(failure_of(line))
             else:
                 refusal = refusal_line(self._batch_id, line.line_number, line.custom_id, line.code, line.message)
                 self._errors.write(refusal)
                 self._refused_count += 1
 
 
-def _success(line: EndedLine) -> bytes:
+def next_page_lines(page: list[EndedLine]) -> int:
+    """Each page is as long as the replies of the one before let it be."""
+    mean_bytes = 1 + sum(len(line.body) for line in page) // len(page)
+    return max(1, min(_LINES_PER_PAGE_MAX, _PAGE_BYTES // mean_bytes))
+
+
+def success_of(line: EndedLine) -> bytes:
+    """Its line in the output file."""
     return output_line(line.job_id, line.custom_id, line.status_code, line.request_id, line.body)
 
 
-def _failure(line: EndedLine) -> bytes:
+def failure_of(line: EndedLine) -> bytes:
+    """Its line in the error file."""
     return error_line(
         line.job_id,
         line.custom_id,
@@ -133,7 +139,7 @@ def _failure(line: EndedLine) -> bytes:
     )
 
 
-class _Draft:
+class Draft:
     """A file that takes its name only when it is complete and on disk."""
 
     def __init__(self, path: Path) -> None:
@@ -147,6 +153,7 @@ class _Draft:
             self._identity = _identity(os.fstat(self._file.fileno()))
 
     def write(self, lines: bytes) -> None:
+        """Add to it."""
         try:
             self._file.write(lines)
         except OSError as error:
@@ -165,6 +172,7 @@ class _Draft:
             sync_folder(self._path.parent)
 
     def discard(self) -> None:
+        """Remove it, unless it has its name."""
         with suppress(OSError):  # a full disk takes what is still buffered no more now than before
             self._file.close()
         if self._is_ours():

@@ -21,6 +21,7 @@ from broker.signing import Signer
 __all__ = ["ROWS_PER_STEP", "Relay", "ShardPublisher", "lanes_of_each_bus"]
 
 ROWS_PER_STEP = 32
+_STEP_BYTES_MAX = 64_000_000  # of bodies that are in memory at once, if not one job alone has more
 _VALID_US_MIN = 1_000_000
 _REST_SECONDS = 1.0
 
@@ -93,10 +94,15 @@ class Relay:
         now = time.monotonic()
         within_reach = [lane for lane in self._lanes if self._rests_until.get(lane, 0.0) <= now]
         rows = shards.outbox_rows(connection, within_reach, ROWS_PER_STEP)
-        return rows, self._seal(connection, rows) if rows else {}
-
-    def _seal(self, connection: Connection, rows: list[OutboxRow]) -> dict[str, list[bytes]]:
+        if not rows:
+            return rows, {}
         records = shards.load(connection, [row.shard_id for row in rows])
+        rows = _within(rows, records)
+        return rows, self._seal(connection, rows, records)
+
+    def _seal(
+        self, connection: Connection, rows: list[OutboxRow], records: Mapping[bytes, ShardRecord]
+    ) -> dict[str, list[bytes]]:
         sent = [record for row in rows if (record := records[row.shard_id]).state is ShardState.SENT]
         found = jobs.load_shard_jobs(connection, (span for record in sent for span in record.spans))
         sealed: dict[str, list[bytes]] = defaultdict(list)
@@ -115,7 +121,18 @@ class Relay:
             # A first crash alone may have been that of a job in another slot: only one with an engine of its own tells.
             exclusive=any(span.crashes for span in record.spans),
             beside=record.beside,
+            budget_nano_usd=record.hold_nano_usd or None,
         )
         now_us = self._clock()
         valid_us = max(_VALID_US_MIN, record.claim_by_us - now_us)  # beyond that the shard has gone elsewhere
         return seal(self._signer, Kind.SHARD, record.lane, order, now_us=now_us, valid_us=valid_us)
+
+
+def _within(rows: list[OutboxRow], records: Mapping[bytes, ShardRecord]) -> list[OutboxRow]:
+    """The oldest, as many as may be in memory at once, at least one."""
+    held = 0
+    for place, row in enumerate(rows):
+        held += sum(span.jobs_count * span.body_bytes_max for span in records[row.shard_id].spans)
+        if place and held > _STEP_BYTES_MAX:
+            return rows[:place]
+    return rows

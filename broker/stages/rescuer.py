@@ -9,7 +9,9 @@ lease, in which every living worker renews, so that an outage of ours never re-e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -17,6 +19,7 @@ import structlog
 from broker.clock import Clock
 from broker.database import jobs, shards, workers
 from broker.database.connection import Connection, Database
+from broker.database.failures import is_passing
 from broker.database.fencing import alone
 from broker.database.shards import ShardRecord
 from broker.database.stranded import stranded_shards
@@ -29,20 +32,23 @@ from broker.domain.shard import Bitmap, ShardState
 from broker.domain.usage import Usage
 from broker.ledger.digests import Decisions
 from broker.ledger.ending import AttemptEnds
+from broker.ledger.lost_costs import upper_costs
 from broker.ledger.prices import PricedLanes
 from broker.ledger.streams import FixedSlot, OwnStream, StreamSlot
-from broker.ledger.writing import ended_jobs
-from broker.rules.pricing import accelerator_cost_nano_usd
+from broker.ledger.writing import ended_among
 from broker.rules.regrouping import another_try, regroup, waiting_job
 from broker.rules.settling import Ended, Retry, settle
 from broker.wakeups import Topic, Wakeups
 
 __all__ = ["LATE_SECONDS", "Rescuer"]
 
+T = TypeVar("T")
+
 LATE_SECONDS = 900.0
 """How long a taken-back shard's late results are still awaited before its attempts are written off as lost."""
 
 _SHARDS_PER_STEP = 64
+_LEFT_US = 60_000_000
 _BEAT = "rescuer"
 
 _LOST_MESSAGES = {
@@ -87,6 +93,8 @@ class Rescuer:
         self._capacity = capacity
         self._last_step_us = clock()
         self._rest_until_us = self._last_step_us
+        self._left: set[bytes] = set()
+        self._left_until_us = 0
 
     def step(self) -> int:
         """Take back what is due; how many shards that was."""
@@ -101,11 +109,13 @@ class Rescuer:
         if now_us < self._rest_until_us:
             return 0
         self._stream = self._own.current()
-        taken, ended = self._database.write(self._take_back_silent)
-        self._database.write(self._write_off_late)
-        if taken:
-            self._wakeups.notify(Topic.DISPATCHER)
-            self._wakeups.endings.announce(ended)
+        taken = 0
+        for count, ended in self._apart(self._silent, self._take_back_silent):
+            taken += count
+            if count:
+                self._wakeups.notify(Topic.DISPATCHER)
+                self._wakeups.endings.announce(ended)
+        self._apart(self._late, self._write_off_late)
         return taken
 
     def _own_gap_us(self, now_us: int) -> int:
@@ -138,9 +148,7 @@ class Rescuer:
             now_us = self._clock()
             held = shards.held_shards(connection) + shards.unclosed_taken_back(connection, now_us, 1_000_000)
             for start in range(0, len(held), _SHARDS_PER_STEP):
-                records = shards.load(connection, held[start : start + _SHARDS_PER_STEP], lock=True)
-                for record in records.values():
-                    self._write_off(connection, record, ErrorCode.INTERRUPTED, now_us)
+                self._write_off(connection, held[start : start + _SHARDS_PER_STEP], ErrorCode.INTERRUPTED, now_us)
             return len(held)
 
         recovered = self._database.write(work)
@@ -148,28 +156,75 @@ class Rescuer:
             _log.info("shards_recovered", shards=recovered)
         return recovered
 
-    def _take_back_silent(self, connection: Connection) -> tuple[int, list[bytes]]:
-        """How many shards were taken back, and which single jobs ended with it."""
-        alone(connection, "rescuer")
+    def _apart(
+        self, find: Callable[[Connection], Collection[bytes]], work: Callable[[Connection, Collection[bytes]], T]
+    ) -> list[T]:
+        """What `work` returned of the shards found; where one of them fails it, of each by itself, without that one.
+
+        One that can't be dealt with, of a lane that nobody here knows, say, is left for a minute.
+        """
         now_us = self._clock()
-        ended: list[bytes] = []
+        if now_us >= self._left_until_us:
+            self._left.clear()
+        try:
+            return [self._database.write(partial(_alone, find=find, work=work))]
+        except Exception as error:
+            if is_passing(error):
+                raise
+        done = []
+        for shard_id in self._database.read(find):
+            try:
+                done.append(self._database.write(partial(_alone, find=partial(_just, shard_id), work=work)))
+            except Exception as error:
+                if is_passing(error):
+                    raise
+                _log.exception("shard_left", shard=shard_id.hex())
+                self._left.add(shard_id)
+                self._left_until_us = now_us + _LEFT_US
+        return done
+
+    def _silent(self, connection: Connection) -> list[bytes]:
+        """The shards that are due, or look so, without those that were left."""
+        now_us, limit = self._clock(), _SHARDS_PER_STEP + len(self._left)
+        stranded = stranded_shards(connection, now_us, limit)
+        silent = shards.silent_shards(connection, now_us, self._lease_us, self._manned(connection), limit)
+        return sorted({*silent, *stranded} - self._left)
+
+    def _take_back_silent(self, connection: Connection, due: Collection[bytes]) -> tuple[int, list[bytes]]:
+        """How many shards were taken back, and which single jobs ended with it."""
+        if not due:
+            return 0, []
+        now_us = self._clock()
         manned = self._manned(connection)
-        stranded = stranded_shards(connection, now_us, _SHARDS_PER_STEP)
-        due = {*shards.silent_shards(connection, now_us, self._lease_us, manned, _SHARDS_PER_STEP), *stranded}
-        taken = 0
-        for record in shards.load(connection, sorted(due), lock=True).values():
-            # What its worker claimed or renewed, or the recorder closed, between the two looks is not silent.
-            still_sent = record.state is ShardState.SENT and record.shard_id in stranded
-            if not (still_sent or shards.is_silent(record, now_us, self._lease_us, manned)):
-                continue
-            taken += 1
-            was = record.state
-            if was is ShardState.SENT:
-                self._give_back_unclaimed(connection, record, now_us)
+        stranded = set(stranded_shards(connection, now_us, _SHARDS_PER_STEP + len(self._left)))
+        # What its worker claimed or renewed, or the recorder closed, between the two looks is not silent.
+        records = [
+            record
+            for record in shards.load(connection, sorted(due), lock=True).values()
+            if (record.state is ShardState.SENT and record.shard_id in stranded)
+            or shards.is_silent(record, now_us, self._lease_us, manned)
+        ]
+        ends = self._new_ends(connection, records, now_us)
+        retries: list[WaitingSpan] = []
+        ended = ended_among(connection, _running_jobs(records))
+        for record in records:
+            _log.warning("shard_taken_back", shard=record.shard_id.hex(), lane=record.lane, was=record.state)
+            if record.state is ShardState.SENT:
+                ends.give_back(record, record.recorded.missing(record.jobs_count))
+                record.closed_us = now_us
             else:
-                ended += self._take_back_running(connection, record, now_us)
-            _log.warning("shard_taken_back", shard=record.shard_id.hex(), lane=record.lane, was=was)
-        return taken, ended
+                retries += self._take_back_running(connection, ends, record, ended, now_us)
+            record.state = ShardState.TAKEN_BACK
+        ends.write()
+        jobs.wait(connection, regroup(retries))
+        shards.save_recorded(connection, records)
+        return len(records), ends.ended_singles
+
+    def _new_ends(self, connection: Connection, records: Collection[ShardRecord], now_us: int) -> AttemptEnds:
+        """For all of these shards together."""
+        self._lanes.look(connection, {record.lane for record in records})
+        self._decisions.look(connection, records)
+        return AttemptEnds(connection, *self._stream, now_us, self._decisions)
 
     def _manned(self, connection: Connection) -> list[str] | None:
         """The lanes with live workers; None where that is not known."""
@@ -177,97 +232,114 @@ class Rescuer:
             return None
         return [lane for lane, slots in self._capacity(connection).items() if slots]
 
-    def _give_back_unclaimed(self, connection: Connection, record: ShardRecord, now_us: int) -> None:
-        ends = AttemptEnds(connection, *self._stream, now_us, self._decisions)
-        ends.give_back(record, record.recorded.missing(record.jobs_count))
-        ends.write()
-        shards.close(connection, record.shard_id, ShardState.TAKEN_BACK, now_us)
-
-    def _take_back_running(self, connection: Connection, record: ShardRecord, now_us: int) -> list[bytes]:
-        """The jobs go on at once; their attempts stay open for late results, but for those that end here."""
+    def _take_back_running(
+        self,
+        connection: Connection,
+        ends: AttemptEnds,
+        record: ShardRecord,
+        ended: Collection[bytes],
+        now_us: int,
+    ) -> list[WaitingSpan]:
+        """The jobs that go on at once; their attempts stay open for late results, but for those that end here."""
         missing = record.recorded.missing(record.jobs_count)
-        running = Bitmap(record.running) if record.running is not None else Bitmap.of(missing)
-        shares = self._upper_costs(record, missing, now_us)
-        self._lanes.look(connection)
+        running = _running(record, missing)
         lane = self._lanes.at(record.lane, record.created_us)
-        ends = AttemptEnds(connection, *self._stream, now_us, self._decisions)
+        shares = upper_costs(connection, lane, record, missing, now_us)
         ends.give_back(record, [index for index in missing if index not in running])
         retries: list[WaitingSpan] = []
         for index in missing:
             if index not in running:
                 continue
-            then = self._follow(connection, record, index)
+            then = _follow(record, index, has_ended=record.job_id_at(index) in ended)
             if isinstance(then, Ended):
                 record.recorded.add(index)
                 ends.add(record, lane, _lost(record, index, ErrorCode.LEASE_LOST, now_us), shares[index])
             elif then is not None:
                 waited = waiting_job(record.span_at(index), index, record.group_id, record.batch_id)
                 retries.append(another_try(waited, record.lane, then, now_us))
-        ends.write()
-        jobs.wait(connection, regroup(retries))
-        record.state = ShardState.TAKEN_BACK
-        shards.save_recorded(connection, [record])
-        return ends.ended_singles
+        return retries
 
-    def _follow(self, connection: Connection, record: ShardRecord, index: int) -> Ended | Retry | None:
-        span = record.span_at(index)
-        job_id = record.job_id_at(index)
-        then = settle(
-            Outcome.LOST,
-            ErrorCode.LEASE_LOST,
-            bool(ended_jobs(connection, job_id, job_id)),
-            failures=span.failures,
-            crashes=span.crashes,
-            alone=span.alone,
-        ).then
-        if isinstance(then, Retry) and span.attempt_number == 1:
-            # Machines are taken away far more often than a job takes its worker along, and jobs that run alone
-            # take the places of whole shards: only what is lost a second time is a suspect.
-            return msgspec.structs.replace(then, alone=False)
-        return then
+    def _late(self, connection: Connection) -> list[bytes]:
+        """The shards whose late results are not awaited any longer, without those that were left."""
+        before_us, limit = self._clock() - int(LATE_SECONDS * 1_000_000), _SHARDS_PER_STEP + len(self._left)
+        return [one for one in shards.unclosed_taken_back(connection, before_us, limit) if one not in self._left]
 
-    def _write_off_late(self, connection: Connection) -> None:
-        now_us = self._clock()
-        due = shards.unclosed_taken_back(connection, now_us - int(LATE_SECONDS * 1_000_000), _SHARDS_PER_STEP)
-        for record in shards.load(connection, due, lock=True).values():
-            self._write_off(connection, record, ErrorCode.LEASE_LOST, now_us)
+    def _write_off_late(self, connection: Connection, due: Collection[bytes]) -> None:
+        self._write_off(connection, due, ErrorCode.LEASE_LOST, self._clock())
 
-    def _write_off(self, connection: Connection, record: ShardRecord, code: ErrorCode, now_us: int) -> None:
-        """Close a shard whose results no longer come; attempts that ran are lost, at an unknown cost with a bound.
+    def _write_off(self, connection: Connection, due: Collection[bytes], code: ErrorCode, now_us: int) -> None:
+        """Close shards whose results no longer come; attempts that ran are lost, at an unknown cost with a bound.
 
         A shard taken back earlier has sent its jobs on already; here only its attempts are written.
         """
-        missing = record.recorded.missing(record.jobs_count)
-        sent_on = record.state is ShardState.TAKEN_BACK
-        ends = AttemptEnds(connection, *self._stream, now_us, self._decisions)
-        if record.claimed_us is None:
-            ends.give_back(record, missing)
-        else:
-            if sent_on and record.running is not None:
-                ran = Bitmap(record.running)
-                missing = [index for index in missing if index in ran]
-            self._lanes.look(connection)
-            lane = self._lanes.at(record.lane, record.created_us)
-            shares = self._upper_costs(record, missing, now_us)
-            for index in missing:
-                record.recorded.add(index)
+        if not due:
+            return
+        records = shards.load(connection, sorted(due), lock=True).values()
+        ends = self._new_ends(connection, records, now_us)
+        for record in records:
+            missing = record.recorded.missing(record.jobs_count)
+            sent_on = record.state is ShardState.TAKEN_BACK
+            if record.claimed_us is None:
+                ends.give_back(record, missing)
+            else:
+                if sent_on:
+                    running = _running(record, missing)
+                    missing = [index for index in missing if index in running]
                 # One taken back before had lost its worker, whatever ended since.
                 why = ErrorCode.LEASE_LOST if sent_on else code
-                lost = _lost(record, index, why, now_us)
-                ends.add(record, lane, lost, shares[index], sent_on=sent_on)
+                lane = self._lanes.at(record.lane, record.created_us)
+                shares = upper_costs(connection, lane, record, missing, now_us)
+                for index in missing:
+                    record.recorded.add(index)
+                    ends.add(record, lane, _lost(record, index, why, now_us), shares[index], sent_on=sent_on)
         ends.write()
-        record.state, record.closed_us = ShardState.TAKEN_BACK, now_us
-        shards.save_recorded(connection, [record])
+        for record in records:  # not before its attempts have said what it was
+            record.state, record.closed_us = ShardState.TAKEN_BACK, now_us
+        shards.save_recorded(connection, records)
 
-    def _upper_costs(self, record: ShardRecord, indices: list[int], now_us: int) -> dict[int, int]:
-        """At most the whole time from claim to lease end was these jobs': its cost, divided without remainder."""
-        if not indices or record.claimed_us is None:
-            return dict.fromkeys(indices, 0)
-        until_us = min(now_us, record.lease_until_us or now_us)
-        lane = self._lanes.at(record.lane, record.created_us)
-        whole = accelerator_cost_nano_usd(lane.price, max(0, until_us - record.claimed_us))
-        share, extra = divmod(whole, len(indices))
-        return {index: share + (place < extra) for place, index in enumerate(indices)}
+
+def _alone(
+    connection: Connection,
+    find: Callable[[Connection], Collection[bytes]],
+    work: Callable[[Connection, Collection[bytes]], T],
+) -> T:
+    alone(connection, "rescuer")
+    return work(connection, find(connection))
+
+
+def _just(shard_id: bytes, _connection: Connection) -> list[bytes]:
+    return [shard_id]
+
+
+def _running(record: ShardRecord, missing: list[int]) -> Bitmap:
+    """The indices that its worker said its engine held; before it said anything, all that are missing."""
+    return Bitmap(record.running) if record.running is not None else Bitmap.of(missing)
+
+
+def _running_jobs(records: Collection[ShardRecord]) -> Iterator[bytes]:
+    for record in records:
+        if record.state is not ShardState.SENT:
+            missing = record.recorded.missing(record.jobs_count)
+            running = _running(record, missing)
+            yield from (record.job_id_at(index) for index in missing if index in running)
+
+
+def _follow(record: ShardRecord, index: int, *, has_ended: bool) -> Ended | Retry | None:
+    span = record.span_at(index)
+    then = settle(
+        Outcome.LOST,
+        ErrorCode.LEASE_LOST,
+        has_ended,
+        attempt_number=span.attempt_number,
+        failures=span.failures,
+        crashes=span.crashes,
+        alone=span.alone,
+    ).then
+    if isinstance(then, Retry) and span.attempt_number == 1:
+        # Machines are taken away far more often than a job takes its worker along, and jobs that run alone
+        # take the places of whole shards: only what is lost a second time is a suspect.
+        return msgspec.structs.replace(then, alone=False)
+    return then
 
 
 def _lost(record: ShardRecord, index: int, code: ErrorCode, now_us: int) -> JobRan:

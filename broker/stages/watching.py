@@ -14,7 +14,7 @@ from broker.database.lane_work import Capacity, OpenWork, open_work
 from broker.database.ready import GroupWaiting
 from broker.domain.job import GroupKey
 from broker.domain.lane import Lane, Supply
-from broker.health import HealthBook
+from broker.health import RESTING, HealthBook
 from broker.ledger.prices import PricedLanes, PriceHistory
 from broker.ledger.speeds import newest_samples
 from broker.ledger.work_done import Counted, WorkDone
@@ -255,8 +255,8 @@ class Watching:
         name = str(lane.name)
         if name in read.held:
             return "paused or draining"
-        if fault := self._health.resting().get(name):
-            return f"resting: {fault}"
+        if rest := self._health.resting().get(name):
+            return f"{RESTING}: {rest.code}"
         work = read.work.get(name)
         if work is None:
             return None

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from broker.bootstrap.buses import fitted, in_one_process
 from broker.bus.claim_check import ClaimCheck, SharedPlace, envelope_bytes_max, parked_path, sweep
 from broker.bus.driver import BusUnavailable, MessageTooLarge, PublishError
 from broker.bus.envelope import EnvelopeError, Kind, seal
@@ -21,8 +22,11 @@ from broker.bus.signed_place import SignedPlace
 from broker.domain.events import JobsRan
 from broker.domain.parked import ParkAnswer, Ticket
 from broker.domain.shard import RunShard, ShardJob
+from broker.intake.batch_lines import LINE_BYTES_MAX
+from broker.rules.sharding import fits_message
 from broker.signing import KeyRing, KeyRole, PublicKey, Signer
 from tests.services.small_s3 import SmallS3
+from tests.unit.builders import a_lane
 
 LANE, SHARD = "azure", bytes(range(16))
 URL = "lanemem://claims"
@@ -112,6 +116,35 @@ def test_a_shard_that_the_bus_cannot_carry_goes_by_reference(store, broker_side,
     assert len(stored(store)) == 1  # what fits never touches the store
     publisher.close()
     inbox.close()
+
+
+def test_what_is_larger_than_shards_are_cut_to_goes_by_reference_though_the_bus_may_carry_it(
+    store, broker_side, worker_side, queue
+):
+    publisher = Publisher(URL, {"max_message_bytes": 10_000_000}, broker_side, direct_bytes_max=100_000)
+    inbox = Inbox(URL, [queue], 10, OPTIONS, worker_side)
+    small, large = shard(10), shard(5_000_000)
+    publisher.publish_events(queue, [small, large])
+    assert [each.envelope for each in inbox.receive(2, 5)] == [small, large]
+    assert len(stored(store)) == 1
+    publisher.close()
+    inbox.close()
+
+
+@pytest.mark.parametrize(
+    ("bus_url", "message_bytes_max"),
+    [("amqp://h//", 4_000_000), ("redis://h/0", 4_000_000), ("laneasb://k:s@h", 180_000)],
+)
+def test_with_a_store_every_lane_carries_the_largest_line(bus_url, message_bytes_max):
+    lanes = [a_lane("one", bus_url=bus_url), a_lane("two", bus_url=bus_url, message_bytes_max=100_000)]
+    by_reference = fitted(lanes, by_reference=True)
+    assert [lane.message_bytes_max for lane in by_reference] == [message_bytes_max, 100_000]
+    assert all(fits_message(lane, LINE_BYTES_MAX) for lane in (*by_reference, *in_one_process(lanes)))
+    without = fitted(lanes, by_reference=False)
+    assert [fits_message(lane, size) for lane, size in zip(without, (message_bytes_max, 100_000), strict=True)] == [
+        False,
+        False,
+    ]
 
 
 def test_without_a_store_the_message_is_named(queue):

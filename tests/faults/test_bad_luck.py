@@ -16,7 +16,8 @@ from typing import Self
 
 import pytest
 
-from broker.bootstrap.batch_run import BatchRun, RunOptions, read_source
+from broker.bootstrap.batch_run import BatchRun, RunOptions
+from broker.bootstrap.batch_source import open_source
 from broker.bootstrap.embedded import Embedded
 from broker.catalog.lanes import load_lanes
 from tests.flow.program import Program, custom_ids, lane, lines_of, request
@@ -139,8 +140,11 @@ def test_a_clock_that_is_set_during_the_run_loses_nothing(program, jump_seconds)
     def clock() -> int:
         return time.time_ns() // 1_000 + offset_us[0]
 
-    with Embedded(program.data, load_lanes(program.catalog), clock) as embedded:
-        run = BatchRun(embedded, options, read_source(program.prompts))
+    with (
+        open_source(program.prompts, program.data) as source,
+        Embedded(program.data, load_lanes(program.catalog), clock) as embedded,
+    ):
+        run = BatchRun(embedded, options, source)
         embedded.start()
         began = time.monotonic()
         for progress in run.work():

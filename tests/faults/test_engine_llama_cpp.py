@@ -145,4 +145,4 @@ def test_a_model_that_isnt_there_is_one_clear_sentence(tmp_path: Path) -> None:
     for engine, said in cases:
         with pytest.raises(EngineError, match=said) as caught:
             asyncio.run(engine.start())
-        assert caught.value.code is ErrorCode.ENGINE_UNREACHABLE
+        assert caught.value.code is ErrorCode.ENGINE_MISCONFIGURED

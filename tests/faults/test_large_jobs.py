@@ -94,6 +94,21 @@ def run_both(served, client):
     assert served.one("SELECT count(*) FROM attempt") == served.one("SELECT count(*) FROM job")
 
 
+def run_a_batch_with_a_line_of_twenty_megabytes(client, tmp_path):
+    """Above what messages are cut to on any bus; its neighbours come back, too."""
+    texts = {"small": "small", "large": "x" * 20_000_000, "other": "other"}
+    lines = [
+        {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body(text)}
+        for name, text in texts.items()
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    *_, state = client.follow_batch(client.create_batch(tmp_path / "in.jsonl").id)
+    assert (state.succeeded, state.attempts, state.lines_read) == (3, 3, 3)
+    replies = map(json.loads, b"".join(client.download(state.id, "output")).splitlines())
+    answers = {each["custom_id"]: each["response"]["body"]["choices"][0]["message"]["content"] for each in replies}
+    assert answers == texts
+
+
 def test_a_megabyte_through_a_shared_folder(served, tmp_path):
     told = {"BROKER_PAYLOADS_URL": f"file://{tmp_path}/payloads"}
     client = served.bring_up(told, told)
@@ -104,6 +119,7 @@ def test_a_megabyte_through_a_shared_folder(served, tmp_path):
     Payloads(told["BROKER_PAYLOADS_URL"], database).sweep(kept_seconds=0)
     database.close()
     assert list((tmp_path / "payloads").rglob("*-*")) == []  # the shard has ended, so nobody waits for them
+    run_a_batch_with_a_line_of_twenty_megabytes(client, tmp_path)
 
 
 def test_a_megabyte_for_a_worker_that_knows_no_store(served):

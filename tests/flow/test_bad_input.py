@@ -6,6 +6,7 @@ CASES is the whole table; `python -m tests.flow.test_bad_input` prints it as Mar
 from __future__ import annotations
 
 import fcntl
+import gzip
 import os
 import sqlite3
 import tempfile
@@ -20,7 +21,7 @@ from tests.flow.program import Program, Ran, custom_ids, encoded, lines_of, requ
 
 GOOD = [encoded(request(number)) for number in range(3)]
 NOTHING = "no output, no call"
-NO_LINE = "no line succeeded; the error file says why"
+JSONL = "a batch file is JSONL in UTF-8, one request on each line"
 NOT_OURS = "FOLDER/data/broker.db is not an Inference Broker database."
 ALL_THREE = "3 replies, 0 errors, 3 calls"
 
@@ -106,7 +107,7 @@ IS_FOLDER = "can't write FOLDER/out.jsonl: it is a folder"
 IN_USE = "FOLDER/data is in use by another broker (process 4711): stop it, or name another folder with --data"
 NEWER = (
     "The database at FOLDER/data/broker.db was written by a newer version of Inference Broker"
-    " (schema 9999, this program knows up to 0010): upgrade the program."
+    " (schema 9999, this program knows up to 0011): upgrade the program."
 )
 
 CASES = [
@@ -119,12 +120,37 @@ CASES = [
     ),
     Case("a folder", lambda p: p.prompts.mkdir(), 2, "can't read FOLDER/prompts.jsonl: Is a directory", NOTHING),
     Case("an empty file", write(b""), 2, "FOLDER/prompts.jsonl is empty: there is nothing to run", NOTHING),
+    Case("blank lines only", write(b"\n \n\n"), 2, "FOLDER/prompts.jsonl is empty: there is nothing to run", NOTHING),
+    Case("blank lines between and after", write(b"\n" + b"\n \r\n".join(GOOD) + b"\n\n"), 0, "", ALL_THREE),
     Case(
-        "blank lines only",
-        write(b"\n \n\n"),
+        "UTF-16, as of PowerShell",
+        write((b"\r\n".join(GOOD) + b"\r\n").decode().encode("utf-16")),
         1,
-        NO_LINE,
-        "0 replies, 3 errors (line 1 invalid_line, line 2 invalid_line, line 3 invalid_line), 0 calls",
+        f"FOLDER/prompts.jsonl is in UTF-16, as Windows PowerShell writes it; {JSONL}: save it as that",
+        NOTHING,
+    ),
+    Case(
+        "a JSON array",
+        write(b"[" + b",\n".join(GOOD) + b"]\n"),
+        1,
+        f"FOLDER/prompts.jsonl is one JSON array; {JSONL}: jq -c '.[]' makes that of it",
+        NOTHING,
+    ),
+    Case(
+        "commas at the ends of lines",
+        write(b",\n".join(GOOD) + b"\n"),
+        1,
+        f"FOLDER/prompts.jsonl has commas at the ends of its lines; {JSONL} and nothing between them:"
+        " take the commas off",
+        NOTHING,
+    ),
+    Case("a file packed with gzip", write(gzip.compress(b"\n".join(GOOD))), 0, "", ALL_THREE),
+    Case(
+        "a file packed with gzip, cut off",
+        write(gzip.compress(b"\n".join(GOOD))[:-9]),
+        2,
+        "the file is packed with gzip, and its end is missing",
+        NOTHING,
     ),
     Case("no newline at the end", write(b"\n".join(GOOD)), 0, "", ALL_THREE),
     Case("Windows line ends (CRLF)", write(b"\r\n".join(GOOD) + b"\r\n"), 0, "", ALL_THREE),
@@ -143,9 +169,10 @@ CASES = [
         "",
         "2 replies, 1 errors (line 2 invalid_line), 2 calls",
     ),
+    Case("a line of 20 MB", lines(GOOD[0], GOOD[2].replace(b"say", b"x" * 20_000_000), GOOD[1]), 0, "", ALL_THREE),
     Case(
-        "a line of 5 MB",
-        lines(GOOD[0], GOOD[2].replace(b"say", b"x" * 5_000_000), GOOD[1]),
+        "a line of 65 MB",
+        lines(GOOD[0], GOOD[2].replace(b"say", b"x" * 65_000_000), GOOD[1]),
         0,
         "",
         "2 replies, 1 errors (line 2 line_too_large), 2 calls",

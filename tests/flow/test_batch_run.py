@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.flow.program import Program, custom_ids, kill_group, lines_of, request, wait_until
+from tests.flow.program import Program, custom_ids, kill_group, lane, lines_of, request, wait_until
 
 RESULT = re.compile(r"([\d,]+) lines: ([\d,]+) succeeded, ([\d,]+) in the error file\. Cost (\$[\d.]+), ")
 
@@ -22,7 +22,7 @@ def mixed_lines() -> list[dict[str, Any] | bytes]:
     """Sixty lines, every fifth of them bad in some way."""
     bad = [
         b"not JSON",
-        b"",
+        b"nothing",
         b'{"custom_id": "unfinished", ',
         request(2),  # its name is taken
         request(901, body={"model": "other", "messages": [{"role": "user", "content": "x"}]}),
@@ -51,7 +51,7 @@ def test_every_line_ends_once_and_the_ledger_agrees_with_the_files(program):
     for line in errors:
         assert line["error"]["code"]
         assert re.match(rf"line {line['error']['line']}: \S", line["error"]["message"])
-    names = [None, None, None, "job-2", "job-901", "job-902", "job-903", "job-904", "job-905", None, None, None]
+    names = [None, None, "unfinished", "job-2", "job-901", "job-902", "job-903", "job-904", "job-905", None, None, None]
     assert [line["custom_id"] for line in errors] == names
     assert sorted(program.calls()) == sorted(line["id"].removeprefix("batch_req_") for line in lines_of(program.output))
 
@@ -89,7 +89,7 @@ def printed(said: str) -> tuple[int, int, int, str]:
 
 
 def test_an_engine_that_fails_is_tried_again_or_its_answer_kept(program):
-    program.three_lanes(options={"fail_every": 5, "status": 503})
+    program.three_lanes(options={"fail_every": 5, "status": 500})
     program.give(request(number) for number in range(30))
     program.finish()
     assert custom_ids(program.output) == [f"job-{number}" for number in range(30)]
@@ -182,7 +182,9 @@ def test_a_window_that_closes_ends_what_waits_and_keeps_the_rest(program):
     assert done, "nothing ran within its window"
     assert len(expired) >= 30
     assert {line["error"]["code"] for line in expired} == {"batch_expired"}
-    assert done + [line["custom_id"] for line in expired] == [f"job-{number}" for number in range(60)]
+    names, late = [f"job-{number}" for number in range(60)], [line["custom_id"] for line in expired]
+    # A lane may have begun its first job just before the window closed, and another not: each file is in order.
+    assert (done, late) == ([name for name in names if name in done], [name for name in names if name not in done])
     assert len(program.calls()) == len(done), "what expired was called"
     program.verify()
 
@@ -264,3 +266,13 @@ def test_ctrl_c_hands_back_what_runs_and_the_same_command_goes_on(program):
     # Two jobs ran on each of three lanes; nothing else was called twice.
     assert len(program.calls()) - 100 <= 6
     program.verify()
+
+
+def test_where_nobody_watches_a_run_says_at_once_which_lane_rests_and_why(program):
+    dead = lane("dead", "azure-gpu", driver="openai_http", models=["m2"], options={"base_url": "http://127.0.0.1:1"})
+    program.catalog.write_text(lane("well", "google-tpu") + dead)
+    program.give([request(1), request(2, body={"model": "m2", "messages": [{"role": "user", "content": "x"}]})])
+    ran = program.finish("--window", "3s")
+    lines = [line for line in ran.said.splitlines() if line.startswith(("Running", "Resting", "Back"))]
+    assert lines[0].startswith("Running: 0")
+    assert [line.split(" for ")[0] for line in lines[1:]] == ["Resting: dead (engine_unreachable"]

@@ -82,4 +82,4 @@ def test_a_log_that_cant_be_written_is_said_at_the_start(tmp_path, driver, optio
     engine = engine_of(driver, call_log=str(tmp_path / "missing" / "calls"), **options)
     with pytest.raises(EngineError, match=r"call_log=.*missing/calls' can't be written: No such file") as caught:
         asyncio.run(engine.start())
-    assert caught.value.code is ErrorCode.ENGINE_UNREACHABLE
+    assert caught.value.code is ErrorCode.ENGINE_MISCONFIGURED

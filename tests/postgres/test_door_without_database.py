@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 
 import httpx
+import psycopg
 import pytest
 
 from broker.api.app import make_app
 from broker.api.desk import Desk
+from broker.api.errors import Refused
 from broker.api.leases import LeaseCounter
 from broker.api.tokens import local_token
 from broker.bus.envelope import Kind, seal
 from broker.database.drivers.postgres.database import PostgresDatabase, PostgresTerms
+from broker.domain.identity import LOCAL
 from broker.domain.presence import WorkerPresence
 from broker.domain.shard import ClaimShards, RenewLease
 from broker.front import Front
@@ -73,3 +76,19 @@ def test_workers_and_producers_are_told_to_come_again_and_are_answered_once_it_i
     assert all(_comes_again(ask(method, path, **how)) for method, path, how in asked)
     proxy.heal()
     assert [ask(method, path, **how).status_code for method, path, how in asked] == before
+
+
+def test_a_summary_that_takes_too_long_is_cut_off_in_one_sentence(world, postgres_url, tmp_path, monkeypatch):
+    monkeypatch.setattr("broker.api.desk.ledger._SUMMARY_SECONDS_MAX", 1)
+    front = Front(
+        database=world.database, lanes=world.lanes, clock=world.clock, wakeups=world.wakeups, health=world.health,
+        folder=tmp_path,
+    )  # fmt: skip
+    desk = Desk(front, None, 1_000_000)
+    with psycopg.connect(postgres_url) as other:
+        other.execute("LOCK TABLE attempt IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(Refused, match="the summary takes longer than 1 s") as refused:
+            desk.ledger.summary(LOCAL, "lane")
+        assert (refused.value.status, refused.value.code) == (503, "too_slow")
+        other.rollback()
+    assert desk.ledger.summary(LOCAL, "lane") == []

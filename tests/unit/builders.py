@@ -223,7 +223,7 @@ class World:
         parts: dict[str, Any] = {"database": database, "lanes": self.lanes, "clock": self.clock}
         parts["wakeups"] = self.wakeups
         self.intake = Intake(database, {MODEL, "m2"}, self.clock, self.wakeups, self.lanes)
-        self.health = LaneHealth()
+        self.health = LaneHealth(lambda: self.clock.now_us / SECOND_US, jitter=lambda: 1.0)
         self.place_by(Policy())
         self.door = LeaseDoor(database, self.clock, LEASE_SECONDS)
         self.recorder = Recorder(ring=self.ring, health=self.health, **parts)

@@ -70,3 +70,18 @@ def watched(tenant: str) -> Iterator[Watched]:
         yield seen
     finally:
         event.remove(Engine, "before_cursor_execute", seen.look)
+
+
+@contextmanager
+def counted() -> Iterator[list[str]]:
+    """Every statement of this process, on whichever database; one with many rows counts once."""
+    seen: list[str] = []
+
+    def look(_connection, _cursor, statement, _parameters, _context, _executemany) -> None:
+        seen.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", look)
+    try:
+        yield seen
+    finally:
+        event.remove(Engine, "before_cursor_execute", look)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
 
 import msgspec
@@ -190,9 +191,101 @@ def test_an_upload_beyond_a_limit_leaves_nothing(door):
     lines = b"".join(a_line(f"a{number}") + b"\n" for number in range(5))
     assert door.ask("POST", f"{OWN}/batches?name=mine", lines)[0] == 201
     assert door.refused("POST", f"{OWN}/batches", lines * 3) == (413, "file_too_large")
-    assert door.refused("POST", f"{OWN}/batches", b"\n" * 11) == (413, "file_too_large")
+    assert door.refused("POST", f"{OWN}/batches", b"x\n" * 11) == (413, "file_too_large")
+    assert door.ask("POST", f"{OWN}/batches", b"\n" * 11 + a_line() + b"\n" * 11)[0] == 201
     assert door.refused("POST", f"{OWN}/batches", b"") == (400, "invalid_file")
-    assert [path.suffix for path in door.embedded.front.uploads.iterdir()] == [".jsonl"]
+    assert door.refused("POST", f"{OWN}/batches", b"\n \n") == (400, "invalid_file")
+    assert _kept(door) == 2
+
+
+def _kept(door):
+    """How many uploads are kept; what was refused leaves nothing."""
+    kept = list(door.embedded.front.uploads.glob("*"))
+    assert {path.suffix for path in kept} <= {".jsonl", ".mark"}  # the mark says that the folder is the broker's
+    return sum(path.suffix == ".jsonl" for path in kept)
+
+
+def _typed(kind, encoding=""):
+    headers = [(b"content-type", kind.encode())] if kind else []
+    return headers + ([(b"content-encoding", encoding.encode())] if encoding else [])
+
+
+def _form(*parts, end=True):
+    """A form of fields, each a name, a file's name or none, and its bytes."""
+    pieces = []
+    for name, filename, content in parts:
+        named = f'; filename="{filename}"' if filename else ""
+        pieces.append(f'--edge\r\nContent-Disposition: form-data; name="{name}"{named}\r\n\r\n'.encode() + content)
+    return b"\r\n".join([*pieces, b"--edge--\r\n"] if end else pieces)
+
+
+LINES = a_line("a") + b"\n" + a_line("b") + b"\n"
+FORM = "multipart/form-data; boundary=edge"
+
+
+TAKEN = [
+    ("", "", LINES),
+    ("application/octet-stream", "", LINES),
+    ("application/jsonl", "", LINES),
+    ("Application/X-NDJSON; charset=utf-8", "identity", LINES),
+    ("text/plain; charset=utf-8", "", LINES),
+    ("application/x-www-form-urlencoded", "", LINES),  # curl --data-binary
+    ("application/jsonl", "gzip", gzip.compress(LINES)),
+    ("", "GZIP", gzip.compress(LINES[:9]) + gzip.compress(LINES[9:])),
+    ("application/gzip", "", gzip.compress(LINES)),
+    ("", "", gzip.compress(LINES)),
+    (FORM, "", _form(("file", "in.jsonl", LINES))),
+    (FORM, "", _form(("purpose", "", b"batch"), ("upload", "in.jsonl", LINES), ("note", "", b"x" * 99))),
+    (FORM, "", _form(("file", "", LINES))),
+    (FORM, "", _form(("file", "in.jsonl.gz", gzip.compress(LINES)))),
+]
+
+
+def test_a_batch_file_comes_up_in_any_usual_form(door):
+    for kind, encoding, body in TAKEN:
+        status, content = door.ask("POST", f"{OWN}/batches", body, headers=_typed(kind, encoding))
+        assert (status, msgspec.json.decode(content)["bytes_in"]) == (201, len(LINES)), (kind, encoding, body)
+        (path,) = door.embedded.front.uploads.glob("*.jsonl")
+        assert path.read_bytes() == LINES, (kind, encoding, body)
+        path.unlink()
+
+
+CREATE_CALL = b'{"input_file_id": "file-1", "endpoint": "/v1/chat/completions", "completion_window": "24h"}'
+
+
+REFUSED = [
+    ("application/json", "", CREATE_CALL, 415, "multipart/form-data"),
+    ("application/json", "", LINES, 415, "application/json"),
+    ("", "", CREATE_CALL, 415, "OpenAI's call"),
+    ("text/plain", "", CREATE_CALL, 415, "OpenAI's call"),
+    ("image/png", "", LINES, 415, "image/png"),
+    ("", "br", LINES, 415, "'br'"),
+    (FORM, "gzip", LINES, 415, "pack the file in it"),
+    ("", "gzip", gzip.compress(LINES)[:-9], 400, "end is missing"),
+    ("", "gzip", b"\x1f\x8b" + LINES, 400, "damaged"),
+    ("", "", gzip.compress(gzip.compress(LINES)), 400, "more than once"),
+    ("", "gzip", gzip.compress(b" " * 5_000_000), 413, "1,000 bytes"),
+    (FORM, "", _form(("file", "a.gz", gzip.compress(b"x" * 5_000_000))), 413, "1,000 bytes"),
+    (FORM, "", _form(("file", "a", LINES), ("file", "b", LINES)), 400, "more than one file"),
+    (FORM, "", _form(("purpose", "", b"batch")), 400, "no file"),
+    (FORM, "", _form(("file", "a", LINES), end=False), 400, "end is missing"),
+    (FORM, "", _form(("x", "", b"x" * 1_100_000), ("file", "a", LINES)), 400, "beside its file"),
+    (FORM, "", LINES, 400, "form"),
+    ("multipart/form-data", "", LINES, 400, "boundary"),
+    ("", "", LINES.decode().encode("utf-16"), 400, "UTF-16"),
+    ("", "", b"[" + a_line() + b"]", 400, "JSON array"),
+    ("", "", a_line() + b",\n" + a_line("b") + b",\n", 400, "commas"),
+]
+
+
+def test_what_is_no_batch_file_is_refused_whole_in_a_sentence(door):
+    codes = {400: "invalid_file", 413: "file_too_large", 415: "unsupported_media_type"}
+    for kind, encoding, body, status, said in REFUSED:
+        answer = door.ask("POST", f"{OWN}/batches", body, headers=_typed(kind, encoding))
+        assert refusal(answer) == (status, codes[status]), said
+        assert said in msgspec.json.decode(answer[1])["error"]["message"]
+        assert _kept(door) == 0, said
+    assert msgspec.json.decode(door.ask("GET", f"{OWN}/batches")[1]) == {"batches": []}
 
 
 def test_a_list_is_taken_in_whole_or_not_at_all(door):

@@ -11,7 +11,7 @@ from broker.domain.errors import ErrorCode
 from broker.domain.usage import Usage
 from workers.engine import EngineError, EngineReply, EngineRequest
 from workers.engines.echo import EchoEngine
-from workers.engines.reply import read_usage
+from workers.engines.reply import read_reply
 
 
 def _run(
@@ -19,6 +19,11 @@ def _run(
 ) -> EngineReply:
     content = body if isinstance(body, bytes) else msgspec.json.encode(body)
     return asyncio.run(engine.run(EngineRequest(label, endpoint, content)))
+
+
+def _read(endpoint: str, body: bytes) -> EngineReply:
+    """The reply as a client of it would read it."""
+    return read_reply(EngineRequest("a", endpoint, b"{}"), 200, body)
 
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "one two three"}]}
@@ -35,7 +40,7 @@ def test_a_chat_echoes_the_last_user_message() -> None:
     assert body["choices"][0]["message"]["content"] == 'naïve "quotes"\nand lines'
     assert body["model"] == "m"
     assert reply.usage == Usage(4, 0, 4, 0)
-    assert read_usage("/v1/chat/completions", 200, reply.body) == (reply.usage, "a")
+    assert _read("/v1/chat/completions", reply.body) == reply
 
 
 def test_content_in_parts_is_joined() -> None:
@@ -51,13 +56,13 @@ def test_content_in_parts_is_joined() -> None:
 def test_a_completion_echoes_its_prompt(prompt: object, text: str) -> None:
     reply = _run(EchoEngine(), {"prompt": prompt}, "/v1/completions")
     assert msgspec.json.decode(reply.body)["choices"][0]["text"] == text
-    assert read_usage("/v1/completions", 200, reply.body)[0] == reply.usage == Usage(2, 0, 2, 0)
+    assert _read("/v1/completions", reply.body).usage == reply.usage == Usage(2, 0, 2, 0)
 
 
 def test_an_embedding_has_one_vector_for_each_input() -> None:
     reply = _run(EchoEngine(), {"input": ["a b c", "d"]}, "/v1/embeddings")
     assert [item["embedding"] for item in msgspec.json.decode(reply.body)["data"]] == [[3.0, 5.0], [1.0, 1.0]]
-    assert read_usage("/v1/embeddings", 200, reply.body)[0] == reply.usage == Usage(4)
+    assert _read("/v1/embeddings", reply.body).usage == reply.usage == Usage(4)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"messages":[{"role":"user","content":7}]}', b"[" * 100_000])

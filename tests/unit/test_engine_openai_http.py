@@ -121,23 +121,35 @@ def test_the_key_comes_from_the_named_variable(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("status", "code"),
     [
-        (302, ErrorCode.ENGINE_INVALID_REPLY),
+        (302, ErrorCode.ENGINE_MOVED),
         (400, ErrorCode.ENGINE_REFUSED),
         (401, ErrorCode.ENGINE_MISCONFIGURED),
         (404, ErrorCode.ENGINE_MISCONFIGURED),
-        (408, ErrorCode.ENGINE_TIMEOUT),
+        (402, ErrorCode.ENGINE_OUT_OF_CREDIT),
+        (408, ErrorCode.ENGINE_UNAVAILABLE),
         (422, ErrorCode.ENGINE_REFUSED),
         (429, ErrorCode.ENGINE_BUSY),
         (500, ErrorCode.ENGINE_FAILED),
-        (503, ErrorCode.ENGINE_FAILED),
+        (502, ErrorCode.ENGINE_UNAVAILABLE),
+        (503, ErrorCode.ENGINE_UNAVAILABLE),
+        (504, ErrorCode.ENGINE_UNAVAILABLE),
+        (529, ErrorCode.ENGINE_BUSY),
     ],
 )
 def test_each_status_has_its_code(status: int, code: ErrorCode) -> None:
-    outcome = _exchange(_Server(status, b'{"error":{"message":"your prompt: secret"}}', "location: /elsewhere\r\n"))
+    server = _Server(
+        status, b'{"error":{"message":"no, because"}, "prompt": "secret"}', "location: /elsewhere?key=secret\r\n"
+    )
+    outcome = _exchange(server)
     assert isinstance(outcome, EngineError)
-    assert (outcome.code, outcome.status_code) == (code, status)
-    assert outcome.body == b'{"error":{"message":"your prompt: secret"}}'
+    assert (outcome.code, outcome.status_code, outcome.body) == (code, status, server.body)
     assert "secret" not in str(outcome)
+    assert outcome.is_free == (status not in (408, 500, 502, 504))  # a refusal isn't billed; a proxy's word isn't one
+    if status == 302:
+        assert "127.0.0.1:" in outcome.message
+        assert outcome.message.endswith("/elsewhere, which is never followed")
+    else:
+        assert outcome.message == f"the engine answered HTTP {status}: no, because"
 
 
 def test_details_of_usage_are_read() -> None:
@@ -163,17 +175,9 @@ def test_details_of_usage_are_read() -> None:
         b"data: {}\n\n",
         b"[" * 100_000,
         json.dumps(CHAT).encode()[:-1],
-        json.dumps(CHAT).replace("hi", "\xff").encode("latin-1"),
         json.dumps({**CHAT, "choices": []}).encode(),
         json.dumps({**CHAT, "choices": [{"text": "secret"}]}).encode(),
-        json.dumps({"choices": CHAT["choices"]}).encode(),
-        json.dumps({**CHAT, "usage": None}).encode(),
-        json.dumps({**CHAT, "usage": {"prompt_tokens": 7}}).encode(),
-        json.dumps({**CHAT, "usage": {**USAGE, "prompt_tokens": -1}}).encode(),
-        json.dumps({**CHAT, "usage": {**USAGE, "prompt_tokens": "7"}}).encode(),
-        json.dumps({**CHAT, "usage": {**USAGE, "completion_tokens": 10**30}}).encode(),
-        json.dumps({**CHAT, "usage": {**USAGE, "prompt_tokens_details": {"cached_tokens": 8}}}).encode(),
-        json.dumps({**CHAT, "usage": {**USAGE, "completion_tokens_details": {"reasoning_tokens": 6}}}).encode(),
+        json.dumps({"choices": [*CHAT["choices"], {"message": None}]}).encode(),
     ],
 )
 def test_a_reply_without_what_the_endpoint_promises_is_invalid(body: bytes) -> None:
@@ -196,12 +200,32 @@ def test_the_other_endpoints_have_promises_of_their_own() -> None:
 
 @pytest.mark.parametrize("how", ["dropped", "cut"])
 def test_a_cut_connection_is_the_engines_failure(how: str) -> None:
-    assert _code(_exchange(_Server(how=how))) is ErrorCode.ENGINE_FAILED
+    outcome = _exchange(_Server(how=how))
+    assert isinstance(outcome, EngineError)
+    assert (outcome.code, outcome.is_free) == (ErrorCode.ENGINE_FAILED, False)
 
 
 @pytest.mark.parametrize("how", ["silent", "stalled"])
 def test_the_time_limit_spans_the_whole_answer(how: str) -> None:
-    assert _code(_exchange(_Server(how=how), request_timeout_seconds=0.1)) is ErrorCode.ENGINE_TIMEOUT
+    outcome = _exchange(_Server(how=how), request_timeout_seconds=0.1)
+    assert isinstance(outcome, EngineError)
+    assert (outcome.code, outcome.is_free) == (ErrorCode.ENGINE_TIMEOUT, False)
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ("retry-after: 7\r\n", 7.0),
+        ("retry-after: 7\r\nretry-after-ms: 1500\r\n", 1.5),
+        ("retry-after: soon\r\n", 0.0),
+        ("", 0.0),
+    ],
+)
+@pytest.mark.parametrize("status", [400, 429, 503])
+def test_how_long_to_wait_is_read_of_every_refusal(status: int, headers: str, expected: float) -> None:
+    outcome = _exchange(_Server(status, b"{}", headers))
+    assert isinstance(outcome, EngineError)
+    assert outcome.retry_after_s == expected
 
 
 def test_an_oversized_reply_is_cut_off() -> None:
@@ -220,7 +244,7 @@ def test_nobody_listening_is_unreachable() -> None:
     for health_path in ("", "/health"):
         with pytest.raises(EngineError) as caught:
             asyncio.run(run(health_path))
-        assert caught.value.code is ErrorCode.ENGINE_UNREACHABLE
+        assert (caught.value.code, caught.value.is_free) == (ErrorCode.ENGINE_UNREACHABLE, True)
 
 
 def test_a_failing_health_check_refuses_the_start() -> None:

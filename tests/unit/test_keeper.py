@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from broker.database import plans, pruning
 from broker.database.planning_tables import assignment, plan
-from broker.database.tables import ready, shard, work_group
+from broker.database.tables import outbox, ready, shard, work_group
 from broker.domain.ids import format_id
+from broker.domain.job import Constraints
 from broker.ledger.explaining import explain
 from broker.rules.decisions import Candidate, GroupPlan
 from broker.stages.keeper import Keeper
@@ -117,3 +118,23 @@ def test_a_keeper_that_is_to_stop_does_no_more(make_world):
     assert world.count(plan) == 2
     Keeper(world.database, world.clock).step()
     assert world.count(plan) == 2  # the first is of a group that waits, past its deadline
+
+
+def test_what_no_relay_will_ever_publish_leaves_the_outbox(make_world, monkeypatch):
+    monkeypatch.setattr(pruning, "_OUTBOX_MAX", 2)
+    world = make_world(a_lane("left", slots=8, shard_jobs_max=1), a_lane("stays", slots=8, shard_jobs_max=1))
+    for name in ("left", "stays"):
+        world.take_in(some_lines(5, name), constraints=Constraints(lanes=(name,)))
+    sent = world.dispatch()
+    assert len(sent) == 10
+    claimed = [shard for shard in sent if shard.lane == "stays"][:2]
+    assert all(world.claim(shard).granted for shard in claimed)
+    keeper = Keeper(world.database, world.clock)
+    keeper.step()
+    assert {row.shard_id for row in world.rows(outbox)} == {one.shard_id for one in sent} - {
+        one.shard_id for one in claimed
+    }  # what may still be published stays, whoever knows its lane
+    world.fall_silent(max(shard.claim_by_us - world.clock() for shard in sent) / SECOND_US + 20)
+    keeper.step()
+    assert world.count(outbox) == 0
+    assert world.waiting_jobs() == 10

@@ -5,7 +5,8 @@ from __future__ import annotations
 from broker.api.server import load_or_create_token
 from broker.api.tokens import local_token
 from broker.bootstrap import batch_run
-from broker.bootstrap.batch_run import BatchRun, RunOptions, read_source
+from broker.bootstrap.batch_run import BatchRun, RunOptions
+from broker.bootstrap.batch_source import open_source
 from broker.bootstrap.embedded import Embedded
 from broker.domain.identity import LOCAL, Scope
 from tests.unit.builders import a_lane, an_identity, some_lines
@@ -17,11 +18,11 @@ def test_every_statement_of_batch_run_binds_the_local_tenant(data, monkeypatch):
     monkeypatch.setattr(batch_run, "learned_speeds", lambda _connection, _lanes: {})
     source = data / "in.jsonl"
     source.write_bytes(some_lines(3))
-    with Embedded(data, [a_lane()]) as embedded:
+    with Embedded(data, [a_lane()]) as embedded, open_source(source, data) as opened:
         for budget in (None, 1_000_000, 2_000_000):
             options = RunOptions(source=source, output=data / f"{budget}.jsonl", max_cost_nano_usd=budget)
             with watched(LOCAL.tenant) as seen:
-                run = BatchRun(embedded, options, read_source(source))
+                run = BatchRun(embedded, options, opened)
                 run.progress()
                 run.result()
             assert seen.faults == []
@@ -32,10 +33,10 @@ def test_every_statement_of_batch_run_binds_the_local_tenant(data, monkeypatch):
 def test_the_same_file_is_another_batch_with_another_tenant(data):
     source = data / "in.jsonl"
     source.write_bytes(some_lines(3))
-    with Embedded(data, [a_lane()]) as embedded:
+    with Embedded(data, [a_lane()]) as embedded, open_source(source, data) as opened:
         options = RunOptions(source=source, output=data / "out.jsonl")
         runs = [
-            BatchRun(embedded, options, read_source(source), identity)
+            BatchRun(embedded, options, opened, identity)
             for identity in (LOCAL, an_identity("b"), LOCAL, an_identity("b"))
         ]
     assert [run.is_resumed for run in runs] == [False, False, True, True]

@@ -153,3 +153,33 @@ def test_a_price_holds_from_its_import_until_the_next_and_is_never_changed(make_
     assert in_force(world, [lane], NOW_US + 50 * SECOND_US) == {"lane-a": "v1"}
     assert [one.price.version for one in world.read(standing_prices)] == ["v1", "v2", "v1"]
     assert in_force(world, [lane], NOW_US + 13 * SECOND_US) == {"lane-a": "v2"}  # what was is still known
+
+
+def test_a_catalog_price_that_is_changed_back_holds_again(make_world):
+    first, second = a_price(1_000, version="v1"), a_price(2_000, version="v2")
+    lane, other = a_lane("lane-a", price=first), a_lane("other", price=a_price(5_000))
+    world = make_world(lane, other)
+
+    def start(price, seconds):
+        lanes = [a_lane("lane-a", price=price), other]
+        world.database.write(lambda one: import_prices(one, lanes, NOW_US + seconds * SECOND_US))
+
+    for seconds, price in ((0, first), (0, first), (10, second), (20, first), (20, first), (15, second)):
+        start(price, seconds)
+    said = [(one.price.version, one.from_us - NOW_US) for one in world.read(standing_prices) if one.lane == "lane-a"]
+    # The last on a clock that was set back.
+    assert said == [("v1", 0), ("v2", 10 * SECOND_US), ("v1", 20 * SECOND_US), ("v2", 20 * SECOND_US + 1)]
+    assert in_force(world, [lane, other], NOW_US + 19 * SECOND_US) == {"lane-a": "v2", "other": other.price.version}
+    assert in_force(world, [lane, other], NOW_US + 30 * SECOND_US) == {"lane-a": "v2", "other": other.price.version}
+
+
+def test_what_was_imported_holds_until_the_catalog_says_something_else(make_world):
+    first, second, imported = (a_price(n, version=f"v{n}") for n in (1, 2, 3))
+    world = make_world(a_lane(price=first))
+    entries = [BookEntry("lane-a", imported)]
+    world.database.write(lambda one: import_book(one, "b1", "f", entries, NOW_US + 10 * SECOND_US))
+    for seconds, price, holds in ((20, first, "v3"), (30, second, "v2"), (40, second, "v2"), (50, first, "v1")):
+        lanes = [a_lane(price=price)]
+        now_us = NOW_US + seconds * SECOND_US
+        world.database.write(lambda one, lanes=lanes, now_us=now_us: import_prices(one, lanes, now_us))
+        assert in_force(world, lanes, now_us) == {"lane-a": holds}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import msgspec
 import pytest
 from hypothesis import example, given
@@ -42,17 +44,61 @@ def test_each_endpoint_has_its_own_body(url, body):
 
 
 @pytest.mark.parametrize(
+    ("url", "body", "endpoint"),
+    [
+        ("/chat/completions", {"messages": [1]}, "/v1/chat/completions"),
+        ("/completions", {"prompt": "hi"}, "/v1/completions"),
+        ("/embeddings", {"input": "hi"}, "/v1/embeddings"),
+        ("/v1/embeddings", {"messages": [{"role": "user", "content": "hi"}]}, "/v1/embeddings"),
+        ("/v1/completions", {"prompt_embeds": "AAAA"}, "/v1/completions"),
+        ("/v1/completions", {"prompt": None, "prompt_embeds": ["AAAA"]}, "/v1/completions"),
+    ],
+)
+def test_azures_urls_and_vllms_inputs_are_taken(url, body, endpoint):
+    body |= {"model": MODEL}
+    line = msgspec.json.encode({"custom_id": "a", "method": "POST", "url": url, "body": body})
+    assert _admit(line) == AcceptedLine(7, "a", endpoint, MODEL, msgspec.json.encode(body))
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "field"),
+    [
+        ("/v1/embeddings", {}, "input"),
+        ("/v1/embeddings", {"input": None, "messages": []}, "input"),
+        ("/embeddings", {"prompt": "hi"}, "input"),
+        ("/v1/completions", {}, "prompt"),
+        ("/v1/completions", {"prompt": None, "prompt_embeds": None}, "prompt"),
+    ],
+)
+def test_a_body_that_asks_for_nothing_is_refused(url, body, field):
+    line = {"custom_id": "a", "method": "POST", "url": url, "body": body | {"model": MODEL}}
+    refused = _admit(msgspec.json.encode(line))
+    assert isinstance(refused, RefusedLine)
+    assert (refused.code, refused.message) == (
+        ErrorCode.INVALID_BODY,
+        f"body: Object missing required field `{field}`",
+    )
+
+
+@pytest.mark.parametrize(
     ("line", "code", "custom_id"),
     [
         (b"nonsense", ErrorCode.INVALID_LINE, None),
-        (a_line()[:-2], ErrorCode.INVALID_LINE, None),
+        (a_line()[:-2], ErrorCode.INVALID_LINE, "a"),
         (b"\xff" + a_line(), ErrorCode.INVALID_LINE, None),
-        (a_line().replace(b"hi", b"h\xff"), ErrorCode.INVALID_LINE, None),
-        (a_line().replace(b"hi", b"\\ud800"), ErrorCode.INVALID_LINE, None),
+        (a_line().replace(b"hi", b"h\xff"), ErrorCode.INVALID_LINE, "a"),
+        (a_line().replace(b"hi", b"\\ud800"), ErrorCode.INVALID_LINE, "a"),
         (a_line("a").replace(b'"a"', b'"\\ud800"'), ErrorCode.INVALID_LINE, None),
         (DEEP, ErrorCode.INVALID_CUSTOM_ID, None),
         (b'{"extra":' + DEEP + b"," + a_line()[1:], ErrorCode.INVALID_LINE, None),
-        (a_line().replace(b'"hi"', DEEP), ErrorCode.INVALID_LINE, None),
+        (a_line().replace(b'"hi"', DEEP), ErrorCode.INVALID_LINE, "a"),
+        (b'{"body":{"custom_id":"no","x":NaN},"custom_id" : "\xc3\xa9"}', ErrorCode.INVALID_LINE, "é"),
+        (b'{"custom_id":"x\\u0000y","x":NaN}', ErrorCode.INVALID_LINE, None),
+        (b'{"custom_id":"' + b"x" * (CUSTOM_ID_CHARS_MAX + 1) + b'","x":NaN}', ErrorCode.INVALID_LINE, None),
+        (b'{"custom_id":7,"x":NaN}', ErrorCode.INVALID_CUSTOM_ID, None),
+        (b'{"custom_id":"cut', ErrorCode.INVALID_LINE, None),
+        (b'{"text":"\\"custom_id\\":\\"no\\"', ErrorCode.INVALID_LINE, None),
+        (b'{"custom_id":"\xff","x":NaN}', ErrorCode.INVALID_LINE, None),
         (b"[]", ErrorCode.INVALID_CUSTOM_ID, None),
         (b"{}", ErrorCode.INVALID_CUSTOM_ID, None),
         (b'{"custom_id":7}', ErrorCode.INVALID_CUSTOM_ID, None),
@@ -98,6 +144,13 @@ def test_a_refusal_never_repeats_a_long_value_whole():
 @example(b'"')
 def test_whatever_the_bytes_are_it_answers(line):
     assert isinstance(_admit(line), AcceptedLine | RefusedLine)
+
+
+@pytest.mark.parametrize("rest", [b"[" * 4_000_000, b'"a' * 2_000_000, b'"' + b'\\"' * 2_000_000, b'"' * 4_000_000])
+def test_looking_for_a_name_takes_no_longer_than_reading_does(rest):
+    began = time.process_time()
+    assert _admit(b'{"x":' + rest).custom_id is None
+    assert time.process_time() - began < 1  # tried from each quote on, it would take minutes
 
 
 @given(st.data())

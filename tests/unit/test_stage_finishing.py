@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import update
 
+from broker.database import batches
 from broker.database.tables import batch, batch_count
 from broker.domain.errors import BrokerError, ErrorCode
 from broker.domain.job import BatchStatus
@@ -164,7 +165,7 @@ def test_a_failure_in_the_middle_leaves_no_half_file(world, monkeypatch):
         return b"{}\n"
 
     with monkeypatch.context() as broken:
-        broken.setattr("broker.stages.output_files._success", break_after_one)
+        broken.setattr("broker.stages.output_files.success_of", break_after_one)
         with pytest.raises(BrokerError, match="No space left"):
             assembler.step()
     assert [path.name for path in world.folder.iterdir() if "jsonl" in path.name] == []
@@ -214,7 +215,7 @@ def test_what_is_written_ahead_is_what_would_be_written_at_the_end(make_world, a
         world.record(world.ran(shard, one, number=number))
     assert len(assembler.step()) == 1
     written = _content(record)
-    world.database.write(lambda connection: connection.execute(update(batch).values(finished_us=None)))
+    world.database.write(lambda connection: batches.reopen(connection, record.tenant_id, record.batch_id))
     assert len(Assembler(world.database, world.clock).step()) == 1
     assert _content(record) == written
     assert sum(content.count(b"\n") for content in written) == 13

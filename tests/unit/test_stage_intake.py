@@ -5,10 +5,10 @@ import io
 import pytest
 
 from broker.database.tables import batch_refusal, job, payload
-from broker.domain.errors import ErrorCode, UsageError
+from broker.domain.errors import ErrorCode
 from broker.domain.job import BatchStatus, Constraints
 from broker.intake import batch_files as intake
-from broker.intake.batch_files import LINE_BYTES_MAX
+from broker.intake import batch_lines
 from broker.ledger.results import refused_lines
 from tests.unit.builders import DAY_SECONDS, NOW_US, SECOND_US, a_line, some_lines
 
@@ -55,16 +55,31 @@ def test_a_bom_is_nothing_in_any_other_place(world):
 
 
 def test_bad_lines_are_refused_by_number_and_the_rest_runs(world):
-    lines = [a_line("a"), b"", b"   ", b"{", a_line("a"), a_line("b")]
+    lines = [a_line("a"), b"{", a_line("a"), a_line("b")]
     record = world.take_in(b"\n".join(lines) + b"\n")
-    assert _refused(world, record) == {
-        2: ErrorCode.INVALID_LINE,
-        3: ErrorCode.INVALID_LINE,
-        4: ErrorCode.INVALID_LINE,
-        5: ErrorCode.DUPLICATE_CUSTOM_ID,
-    }
-    assert _accepted(world) == {1: "a", 6: "b"}
-    assert (record.accepted_jobs, record.refused_lines, record.read_lines) == (2, 4, 6)
+    assert _refused(world, record) == {2: ErrorCode.INVALID_LINE, 3: ErrorCode.DUPLICATE_CUSTOM_ID}
+    assert _accepted(world) == {1: "a", 4: "b"}
+    assert (record.accepted_jobs, record.refused_lines, record.read_lines) == (2, 2, 4)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_empty_lines_are_passed_over_and_still_counted_where_a_line_is_named(world, monkeypatch, end):
+    monkeypatch.setattr(batch_lines, "_CHUNK_LINES", 2)
+    lines = [b"", a_line("a"), b"  ", b"\t", b"", a_line("b"), b"{", b"", a_line("a"), b" ", b""]
+    record = world.take_in(b"\xef\xbb\xbf" + end.join(lines) + end)
+    assert _refused(world, record) == {7: ErrorCode.INVALID_LINE, 9: ErrorCode.DUPLICATE_CUSTOM_ID}
+    assert _accepted(world) == {2: "a", 6: "b"}
+    assert (record.accepted_jobs, record.refused_lines, record.lines_in, record.read_lines) == (2, 2, 4, 11)
+
+
+LINE_BYTES_MAX = 300_000
+
+
+@pytest.fixture
+def short_lines(monkeypatch):
+    """The limit of a line, less large than it is, so that a test need not write it."""
+    monkeypatch.setattr(batch_lines, "LINE_BYTES_MAX", LINE_BYTES_MAX)
+    monkeypatch.setattr(batch_lines, "_KEPT_OF_LONG_LINES", 100_000)
 
 
 def _line_of(size, custom_id):
@@ -72,8 +87,9 @@ def _line_of(size, custom_id):
     return short[:-1] + b" " * (size - len(short)) + b"}"
 
 
+@pytest.mark.usefixtures("short_lines")
 def test_an_over_long_line_is_refused_alone_and_the_limit_is_exact(world):
-    lines = [_line_of(LINE_BYTES_MAX, "fits"), _line_of(LINE_BYTES_MAX + 1, "not"), b"x" * 7_000_000, a_line("last")]
+    lines = [_line_of(LINE_BYTES_MAX, "fits"), _line_of(LINE_BYTES_MAX + 1, "not"), b"x" * 700_000, a_line("last")]
     content = b"\n".join(lines)
     record = world.take_in(content)
     assert _refused(world, record) == {2: ErrorCode.LINE_TOO_LARGE, 3: ErrorCode.LINE_TOO_LARGE}
@@ -81,21 +97,30 @@ def test_an_over_long_line_is_refused_alone_and_the_limit_is_exact(world):
     assert record.read_bytes == len(content)
 
 
+@pytest.mark.usefixtures("short_lines")
 def test_an_over_long_last_line_is_refused_too(world):
     record = world.take_in(a_line("a") + b"\n" + b"y" * (LINE_BYTES_MAX + 1))
     assert _refused(world, record) == {2: ErrorCode.LINE_TOO_LARGE}
     assert record.read_us is not None
 
 
-@pytest.mark.parametrize("content", [b""])
-def test_a_file_without_lines_is_a_usage_error(world, content):
-    with pytest.raises(UsageError, match=r"in\.jsonl has no lines"):
-        world.take_in(content)
-    assert world.count(job) == 0
+@pytest.mark.parametrize("content", [b"", b"\n \r\n\n"])
+def test_a_batch_of_no_lines_does_not_stay_in_reading(world, content):
+    record = world.take_in(content)
+    assert record.read_us is not None
+    assert (record.lines_in, world.count(job)) == (0, 0)
+
+
+@pytest.mark.usefixtures("short_lines")
+def test_a_line_that_is_too_long_is_known_by_the_name_at_its_beginning(world):
+    lines = [_line_of(LINE_BYTES_MAX + 1, "long"), b'{"body":"' + b"x" * LINE_BYTES_MAX + b'","custom_id":"late"}']
+    record = world.take_in(b"\n".join(lines))
+    named = {line.line_number: line.custom_id for line in world.read(refused_lines, record.batch_id, 0, 100)}
+    assert named == {1: "long", 2: None}
 
 
 def test_reading_goes_on_exactly_where_it_was_interrupted(world, monkeypatch):
-    monkeypatch.setattr(intake, "_CHUNK_LINES", 3)
+    monkeypatch.setattr(batch_lines, "_CHUNK_LINES", 3)
     content = b"\xef\xbb\xbf" + some_lines(4) + b"bad\n" + some_lines(4, "b") + a_line("a1") + b"\n" + a_line("z")
     record = world.create(content)
     steps = 0
@@ -115,7 +140,7 @@ def test_reading_goes_on_exactly_where_it_was_interrupted(world, monkeypatch):
 
 
 def test_a_chunk_that_fails_leaves_nothing_and_is_read_again(world, monkeypatch):
-    monkeypatch.setattr(intake, "_CHUNK_LINES", 2)
+    monkeypatch.setattr(batch_lines, "_CHUNK_LINES", 2)
     content = some_lines(4)
     record = next(world.intake.read_batch(world.create(content), io.BytesIO(content)))
     with monkeypatch.context() as broken:

@@ -9,7 +9,8 @@ import pytest
 from broker.bus.driver import BusUnavailable, MessageRefused, PublishError
 from broker.database import tables
 from broker.domain.bus_jobs import JobReply
-from broker.domain.errors import ErrorCode
+from broker.domain.errors import BrokerError, ErrorCode
+from broker.domain.ids import new_id
 from broker.ledger import replies_due
 from broker.stages import notifier as notifier_module
 from broker.stages.notifier import Notifier
@@ -47,7 +48,7 @@ def test_ends_of_all_kinds_are_told_with_what_they_brought(bus):
     told = {one.key: one for one in bus.told(3)}
     jobs = {row.idempotency_key: row.job_id for row in bus.world.rows(tables.idempotency)}
     assert told[keys[0]] == JobReply(keys[0], jobs[keys[0]], "succeeded", None, "", 200, 7, b'{"n":0}')
-    assert told[keys[1]] == JobReply(keys[1], jobs[keys[1]], "failed", code, "it broke", 422)
+    assert told[keys[1]] == JobReply(keys[1], jobs[keys[1]], "failed", code, "it broke (lane lane-a)", 422)
     refused = told[keys[3]]
     assert (refused.job_id, refused.status, refused.error_code) == (None, "refused", "invalid_field")
     assert refused.message.startswith("window is ")
@@ -200,3 +201,65 @@ def test_forged_replies_reach_nobody(bus):
     assert bus.told(0) == []
     bus.replies.receive(0.3)
     assert bus.waiting(QUEUE) == 0
+
+
+def _waited_for(bus) -> int:
+    return bus.world.count(tables.reply)
+
+
+def test_what_was_heard_before_a_read_that_failed_is_told_by_the_next(bus, monkeypatch):
+    _submitted(bus, a_request(), a_request(window="15m"))
+    bus.world.run_all()
+    read, failures = bus.world.database.read, [BrokerError("away")]
+
+    def failing(work):
+        if failures:
+            raise failures.pop()
+        return read(work)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bus.world.database, "read", failing)
+        with pytest.raises(BrokerError, match="away"):
+            bus.notifier.step()
+    bus.notifier._hear([new_id()])  # so that it goes by what it heard alone
+    bus.notifier.step()
+    assert len(bus.told(2)) == 2
+    assert _waited_for(bus) == 0
+
+
+def test_a_queue_that_rested_is_found_again_under_steady_load(bus, monkeypatch):
+    monkeypatch.setattr(notifier_module, "_REST_SECONDS", 0.05)
+    monkeypatch.setattr(notifier_module, "_ROWS_PER_PAGE", 2)
+    publisher = Unreliable(bus.publisher, BusUnavailable("away"))
+    shaky = _another(bus, publisher)
+    while shaky.step():
+        pass
+    _submitted(bus, *[a_request(str(number)) for number in range(5)])
+    _submitted(bus, a_request(), reply_to="replies.other")
+    bus.world.run_all()
+    shaky.step()
+    assert (publisher.calls > 0, _waited_for(bus)) == (True, 5)
+    publisher.error = None
+    deadline = time.monotonic() + 10
+    while _waited_for(bus):
+        assert time.monotonic() < deadline
+        shaky._hear([new_id()])  # others' jobs end all the time
+        shaky.step()
+    assert len(bus.told(5)) == 5
+
+
+def test_going_through_begins_at_the_start_though_it_was_amid(bus, monkeypatch):
+    monkeypatch.setattr(notifier_module, "_ROWS_PER_PAGE", 2)
+    _submitted(bus, *[a_request(str(number)) for number in range(3)])
+    _submitted(bus, *[a_request(str(number), window="15m") for number in range(3)])
+    bus.notifier.step()
+    bus.notifier.step()
+    assert bus.notifier._after > bytes(16)
+    bus.world.run_all()
+    bus.notifier._heard.clear()
+    bus.world.wakeups.endings.tell_all()
+    for _ in range(8):
+        bus.notifier._hear([new_id()])
+        bus.notifier.step()
+    assert _waited_for(bus) == 0
+    assert not bus.notifier._goes_through

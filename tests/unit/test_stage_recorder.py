@@ -82,7 +82,7 @@ def _totals(world, batch_id):
 
 _RAN = [
     a_job_ran(0),
-    a_failure(1),
+    a_failure(1, ErrorCode.ENGINE_UNREACHABLE),  # whatever comes before it, it counts for nothing
     a_failure(2, ErrorCode.ENGINE_REFUSED),
     a_job_ran(3),
     a_job_ran(4, usage=Usage(3, 0, 3, 0, 77)),
@@ -169,6 +169,7 @@ def test_a_failure_waits_again_and_at_the_limit_ends_its_job(world):
     for failures in range(1, FAILURES_MAX + 1):
         (shard,) = world.claimed()
         assert (shard.spans[0].failures, shard.spans[0].attempt_number) == (failures - 1, failures)
+        world.recorder._streaks.note_success("lane-a", 0)  # another's job, meanwhile
         world.record(world.ran(shard, a_failure()))
         if failures < FAILURES_MAX:
             (span,) = world.waiting()
@@ -180,7 +181,7 @@ def test_a_failure_waits_again_and_at_the_limit_ends_its_job(world):
     assert (counts.failed, counts.attempts, counts.cost_nano_usd, counts.wasted_nano_usd) == (1, 4, 4_000, 4_000)
     assert world.waiting() == []
     (row,) = world.rows(result)
-    assert (row.error_code, row.message) == (ErrorCode.ENGINE_FAILED, "it broke")
+    assert (row.error_code, row.message) == (ErrorCode.ENGINE_FAILED, "it broke (lane lane-a)")
     story = world.read(explain, "t", row.job_id)
     assert [one.number for one in story.attempts] == [1, 2, 3, 4]
     assert (story.outcome, story.error_code, story.wasted_nano_usd) == ("failed", "engine_failed", 4_000)

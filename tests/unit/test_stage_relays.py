@@ -8,6 +8,7 @@ import pytest
 
 from broker.database.tables import outbox
 from broker.domain.job import Constraints
+from broker.stages import relay
 from broker.stages.relay import ROWS_PER_STEP, Relay, lanes_of_each_bus
 from broker.wakeups import Topic, Wakeups
 from tests.unit.builders import a_lane, a_signer, some_lines
@@ -97,3 +98,24 @@ def test_one_wake_up_wakes_every_relay_and_none_is_lost_while_one_works():
     wakeups.notify(Topic.PLANNER)
     assert [waiter.wait(0) for waiter in waiters] == [False, False]
     assert wakeups.wait(Topic.PLANNER, 0)
+
+
+def test_no_more_bodies_are_in_memory_at_once_than_may_be(make_world, monkeypatch):
+    world = make_world(a_lane("one", shard_jobs_max=2, slots=9), a_lane("two", shard_jobs_max=1, slots=9))
+    for lane in ("one", "two"):
+        world.take_in(some_lines(6, lane), constraints=Constraints(lanes=(lane,)))
+        while world.dispatch():
+            pass
+    [body_bytes] = {span.body_bytes_max for shard in world.all_shards().values() for span in shard.spans}
+    monkeypatch.setattr(relay, "_STEP_BYTES_MAX", 3 * body_bytes)
+    bus = Bus()
+    sent = Relay(world.database, world.lanes, {"one": bus, "two": bus}, a_signer()[0], world.clock)
+    steps = [sent.step() for _ in range(7)]
+    assert sum(bus.taken.values()) == sum(steps) == 9
+    assert steps == [1, 1, 2, 3, 2, 0, 0]
+
+    world.take_in(some_lines(2, "more"), constraints=Constraints(lanes=("two",)))
+    while world.dispatch():
+        pass
+    monkeypatch.setattr(relay, "_STEP_BYTES_MAX", 1)
+    assert [sent.step() for _ in range(3)] == [1, 1, 0]  # one that is larger goes alone

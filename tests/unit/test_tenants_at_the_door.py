@@ -69,7 +69,7 @@ def test_another_tenants_id_is_as_unknown_as_one_that_never_was_and_nothing_come
             asked_at = path.format(job=text, batch=text) + wait
             assert shown(two.ask(mine, method, asked_at), text) == nobodys, asked_at
             asked += 1
-    assert asked == 2 * 2 * (4 * 4 + 4 * 3)
+    assert asked == 2 * 2 * (4 * 4 + 5 * 3)
     assert rows_of_all(two) == before
 
 

@@ -184,7 +184,7 @@ def test_an_engines_error_is_an_outcome_with_its_code(hire):
     failed = [job for job in ran.values() if job.outcome is Outcome.FAILED]
     assert len(failed) == 2
     assert {(job.error_code, job.status_code, job.message) for job in failed} == {
-        (ErrorCode.ENGINE_BUSY, 429, "the engine answered HTTP 429")
+        (ErrorCode.ENGINE_BUSY, 429, "the engine answered HTTP 429: the echo engine was told to fail server_error")
     }
     assert all(b"told to fail" in job.body for job in failed)
 

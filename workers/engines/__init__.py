@@ -63,6 +63,8 @@ def _openai_http(settings: EngineSettings) -> Engine:
         served_model=options.served_model,
         api_key_variable=options.api_key_variable,
         health_path=options.health_path,
+        counts_one_choice=options.counts_one_choice,
+        context_tokens=settings.context_tokens,
         use_proxy=options.use_proxy,
         call_log=options.call_log,
     )

@@ -30,7 +30,7 @@ class CallLog:
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         except OSError as error:
             message = f"the engine option call_log={str(self._path)!r} can't be written: {error.strerror}"
-            raise EngineError(ErrorCode.ENGINE_UNREACHABLE, message) from None
+            raise EngineError(ErrorCode.ENGINE_MISCONFIGURED, message, is_free=True) from None
 
     def append(self, label: str) -> None:
         """Log one call; to be done just before the request is sent."""

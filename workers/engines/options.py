@@ -40,6 +40,7 @@ class OpenAIHttpOptions(msgspec.Struct, frozen=True, kw_only=True):
     served_model: str = ""
     health_path: _Path = ""
     connect_timeout_seconds: _PositiveSeconds = 5.0
+    counts_one_choice: bool = False
     use_proxy: bool = True
     call_log: str = ""
 

@@ -13,12 +13,14 @@ from broker.database import batches, plans
 from broker.database.batches import BatchRecord, Counts
 from broker.database.connection import Connection
 from broker.domain.answers import BatchState
-from broker.domain.errors import UsageError
 from broker.domain.identity import Identity
-from broker.domain.ids import new_id, parse_id
+from broker.domain.ids import format_id, new_id, parse_id
 from broker.domain.job import Constraints
+from broker.domain.outcome import Outcome
+from broker.domain.rerun import RerunRefused
 from broker.front import Front
 from broker.intake.batch_files import BatchRequest
+from broker.intake.reruns import RerunTerms
 from broker.intake.uploads import UPLOAD_PREFIX, Spool
 from broker.rules.grouping import canonical_constraints
 from broker.rules.submission import check_batch
@@ -64,11 +66,8 @@ class BatchesDesk:
             raise Refused(400, refusal.code, refusal.message, field=refusal.field)
 
     def create(self, identity: Identity, spool: Spool, terms: BatchTerms) -> BatchState:
-        """The uploaded file becomes a batch."""
-        try:
-            digest = spool.finish()
-        except UsageError as error:
-            raise Refused(400, "invalid_file", str(error), field="file") from None
+        """The uploaded file becomes a batch. Raises UsageError for one that is no batch file."""
+        digest = spool.finish()
         folder = self._front.batch_files / new_id().hex()
         record = self._front.intake.create_batch(
             identity,
@@ -132,6 +131,36 @@ class BatchesDesk:
         self._database.write(lambda connection: batches.request_cancel(connection, identity.tenant, batch_id, now_us))
         self._front.hurry()
         return self.find(identity, text)
+
+    def rerun(
+        self,
+        identity: Identity,
+        text: str,
+        outcomes: tuple[Outcome, ...],
+        window_seconds: int | None,
+        max_cost_nano_usd: int | None,
+    ) -> BatchState:
+        """A batch of the lines that did not succeed in any run of this one; asked again while it runs, the same."""
+        before = self._record(identity, text)
+        folder = self._front.batch_files / new_id().hex()
+        terms = RerunTerms(
+            paths=lambda _before: (str(folder / "output.jsonl"), str(folder / "errors.jsonl")),
+            outcomes=outcomes,
+            window_seconds=window_seconds,
+            max_cost_nano_usd=max_cost_nano_usd,
+        )
+        self._check_rerun(before, window_seconds)
+        try:
+            made = self._front.reruns.create(identity, before, terms)
+        except RerunRefused as error:
+            raise Refused(409, error.code, str(error)) from None
+        return self.find(identity, format_id("batch", made.batch_id))
+
+    def _check_rerun(self, before: BatchRecord, window_seconds: int | None) -> None:
+        lanes, prospects = self._front.outlook.lanes(), self._front.outlook.prospects()
+        refusal = check_batch(lanes, prospects, before.constraints, window_seconds or before.window_seconds)
+        if refusal:
+            raise Refused(400, refusal.code, refusal.message, field=refusal.field)
 
     def _record(self, identity: Identity, text: str) -> BatchRecord:
         batch_id = _parse_batch_id(text)

@@ -40,6 +40,7 @@ class LanesDesk:
             held, taken = lane_states.held_lanes(connection), shards.open_shards(connection)
             plan = plans.lane_plans(connection)
             self._priced.look(connection)
+            now_us = self._front.clock()
             resting, live = self._front.health.resting(), self._front.live_slots(connection)
             return [
                 lane_view(
@@ -49,8 +50,9 @@ class LanesDesk:
                     taken.get(lane.name, 0),
                     resting.get(lane.name),
                     plan.get(str(lane.name)),
+                    now_us,
                 )
-                for lane in self._priced.all_at(self._front.clock())
+                for lane in self._priced.all_at(now_us)
             ]
 
         return self._database.read(work)

@@ -27,7 +27,8 @@ class Entry(msgspec.Struct, frozen=True):
 class LaneRoom(msgspec.Struct, kw_only=True):
     """What a lane has and may have. `slots` and `places` are those of all its instances, `slots_each` of one.
 
-    With `is_shared` some room is kept free, so that what goes beside gets past what waits in the lane's queue.
+    With `is_shared` some room is kept free, so that what goes beside gets past what waits in the lane's queue. A lane
+    `on_trial` takes one job, whatever it has besides.
     """
 
     slots: int
@@ -41,21 +42,28 @@ class LaneRoom(msgspec.Struct, kw_only=True):
     """Sent or running, by tenant, whichever way."""
 
     jobs_beside: int = 0
+    on_trial: bool = False
 
     @property
     def free(self) -> int:
         """How many shards may still come in line: one is at work in each slot, and one waits behind it."""
+        if self.on_trial:
+            return min(self.slots, 1)
         kept = (self.slots_each + 1) // 2 if self.is_shared else 0
         return max(0, 2 * self.slots - kept - sum(self.in_line.values()))
 
     def entry(self, tenant_id: str, share: float, *, needs_slot: bool = False) -> Entry | None:
         """How the next shard of this tenant may go here, if its part of the places is `share`; None: not now."""
+        if self.on_trial:
+            return Entry(beside=False, jobs_max=1) if self.free else None
         if not needs_slot and (jobs_max := self._beside(tenant_id, share)) > 0:
             return Entry(beside=True, jobs_max=jobs_max)
         return Entry(beside=False, jobs_max=_ANY_NUMBER) if self.free else None
 
     def take(self, tenant_id: str, jobs_count: int, *, beside: bool, shards_count: int = 1) -> None:
         """The lane has these shards too."""
+        if self.on_trial:
+            self.slots = 0  # that was the one
         self.jobs[tenant_id] = self.jobs.get(tenant_id, 0) + jobs_count
         if beside:
             self.jobs_beside += jobs_count

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from broker.bus.drivers.ociqueue.address import Address, dead_letters_of
 from broker.bus.drivers.ociqueue.content import as_bytes, as_text
 from broker.bus.drivers.ociqueue.directory import Directory, QueueAddress
 from broker.bus.drivers.ociqueue.sdk import Invalid, Sdk, Throttled, oci
+from broker.bus.held_leases import HeldLeases
 
 __all__ = ["LeaseLost", "OciQueueDriver"]
 
@@ -53,8 +53,7 @@ class OciQueueDriver:
         self._options = address.options
         self._sdk = Sdk(address)
         self._directory = Directory(self._sdk, address)
-        self._lock = threading.Lock()
-        self._held: dict[str, set[Hashable]] = {}
+        self._held = HeldLeases()  # by their receipts
         self._wakes = 0
         self._closed = False
 
@@ -145,8 +144,7 @@ class OciQueueDriver:
             )
 
         messages = self._ask(queue, get).messages or []
-        with self._lock:
-            self._held.setdefault(queue, set()).update(message.receipt for message in messages)
+        self._held.add(queue, [message.receipt for message in messages], self.lease_seconds)
         return [
             Received(queue, message.receipt, as_bytes(message.content or ""), message.delivery_count or 1)
             for message in messages
@@ -162,15 +160,17 @@ class OciQueueDriver:
             return client.delete_messages(address.ocid, models.DeleteMessagesDetails(entries=entries))
 
         lost = self._each(queue, handles, delete)
-        self._let_go(queue, handles)
+        self._held.let_go(queue, handles)
         return lost
 
     def release(self, queue: str, handles: Sequence[Hashable], delay_seconds: float) -> None:
         self._hide(queue, handles, delay_seconds)
-        self._let_go(queue, handles)
+        self._held.let_go(queue, handles)
 
     def extend(self, queue: str, handles: Sequence[Hashable], seconds: float) -> dict[Hashable, Exception]:
-        return self._hide(queue, handles, seconds)
+        lost = self._hide(queue, handles, seconds)
+        self._held.extend(queue, handles, seconds)
+        return lost
 
     def dead_letter(self, queue: str, received: Sequence[Received], reason: str) -> None:
         """Copy first, then delete: who dies in between leaves a message twice, never none."""
@@ -235,21 +235,15 @@ class OciQueueDriver:
                 lost[handle] = LeaseLost(f"{code}: {answer.error_message}")
         return again
 
-    def _let_go(self, queue: str, handles: Sequence[Hashable]) -> None:
-        with self._lock:
-            self._held.get(queue, set()).difference_update(handles)
-
     # The end.
 
     def wake(self) -> None:
         self._wakes += 1
 
     def close(self) -> None:
-        with self._lock:
-            held, self._held = self._held, {}
-        for queue, handles in held.items():
+        for queue, handles in self._held.take_all().items():
             with suppress(BusUnavailable):  # their leases end by themselves
-                self._hide(queue, list(handles), 0)
+                self._hide(queue, handles, 0)
         self._closed = True
         self._sdk.close()
 

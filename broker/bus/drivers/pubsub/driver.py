@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
-import time
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +15,7 @@ from google.pubsub_v1.types import PubsubMessage, PullRequest, ReceivedMessage
 from broker.bus.driver import BusUnavailable, MessageRefused, PublishError, QueueMissing, Received
 from broker.bus.drivers.pubsub.queues import Queues, dead_letters_of
 from broker.bus.drivers.pubsub.sdk import PubSubOptions, batches, from_rpc_error, open_clients, patience, translated
+from broker.bus.held_leases import HeldLeases
 
 __all__ = ["PubSubDriver"]
 
@@ -55,7 +55,7 @@ class PubSubDriver:
         self._queues = Queues(project, self._clients, options)
         self._patience = patience(options)
         self._lock = threading.Lock()
-        self._held: dict[str, dict[Hashable, float]] = {}  # by queue: ack id and, on the monotonic clock, lease end
+        self._held = HeldLeases()  # by their ack ids
         self._pulls: set[threading.Event] = set()  # one for each pull in flight: set when it ends or is called off
         self._known: set[str] = set()
         self._short: set[str] = set()  # queues whose subscription grants less than our lease
@@ -134,10 +134,7 @@ class PubSubDriver:
         except QueueMissing:
             self._known.discard(queue)
             raise
-        until = time.monotonic() + self.lease_seconds
-        with self._lock:
-            held = self._held.setdefault(queue, {})
-            held.update({message.ack_id: until for message in messages})
+        self._held.add(queue, [message.ack_id for message in messages], self.lease_seconds)
         if messages and queue in self._short:
             try:
                 self.extend(queue, [message.ack_id for message in messages], self.lease_seconds)
@@ -192,26 +189,20 @@ class PubSubDriver:
                     self._clients.subscriber.acknowledge(subscription=subscription, ack_ids=ids, **self._patience)
             except QueueMissing as error:
                 lost.update(dict.fromkeys(ids, error))
-            self._let_go(queue, ids)
+            self._held.let_go(queue, ids)
         return lost
 
     def release(self, queue: str, handles: Sequence[Hashable], delay_seconds: float) -> None:
         self._set_deadline(queue, handles, delay_seconds)
-        self._let_go(queue, handles)
+        self._held.let_go(queue, handles)
 
     def extend(self, queue: str, handles: Sequence[Hashable], seconds: float) -> dict[Hashable, Exception]:
-        now = time.monotonic()
-        with self._lock:
-            held = dict(self._held.get(queue, {}))
         lost: dict[Hashable, Exception] = {
-            handle: LeaseLost(f"its lease ended {now - held[handle]:.1f} s ago")
-            for handle in handles
-            if held.get(handle, now) < now
+            handle: LeaseLost(f"its lease ended {ago:.1f} s ago")
+            for handle, ago in self._held.ended(queue, handles).items()
         }
         lost.update(self._set_deadline(queue, handles, seconds))
-        with self._lock:
-            # What was settled meanwhile stays settled.
-            self._held.get(queue, {}).update({handle: now + seconds for handle in handles if handle in held})
+        self._held.extend(queue, handles, seconds)
         return lost
 
     def dead_letter(self, queue: str, received: Sequence[Received], reason: str) -> None:
@@ -243,12 +234,6 @@ class PubSubDriver:
         ids = [str(handle) for handle in handles]
         return [[ids[at] for at in batch] for batch in batches([len(each) for each in ids], IDS_MAX, IDS_BYTES_MAX)]
 
-    def _let_go(self, queue: str, handles: Sequence[Hashable]) -> None:
-        with self._lock:
-            held = self._held.get(queue, {})
-            for handle in handles:
-                held.pop(handle, None)
-
     # The end.
 
     def wake(self) -> None:
@@ -259,13 +244,12 @@ class PubSubDriver:
     def close(self) -> None:
         with self._lock:
             closed, self._closed = self._closed, True
-            held, self._held = self._held, {}
         if closed:
             return
         self.wake()
-        for queue, handles in held.items():
+        for queue, handles in self._held.take_all().items():
             try:
-                self._set_deadline(queue, list(handles), 0)
+                self._set_deadline(queue, handles, 0)
             except (BusUnavailable, ValueError) as error:
                 log.warning("leases_left_to_their_end", queue=queue, count=len(handles), error=str(error))
         self._clients.channel.close()

@@ -24,7 +24,7 @@ from broker.database.drivers.sqlite.log_syncing import Committed, LogSyncer
 from broker.database.drivers.sqlite.rows import TextRows
 from broker.domain.errors import BrokerError, UsageError
 
-__all__ = ["SqliteDatabase", "lock_folder", "open_read_only"]
+__all__ = ["SqliteDatabase", "is_folder_in_use", "lock_folder", "open_read_only"]
 
 T = TypeVar("T")
 
@@ -61,6 +61,21 @@ def lock_folder(folder: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
+
+
+def is_folder_in_use(folder: Path) -> bool:
+    """Whether a process has the data folder's lock just now."""
+    try:
+        descriptor = os.open(folder / "broker.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 class _Unit(NamedTuple):
