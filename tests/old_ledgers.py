@@ -16,7 +16,7 @@ from sqlalchemy.pool import NullPool
 
 from broker.database.migrating import SchemaState, upgrade
 
-__all__ = ["FIRST", "old_proofs", "restore_postgres", "restore_sqlite"]
+__all__ = ["FIRST", "old_proofs", "restore_checkpoints", "restore_postgres", "restore_sqlite"]
 
 FIRST = Path(__file__).parent / "fixtures/ledgers/e1cf361"
 """Of the last build that wrote nothing but rows of version 1."""
@@ -24,10 +24,9 @@ FIRST = Path(__file__).parent / "fixtures/ledgers/e1cf361"
 
 def restore_sqlite(folder: Path, *, upgraded: bool = True) -> Path:
     """A data folder as that build left it, with its checkpoints; the database's path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    restore_checkpoints("sqlite", folder)
     path = folder / "broker.db"
     path.write_bytes(_upgraded_sqlite() if upgraded else _old_sqlite())
-    shutil.copy(FIRST / "sqlite/checkpoints.jsonl", folder)
     return path
 
 
@@ -50,14 +49,19 @@ def _upgraded_sqlite() -> bytes:
 
 def restore_postgres(url: str, folder: Path, *, upgraded: bool = True) -> None:
     """Fill an empty database with what that build left in its; the folder gets the checkpoints."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(FIRST / "postgresql/checkpoints.jsonl", folder)
+    restore_checkpoints("postgresql", folder)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(gzip.decompress((FIRST / "postgresql/dump.sql.gz").read_bytes()))
     if upgraded:
         engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"), poolclass=NullPool)
         assert upgrade(engine) is SchemaState.OLDER
         engine.dispose()
+
+
+def restore_checkpoints(kind: str, folder: Path) -> None:
+    """Those that build kept beside this kind of database."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(FIRST / kind / "checkpoints.jsonl", folder)
 
 
 def old_proofs(kind: str) -> list[dict[str, Any]]:

@@ -21,8 +21,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
 from broker.domain.errors import ErrorCode
-from workers.gate import Gate
 from workers.places import Places
+from workers.throttle import Throttle
 
 __all__ = ["JobRunners"]
 
@@ -32,7 +32,7 @@ class JobRunners:
 
     `run_job` runs the job of an index and reports its end: also where it is cancelled, for it then catches
     CancelledError and returns. `ahead` runners get the next places, and keep theirs; with `exclusive` a job has the
-    engine to itself. With a `gate` they go at the engine's pace.
+    engine to itself. With a `throttle` they go at the engine's pace.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class JobRunners:
         *,
         ahead: bool = False,
         exclusive: bool = False,
-        gate: Gate | None = None,
+        throttle: Throttle | None = None,
     ) -> None:
         self._count = count
         self._run_job = run_job
         self._places = places
         self._ahead = ahead or exclusive
         self._exclusive = exclusive
-        self._gate = gate
+        self._throttle = throttle
         self._is_probing = False
         self._gave_up: ErrorCode | None = None
         self._next_index = 0
@@ -73,16 +73,16 @@ class JobRunners:
     async def run_all(self) -> None:
         """Returns when each job has been run, left out or, after a stop or in trouble, never begun."""
         try:
-            if self._gate is not None:
-                self._gate.enter(self)
-                self._may_begin(self._gate)
+            if self._throttle is not None:
+                self._throttle.enter(self)
+                self._may_begin(self._throttle)
             self._start_runner()
             while self._runners:
                 await asyncio.wait(self._runners)
         finally:
-            if self._gate is not None:
-                self._end_probe(self._gate)
-                self._gate.leave(self)
+            if self._throttle is not None:
+                self._end_probe(self._throttle)
+                self._throttle.leave(self)
             del self._run_job  # it knows the shard, whose bodies would else stay until garbage is looked for
 
     def stop(self) -> None:
@@ -107,20 +107,20 @@ class JobRunners:
         self._left_out.add(index)
         return False
 
-    def _may_begin(self, gate: Gate) -> None:
+    def _may_begin(self, throttle: Throttle) -> None:
         """In trouble one job at a time goes through, and who can't send it now doesn't wait."""
-        if gate.trouble is None:
+        if throttle.trouble is None:
             return
-        if not gate.may_probe or not self._places.has_room(for_all=self._exclusive):
-            self.hand_back(gate.trouble)
+        if not throttle.may_probe or not self._places.has_room(for_all=self._exclusive):
+            self.hand_back(throttle.trouble)
         else:
-            self._is_probing = gate.is_probed = True
+            self._is_probing = throttle.is_probed = True
 
-    def _end_probe(self, gate: Gate) -> None:
+    def _end_probe(self, throttle: Throttle) -> None:
         if self._is_probing:
-            self._is_probing = gate.is_probed = False
-            if gate.trouble is not None:
-                self.hand_back(gate.trouble)
+            self._is_probing = throttle.is_probed = False
+            if throttle.trouble is not None:
+                self.hand_back(throttle.trouble)
 
     def _start_runner(self) -> None:
         if self._is_probing and self._runners:
@@ -136,7 +136,11 @@ class JobRunners:
         async with self._place():
             self._let_a_spare_wait()
             while not self._stopped and self._next_index < self._count:
-                if self._gate is not None and not self._gate.pace.is_calm and (wait_s := self._gate.wait_s) > 0:
+                if (
+                    self._throttle is not None
+                    and not self._throttle.pace.is_calm
+                    and (wait_s := self._throttle.wait_s) > 0
+                ):
                     await asyncio.sleep(wait_s)
                     if self._should_yield():
                         break
@@ -149,8 +153,8 @@ class JobRunners:
                     del self._at_engine[index]
                     if runner.cancelling():
                         _take_back_cancels(runner)
-                    if self._is_probing and self._gate is not None:
-                        self._end_probe(self._gate)
+                    if self._is_probing and self._throttle is not None:
+                        self._end_probe(self._throttle)
                         self._let_a_spare_wait()
                 if self._should_yield():
                     break

@@ -3,7 +3,7 @@
 Four ideas:
 
 - *The ramp.* An engine that hasn't answered yet gets one call, and twice as many every RAMP_S, up to what it may take.
-  Above RAMP_QUICK it is every 2 RAMP_S, for a refusal from afar takes a while: 256 are reached in 0.36 s.
+  With LISTEN_AT it is listened to for LISTEN_S, for a refusal from afar takes a while; 256 are reached in 0.36 s.
 - *The limit.* A server that refuses a call while it does others takes as many at once as weren't refused. Now and then
   it is asked for more; each time that is refused, the next try is twice as far off.
 - *The interval.* Where even one at once is refused now and then, it is so many in a time: calls go so far apart.
@@ -18,10 +18,11 @@ import math
 from broker.domain.errors import ErrorCode
 from broker.rules.evidence import Evidence, evidence_of
 
-__all__ = ["PAUSE_MAX_S", "RAMP_QUICK", "RAMP_S", "TROUBLE_ANSWERS", "Pace"]
+__all__ = ["LISTEN_AT", "LISTEN_S", "PAUSE_MAX_S", "RAMP_LATE_S", "RAMP_S", "TROUBLE_ANSWERS", "Pace"]
 
 RAMP_S = 0.03
-RAMP_QUICK = 16
+RAMP_LATE_S = 0.045  # once it was listened to
+LISTEN_AT, LISTEN_S = 16, 0.1
 TROUBLE_ANSWERS = 3
 PAUSE_MAX_S = 5.0
 """A server that asks for more time than this is left to the broker, which has other lanes."""
@@ -181,7 +182,7 @@ class Pace:
         else:
             self._grow()
         if self.limit < self._cap:
-            self.changes_at_s = now_s + (RAMP_S if self.limit < RAMP_QUICK else 2 * RAMP_S)
+            self.changes_at_s = now_s + _ramp_s(self.limit)
         elif self._cap < self._places or self._interval_s:
             self.changes_at_s = now_s + self._grow_s
         self._calm_down(now_s)
@@ -278,3 +279,10 @@ class Pace:
             self._cap, self._interval_s = self._before
         self._before, self._before_growth = None, 0
         self.limit, self.sends_at_s, self.changes_at_s = 1, 0.0, _NEVER
+
+
+def _ramp_s(limit: int) -> float:
+    """How long the ramp stays there."""
+    if limit == LISTEN_AT:
+        return LISTEN_S
+    return RAMP_S if limit < LISTEN_AT else RAMP_LATE_S

@@ -21,7 +21,6 @@ from broker.domain.lane import Lane
 from broker.domain.shard import Bitmap, RunShard, ShardJob
 from broker.signing import KeyRing, Signer
 from workers.engine import Engine, EngineError, EngineReply, EngineRequest
-from workers.gate import Gate
 from workers.job_runners import JobRunners
 from workers.lease import Lease, LeaseDoor
 from workers.meter import Meter, Reading
@@ -30,6 +29,7 @@ from workers.places import Places
 from workers.shard_budget import JobCosts, ShardBudget
 from workers.spending import Spending
 from workers.telling import Stop, job_ran
+from workers.throttle import Throttle
 
 __all__ = ["Deployment", "ShardRunner"]
 
@@ -53,7 +53,7 @@ class Deployment:
         # Metering begins where the engine begins: who waits here uses no accelerator, and is no crash's suspect.
         self.places = Places(lane.engine.concurrency)
         self.job_costs: JobCosts = {}
-        self.gate = Gate(self.places)
+        self.throttle = Throttle(self.places)
         self._starting = ""
 
     def say_starting(self, message: str) -> None:
@@ -63,7 +63,7 @@ class Deployment:
     def say_started(self) -> None:
         """Its engine is up. On the engines' loop."""
         self._starting = ""
-        self.gate.open()
+        self.throttle.open()
 
     def run(self, request: EngineRequest) -> Awaitable[EngineReply]:
         """What the engine makes of it. Raises EngineError."""
@@ -216,7 +216,7 @@ class _ShardRun:
     ) -> None:
         self._order = order
         self._deployment = deployment
-        self._gate = deployment.gate
+        self._throttle = deployment.throttle
         self._meter = deployment.meter
         self._jobs = JobRunners(
             len(order.jobs),
@@ -224,7 +224,7 @@ class _ShardRun:
             deployment.places,
             ahead=order.beside,
             exclusive=order.exclusive,
-            gate=deployment.gate,
+            throttle=deployment.throttle,
         )
         self._lease = lease
         self._renewals = renewals
@@ -298,22 +298,22 @@ class _ShardRun:
             self._budget.end(ran)
 
     async def _call(self, index: int, request: EngineRequest) -> EngineReply | EngineError | Stop:
-        gate = self._gate
-        mark = gate.begin()
+        throttle = self._throttle
+        mark = throttle.begin()
         try:
             reply = await self._deployment.run(request)
         except EngineError as error:
             ended = error
         except asyncio.CancelledError:
-            gate.let_go()
+            throttle.let_go()
             return Stop.JOB_CANCELLED if index in self._cancelled else self._stopped or Stop.INTERRUPTED
         except Exception as error:  # noqa: BLE001 (a driver's bug must end its job, not silence the shard)
             _log.exception("engine_driver_failed", lane=self._order.lane)
             ended = EngineError(ErrorCode.ENGINE_INVALID_REPLY, f"the engine's driver failed: {type(error).__name__}")
         else:
-            gate.succeeded()
+            throttle.succeeded()
             return reply
-        gate.failed(mark, ended.code, ended.retry_after_s)
+        throttle.failed(mark, ended.code, ended.retry_after_s)
         return ended
 
     def _may_begin(self, job: ShardJob, now_us: int) -> bool:

@@ -39,10 +39,11 @@ class Spending:
 
     def of(self, endpoint: str, body: bytes, ended: EngineReply | EngineError | None) -> Spent:
         """Of a call with this body that ended so; None is for one that was stopped on its way."""
+        if isinstance(ended, EngineReply) and ended.usage_basis is UsageBasis.ENGINE:  # nearly all
+            if self._is_by_token:
+                self._learn(endpoint, body, ended.usage)
+            return Spent(ended.usage, UsageBasis.ENGINE)
         match ended:
-            case EngineReply(usage=usage, usage_basis=UsageBasis.ENGINE):
-                self._learn(endpoint, body, usage)
-                return Spent(usage, UsageBasis.ENGINE)
             case EngineReply(usage=usage, usage_basis=basis, usage_upper=upper):
                 return self._open(endpoint, body, usage, basis, upper)
             case EngineError(usage=usage, usage_basis=basis, usage_upper=upper) if usage is not None:
@@ -81,8 +82,6 @@ class Spending:
         return Spent(usage, basis, upper)
 
     def _learn(self, endpoint: str, body: bytes, usage: Usage) -> None:
-        if not self._is_by_token:
-            return
         self._successes += 1
         is_due = self._successes <= _LEARNED_AT_FIRST or self._successes % _LEARNED_EVERY == 0
         if is_due and len(body) <= _LEARNED_BYTES_MAX:

@@ -9,7 +9,7 @@ import msgspec
 from broker.bootstrap.batch_run import BatchRun, RunOptions, error_path_of
 from broker.bootstrap.batch_source import open_source
 from broker.bootstrap.embedded import Embedded
-from broker.database import batches
+from broker.database import batches, reruns
 from broker.database.batches import BatchRecord
 from broker.domain.errors import UsageError
 from broker.domain.identity import LOCAL, Identity
@@ -47,12 +47,14 @@ class BatchRerun(BatchRun):
             window_seconds=given.window_seconds,
             max_cost_nano_usd=given.max_cost_nano_usd,
         )
-        if given.output is not None:
-            is_ours = str(given.output.absolute()) == before.output_path
-            self._check_outputs(given.output, error_path_of(given.output), is_ours=is_ours)
-            if not is_ours:
-                self._make_room(given.output, error_path_of(given.output))
+        output, errors = (Path(path) for path in self._paths(before))
+        # What this one brings in holds what the run before had brought in.
+        newest = self._embedded.database.read(lambda connection: reruns.newest_of(connection, self._tenant_id, before))
+        is_ours = str(output) == newest.output_path and not self._is_others(newest)
+        self._check_outputs(output, errors, is_ours=is_ours)
         self._check_window(given.window_seconds or before.window_seconds)
+        if not is_ours:
+            self._make_room(output, errors)
         made = self._embedded.front.reruns.create(self._identity, before, terms)
         return made, made.read_lines > 0
 

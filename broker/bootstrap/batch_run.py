@@ -283,15 +283,22 @@ class BatchRun:
         return self._embedded.database.write(work)
 
     def _is_others(self, known: BatchRecord) -> bool:
-        """Whether what stands where this batch's files go was written by someone else."""
-        if known.finished_us is None:
-            return known.status is not BatchStatus.FINALIZING and any(
-                path is not None and holds_anything(Path(path)) for path in (known.output_path, known.error_path)
-            )
-        last = self._embedded.database.read(
-            lambda connection: batches.last_written(connection, self._tenant_id, known.output_path or "")
-        )
-        return last is not None and last != known.batch_id
+        """Whether what stands where this batch's files go was written by someone else.
+
+        A batch and those that run its lines again make one output: what one wrote, the next replaces.
+        """
+        is_open = known.finished_us is None
+        places = [Path(path) for path in (known.output_path, known.error_path) if path is not None]
+        if is_open and (known.status is BatchStatus.FINALIZING or not any(map(holds_anything, places))):
+            return False
+
+        def work(connection: Connection) -> bool:
+            last = batches.last_written(connection, self._tenant_id, known.output_path or "")
+            if last is None:
+                return is_open
+            return last not in {one.batch_id for one in reruns.chain(connection, self._tenant_id, known)}
+
+        return self._embedded.database.read(work)
 
     def _reopen(self) -> None:
         """All its results are kept; only the files are gone, or wanted elsewhere."""

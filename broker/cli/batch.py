@@ -144,18 +144,8 @@ def rerun(
     if url or (not is_file and (settings.url or _has_broker(settings.data))):
         if is_file:
             raise UsageError(f"a running broker knows batches by their ids: name that of {target}, batch_…")
-        uploads.rerun(
-            target,
-            only,
-            window,
-            max_cost,
-            wait=wait,
-            output=output,
-            errors=errors,
-            overwrite=overwrite,
-            url=url,
-            data=data,
-        )
+        places = uploads.Places(output, errors, overwrite)
+        uploads.rerun(target, (only, window, max_cost), places, wait=wait, url=url, data=data)
         return
     if wait or errors:
         raise UsageError("--wait and --errors are for a running broker: name it with --url")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -75,30 +75,38 @@ def create(
         raise BrokerError("no line succeeded; the error file says why")
 
 
+class Places(NamedTuple):
+    """Where a command puts a batch's files, and whether they take the place of what is there."""
+
+    output: Path | None
+    errors: Path | None
+    overwrite: bool
+
+
 def rerun(
     batch: str,
-    only: str | None,
-    window: str | None,
-    max_cost: str | None,
+    terms: tuple[str | None, str | None, str | None],
+    places: Places,
     *,
     wait: bool,
-    output: Path | None,
-    errors: Path | None,
-    overwrite: bool,
     url: str | None,
     data: Path | None,
 ) -> None:
-    """`broker batch rerun` on a running broker: prints the id of the batch that runs the lines again."""
-    if not wait and (output or errors):
+    """`broker batch rerun` on a running broker: prints the id of the batch that runs the lines again.
+
+    `terms` are its --only, --window and --max-cost.
+    """
+    if not wait and (places.output or places.errors):
         raise UsageError("--output and --errors need --wait: the files are there once the batch is finished")
-    _check_places(output, errors, overwrite, None)
+    _check_places(*places, None)
+    only, window, max_cost = terms
     with open_client(data, url) as client:
         found = client.rerun_batch(batch, only=only, window=window, max_cost=max_cost)
         say(found.id)
         if not wait:
             return
         found = _follow(client, found)
-        _download_both(client, found.id, output, errors, overwrite)
+        _download_both(client, found.id, *places)
     _print_batch(found, OutputFormat.TABLE)
     if found.succeeded == 0:
         raise BrokerError("no line succeeded; the error file says why")

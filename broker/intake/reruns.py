@@ -124,7 +124,7 @@ class Reruns:
         budget = terms.max_cost_nano_usd
         if budget is None and before.max_cost_nano_usd is not None:
             spent = batches.progress_of(connection, tenant, [before.batch_id])
-            budget = before.max_cost_nano_usd - spent[before.batch_id].cost_nano_usd
+            budget = before.max_cost_nano_usd - spent[before.batch_id].at_most_nano_usd
         return BatchRecord(
             batch_id=new_id(),
             tenant_id=tenant,

@@ -32,6 +32,7 @@ BOUND_TOKENS_MAX = 100_000_000
 _TEMPLATE_TOKENS = 96
 _MESSAGE_TOKENS = 8
 _MEDIA_TOKENS = 16_384
+_FRAME = frozenset({"role", "content", "type", "text"})  # of messages: the template says these its own way
 _MEDIA = frozenset({"image_url", "video_url", "audio_url", "input_audio", "file", "url", "file_id", "file_data"})
 
 _SAMPLES_MIN = 16
@@ -177,7 +178,8 @@ class _Told:
                     self.read(one)
             case dict():
                 for name, one in value.items():
-                    self.texts.append(name.encode("utf-8", "replace"))
+                    if name not in _FRAME:
+                        self.texts.append(name.encode("utf-8", "replace"))
                     if name in _MEDIA or (isinstance(one, dict) and not _MEDIA.isdisjoint(one)):
                         self.media += 1
                     else:

@@ -33,7 +33,6 @@ hour of a day.
 _FAILURES_MAX_OF = {
     # What repeats by its nature isn't paid for so often: a reply without content, a job longer than its time.
     ErrorCode.ENGINE_INVALID_REPLY: 2,
-    ErrorCode.ENGINE_MISCONFIGURED: 2,
     ErrorCode.ENGINE_TIMEOUT: 3,
 }
 

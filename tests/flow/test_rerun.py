@@ -112,9 +112,13 @@ def test_a_batch_on_a_running_broker_is_run_again_by_its_id(program):
     assert program.command_line("batch", "rerun", other.id, "--only", "cancelled").code == 1
     program.stop()
     # The broker has gone, so the other one is run again here.
+    ran = rerun(program, other.id, "--output", str(program.catalog))
+    assert (ran.code, "add --overwrite" in ran.sentence) == (2, True)
     ran = rerun(program, other.id, "--output", str(program.output))
-    assert custom_ids(program.output.with_name("out.1.jsonl")) == NAMES  # the earlier run's are kept
     assert (ran.code, custom_ids(program.output)) == (0, NAMES), ran
+    kept = program.output.with_name(f"{program.output.stem}.1.jsonl")
+    assert f"of an earlier run is kept as {kept}" in ran.said
+    assert custom_ids(kept) == NAMES
     program.verify()
 
 
@@ -133,6 +137,7 @@ def test_a_rerun_that_was_killed_goes_on(program):
         kill_group(process)
     ran = rerun(program, str(program.prompts))
     assert (ran.code, custom_ids(program.output)) == (0, NAMES), ran
+    assert not list(program.folder.glob("*.1.jsonl")), "what the run before wrote is in it"
     assert program.query("SELECT count(*) FROM batch") == [(2,)]
     assert program.query("SELECT count(*) FROM job") == [(60,)]
     program.verify()

@@ -1,7 +1,8 @@
 """A vendor that is paid by the token, with a bill of its own, and every oddity that such servers were seen to have.
 
-It speaks HTTP over a socket. What it does to a call is said in the call's `user` field, as `ODDITY:NUMBER`, and by that
-it bills, in nano-USD, whatever it answered: a call that timed out, broke off or was cancelled was worked on.
+It speaks HTTP over a socket. What it does to a call is said in the call's `user` field, as `ODDITY:NUMBER`, or
+`ODDITY once:NUMBER` where it is well when asked again. By that it bills, in nano-USD, whatever it answered: a call that
+timed out, broke off or was cancelled was worked on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = ["ODDITIES", "Call", "Vendor", "tokens_of"]
 INPUT_USD, CACHED_USD, OUTPUT_USD = Fraction("0.5"), Fraction("0.05"), Fraction(4)
 """For a million tokens."""
 
+_ONCE = " once"
 _TEMPLATE_TOKENS, _MESSAGE_TOKENS = 31, 4
 _PIECES = re.compile(r"[ ]?[A-Za-z]{1,6}|[0-9]{1,3}|\s+|[^\sA-Za-z0-9]")
 
@@ -239,6 +241,8 @@ class Vendor:
     def _taken(self, asked: dict[str, Any]) -> Call:
         """The call, and its line of the bill."""
         oddity, _, number = asked["user"].rpartition(":")
+        if oddity.endswith(_ONCE):
+            oddity = "plain" if asked["user"] in self.bills else oddity.removesuffix(_ONCE)
         prompts = asked.get("prompt")
         texts = prompts if isinstance(prompts, list) else [prompts or ""]
         inputs = sum(map(tokens_of, texts))

@@ -44,7 +44,11 @@ def migrated_url(postgres_server_url):
 @pytest.fixture(scope="session")
 def emptied(migrated_url):
     """A function that empties the database, past the triggers that keep the ledger."""
-    deletes = "; ".join(f"DELETE FROM {name}" for name in metadata.tables if name != "outbox")
+    yield from emptying(migrated_url)
+
+
+def emptying(migrated_url, *, but=()):
+    deletes = "; ".join(f"DELETE FROM {name}" for name in metadata.tables if name not in {"outbox", *but})
     with psycopg.connect(migrated_url, autocommit=True) as connection:
 
         def empty():

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import uuid
+from contextlib import contextmanager
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -26,29 +27,50 @@ from broker.ledger.verifying import verify
 from broker.ledger.writing import Flush, append, open_stream
 from tests.grown_ledgers import Grown, check_proof, script
 from tests.ledger_rows import NOT_PROVEN, flushes, missed_edits
-from tests.old_ledgers import FIRST, old_proofs, restore_postgres
+from tests.old_ledgers import FIRST, old_proofs, restore_checkpoints, restore_postgres
 from tests.postgres.conftest import TERMS
 from tests.unit.builders import GENERATE_ONLY, NOW_US, an_attempt_row
 
 
-@pytest.fixture
-def bare_url(postgres_server_url):
-    """An empty database of the test's own."""
+@contextmanager
+def _a_database(server_url, template="template1"):
     name = f"broker_test_{uuid.uuid4().hex}"
-    with psycopg.connect(postgres_server_url, autocommit=True) as admin:
-        admin.execute(f'CREATE DATABASE "{name}"')
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         admin.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')  # the disk is not what is tested
         try:
-            yield urlunsplit(urlsplit(postgres_server_url)._replace(path=f"/{name}"))
+            yield urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))
         finally:
             admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 @pytest.fixture
-def grown(bare_url, tmp_path):
-    restore_postgres(bare_url, tmp_path / "old")
-    database = PostgresDatabase(bare_url, TERMS)
-    yield Grown(database, tmp_path / "old", "postgresql", ("t", "ü-two"))
+def bare_url(postgres_server_url):
+    """An empty database of the test's own."""
+    with _a_database(postgres_server_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def template_url(postgres_server_url, tmp_path_factory):
+    """The earlier build's ledger, upgraded once: tests begin with a copy."""
+    with _a_database(postgres_server_url) as url:
+        restore_postgres(url, tmp_path_factory.mktemp("template"))
+        yield url
+
+
+@pytest.fixture
+def old_url(postgres_server_url, template_url, tmp_path):
+    """A copy of the test's own; its checkpoints are in `tmp_path`."""
+    restore_checkpoints("postgresql", tmp_path)
+    with _a_database(postgres_server_url, urlsplit(template_url).path[1:]) as url:
+        yield url
+
+
+@pytest.fixture
+def grown(old_url, tmp_path):
+    database = PostgresDatabase(old_url, TERMS)
+    yield Grown(database, tmp_path, "postgresql", ("t", "ü-two"))
     database.close()
 
 
@@ -89,9 +111,8 @@ def test_the_migration_rewrites_no_table_and_leaves_every_row_and_trigger(bare_u
         assert len(before[rows]) == 54
 
 
-def test_an_old_ledger_verifies_and_proves_by_command(bare_url, tmp_path):
-    restore_postgres(bare_url, tmp_path)
-    where = ("--data", str(tmp_path), "--database-url", bare_url)
+def test_an_old_ledger_verifies_and_proves_by_command(old_url, tmp_path):
+    where = ("--data", str(tmp_path), "--database-url", old_url)
     done = CliRunner().invoke(app, ["verify", *where, "--trusted", str(FIRST / "postgresql/broker.pub")])
     assert done.exit_code == 0, done.stdout
     assert done.stdout.startswith("100 rows in 32 batches of 3 streams")
@@ -105,18 +126,18 @@ def test_an_old_ledger_verifies_and_proves_by_command(bare_url, tmp_path):
     for proof in proofs[::4]:
         done = check_proof(program, proof, FIRST / "postgresql/broker.pub")
         assert done.returncode == 0, done.stderr
-    done = _verify_by_script(tmp_path, bare_url)
+    done = _verify_by_script(tmp_path, old_url)
     assert done.returncode == 0, done.stderr
     assert sum(int(line.split()[1]) for line in done.stdout.splitlines()) == 100
 
 
-def test_both_versions_in_one_stream_verify_and_prove(grown, bare_url, tmp_path):
+def test_both_versions_in_one_stream_verify_and_prove(grown, old_url, tmp_path):
     found = grown.database.read(lambda connection: verify(connection, grown.notes(), grown.keys))
     assert found.faults == []
     versions = {row.schema_version for row in grown.ledger.rows(ledger_batch) if row.stream_id == grown.ledger.stream()}
     assert versions == {1, 2}
     assert {row.schema_version for row in grown.ledger.rows(cost_entry)} == {1, 2}
-    done = _verify_by_script(tmp_path, bare_url)
+    done = _verify_by_script(tmp_path, old_url)
     assert done.returncode == 0, done.stderr
     program = script("Check one job's proof", tmp_path)
     for job_id in {row.schema_version: row.job_id for row in grown.ledger.rows(attempt)}.values():
@@ -132,8 +153,8 @@ def test_every_edit_of_every_column_of_the_ledger_is_found(grown, version):
     assert missed == NOT_PROVEN[version]
 
 
-def test_the_documents_program_finds_an_edit_of_an_old_rows_new_column(grown, bare_url, tmp_path):
-    with psycopg.connect(bare_url) as connection:
+def test_the_documents_program_finds_an_edit_of_an_old_rows_new_column(grown, old_url, tmp_path):
+    with psycopg.connect(old_url) as connection:
         connection.execute("SET session_replication_role = replica")
         for version in (1, 2):
             first = f"SELECT stream_id, min(seq) FROM attempt WHERE schema_version = {version} GROUP BY 1 LIMIT 1"
@@ -141,12 +162,12 @@ def test_the_documents_program_finds_an_edit_of_an_old_rows_new_column(grown, ba
             [(before,)] = connection.execute(f"SELECT charged_nano_usd FROM attempt WHERE {here}").fetchall()
             connection.execute(f"UPDATE attempt SET charged_nano_usd = 77 WHERE {here}")
             connection.commit()
-            done = _verify_by_script(tmp_path, bare_url)
+            done = _verify_by_script(tmp_path, old_url)
             assert "AssertionError: attempt row" in done.stderr
             assert "is not what was written" in done.stderr
             connection.execute(f"UPDATE attempt SET charged_nano_usd = %s WHERE {here}", [before])
             connection.commit()
-            assert _verify_by_script(tmp_path, bare_url).returncode == 0
+            assert _verify_by_script(tmp_path, old_url).returncode == 0
 
 
 def test_spend_is_told_apart_by_tag(database):

@@ -1,4 +1,4 @@
-"""Lines sent through a gate to a simulated server, as a broker would: what fails or comes back is sent again."""
+"""Lines sent through a throttle to a simulated server, as a broker would: what fails or comes back is sent again."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections import deque
 
 from broker.domain.errors import ErrorCode
 from workers.engine import EngineError
-from workers.gate import Gate
 from workers.job_runners import JobRunners
 from workers.places import Places
+from workers.throttle import Throttle
 
 BUSY = ErrorCode.ENGINE_BUSY
 
@@ -137,7 +137,7 @@ class Lane:
     def __init__(self, server, *, places=256, slots=2, shard_jobs=128):
         self.server, self.slots, self.shard_jobs = server, slots, shard_jobs
         self.places = Places(places)
-        self.gate = Gate(self.places, asyncio.get_running_loop().time)
+        self.throttle = Throttle(self.places, asyncio.get_running_loop().time)
         self.waiting, self.done, self.handed_back, self.rest_s, self.resting = deque(), 0, [], 0.0, 0.0
 
     async def work(self, lines):
@@ -157,25 +157,25 @@ class Lane:
         return loop.time() - began_s
 
     async def _shard(self, lines):
-        loop, gate, left = asyncio.get_running_loop(), self.gate, dict(enumerate(lines))
+        loop, throttle, left = asyncio.get_running_loop(), self.throttle, dict(enumerate(lines))
 
         async def run(index):
-            mark = gate.begin()
+            mark = throttle.begin()
             try:
                 await self.server.call()
             except EngineError as error:
-                gate.failed(mark, error.code, error.retry_after_s)
+                throttle.failed(mark, error.code, error.retry_after_s)
                 loop.call_later(0.5, self.waiting.append, left.pop(index))
             else:
-                gate.succeeded()
+                throttle.succeeded()
                 left.pop(index)
                 self.done += 1
                 self.rest_s = 0.0
 
-        runners = JobRunners(len(lines), run, self.places, gate=gate)
+        runners = JobRunners(len(lines), run, self.places, throttle=throttle)
         await runners.run_all()
         self.waiting.extendleft(left.values())
-        if runners.gave_up or gate.trouble:
+        if runners.gave_up or throttle.trouble:
             self.handed_back.append(runners.gave_up)
             self.rest_s = min(max(1.0, 2 * self.rest_s), 4.0)
             self.resting = loop.time() + self.rest_s

@@ -169,6 +169,8 @@ def test_a_server_that_counts_one_of_several_answers_is_bounded_by_all() -> None
         ({"id": "x" * 300}, "x" * 200),
         ({"id": "naïve"}, ""),
         ({"error": {"message": "a word beside the answer"}}, ""),
+        ({"error": None, "choices": [{"message": {"content": ""}, "error": None}]}, ""),
+        ({"choices": [{"message": {"content": "cut"}, "error": {"message": "it broke", "code": 502}}]}, ""),
         ({"choices": [{"message": {"content": "hi"}}]}, ""),
         ({"choices": [{"message": {"role": None, "content": "hi"}}]}, ""),
         ({"choices": [{"message": {"role": 7, "content": ["hi"]}, "finish_reason": 3}], "object": 5}, ""),
@@ -226,6 +228,10 @@ def test_what_is_well_formed_is_left_as_it_came() -> None:
         ({"error": "Loading model"}, ErrorCode.ENGINE_STARTING, "Loading model"),
         ({"object": "error", "message": "No such thing", "code": 400}, ErrorCode.ENGINE_REFUSED, "No such thing"),
         ({"choices": [{"error": {"message": "It went", "code": 502}}]}, ErrorCode.ENGINE_UNAVAILABLE, "It went"),
+        ({"choices": [{"message": {"content": ""}, "error": {"message": "Later", "code": 429}}]},
+         ErrorCode.ENGINE_BUSY, "Later"),
+        ({"choices": [{"message": {"content": None}}], "error": {"message": "Later", "code": 429}},
+         ErrorCode.ENGINE_BUSY, "Later"),
         ({"error": {"message": "What\u0000now"}}, ErrorCode.ENGINE_INVALID_REPLY, "What now"),
     ],
 )  # fmt: skip
@@ -234,10 +240,11 @@ def test_an_error_in_a_2xx_is_what_it_says(reply: Any, code: ErrorCode, message:
     assert (error.code, error.status_code) == (code, 200)
     assert message in error.message
     assert "\x00" not in error.message
-    assert (error.usage, error.usage_basis, error.is_free) == (Usage(7, 0, 5), ENGINE, False)
+    assert (error.usage, error.usage_basis) == (Usage(7, 0, 5), ENGINE)  # which goes before that it may be free
     assert json.loads(error.body)["usage"] == USAGE
     unstated = fails(reply)
     assert (unstated.code, unstated.usage, unstated.usage_basis) == (code, None, NONE)
+    assert unstated.is_free == (code not in {ErrorCode.ENGINE_UNAVAILABLE, ErrorCode.ENGINE_INVALID_REPLY})
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,18 @@ from datetime import date
 import pytest
 
 from broker.catalog.price_files import read_prices
+from broker.catalog.prices import price_of
 from broker.domain.errors import UsageError
 from broker.domain.lane import Market, PriceMeter, Provider
+from broker.domain.usage import Usage
 from broker.ledger.prices import BookEntry, PricedLanes, import_book, import_prices, standing_prices
+from broker.rules.pricing import cost_nano_usd
 from tests.unit.builders import NOW_US, SECOND_US, a_lane, a_price
 
 TODAY = date(2026, 11, 23)
 HEADER = (
     "lane,provider,region,accelerator,accelerator_count,unit,on_demand_usd_per_hour,spot_usd_per_hour,"
-    "input_usd_per_mtok,output_usd_per_mtok,source,as_of"
+    "input_usd_per_mtok,output_usd_per_mtok,cached_input_usd_per_mtok,source,as_of"
 )
 TPU = a_lane(
     "tpu", provider=Provider.GOOGLE_TPU, region="us-central1", accelerator="tpu-v5p", accelerator_count=4,
@@ -74,6 +77,27 @@ def test_tokens_have_prices_of_their_own():
     book = read(row(lane="endpoint", on_demand_usd_per_hour="", input_usd_per_mtok="0.72", output_usd_per_mtok="0.90"))
     assert book.prices["endpoint"].input_token_pico_usd == 720_000
     assert book.prices["endpoint"].output_token_pico_usd == 900_000
+    assert book.prices["endpoint"].cached_input_token_pico_usd is None
+
+
+def test_cached_input_has_a_price_where_the_vendor_has_one(database):
+    tokens = {"lane": "endpoint", "on_demand_usd_per_hour": "", "input_usd_per_mtok": "1", "output_usd_per_mtok": "10"}
+    plain, cached = read(row(**tokens)), read(row(**tokens, cached_input_usd_per_mtok="0.1"))
+    price = cached.prices["endpoint"]
+    assert price.cached_input_token_pico_usd == 100_000
+    assert price.version != plain.prices["endpoint"].version
+    entries = [BookEntry("endpoint", price)]
+    database.write(lambda connection: import_book(connection, "b", "book.csv", entries, NOW_US))
+    (standing,) = database.read(standing_prices)
+    usage = Usage(1_000_000, 900_000, 0)
+    assert cost_nano_usd(standing.price, usage) == 190_000_000  # not $1.00
+    assert cost_nano_usd(plain.prices["endpoint"], usage) == 1_000_000_000
+    assert cost_nano_usd(price, Usage(5, 900, 0)) == 500  # more cached than there is counts as all of it
+
+
+def test_a_price_says_the_same_version_as_before_there_were_prices_of_cached_input():
+    said = price_of("endpoint", None, ("0.72", "0.90"), "a list", "2026-11-01")
+    assert said.version == "2026-11-01.e300c1d1"
 
 
 SPOT = {"on_demand_usd_per_hour": "98.32", "spot_usd_per_hour": "98.32"}
@@ -107,6 +131,12 @@ SLICE = {"provider": "google-tpu", "region": "us-central1", "accelerator": "tpu-
         (SLICE | {"unit": "instance", "on_demand_usd_per_hour": "", "spot_usd_per_hour": "0.345"},
          f"spot_usd_per_hour: 0.345 per instance is 0.0431 {NOT_A_V6E}"),
         ({"lane": "endpoint"}, "lane: endpoint is paid by the token, not by the hour"),
+        ({"cached_input_usd_per_mtok": "1"},
+         "cached_input_usd_per_mtok: is of a price by the token, and this row has none"),
+        ({"lane": "endpoint", "input_usd_per_mtok": "1", "output_usd_per_mtok": "1", "cached_input_usd_per_mtok": "2"},
+         "cached_input_usd_per_mtok: 2 is above the price of other input"),
+        ({"lane": "endpoint", "input_usd_per_mtok": "1", "output_usd_per_mtok": "1", "cached_input_usd_per_mtok": "x"},
+         "cached_input_usd_per_mtok: 'x' is not an amount of dollars above 0"),
         ({"lane": "h100", "input_usd_per_mtok": "1", "output_usd_per_mtok": "1"},
          "lane: h100 is paid by the hour, not by the token"),
     ],

@@ -30,6 +30,18 @@ def test_tokens_are_priced_to_the_nearest_nano_dollar(inputs, outputs, input_pri
     assert cost_nano_usd(price, Usage(inputs, 0, outputs, 0, 10**9)) == round(exact)
 
 
+@given(*[st.integers(0, 10**8)] * 5)
+def test_cached_input_is_priced_by_itself_where_it_has_a_price(inputs, cached, input_price, cached_price, outputs):
+    fields = {"meter": PriceMeter.TOKEN, "input_token_pico_usd": input_price, "output_token_pico_usd": 7}
+    price = a_price(**fields, cached_input_token_pico_usd=cached_price)
+    part = min(cached, inputs)
+    exact = Fraction((inputs - part) * input_price + part * cached_price + outputs * 7, 1_000)
+    assert cost_nano_usd(price, Usage(inputs, cached, outputs)) == round(exact)
+    assert cost_nano_usd(a_price(**fields), Usage(inputs, cached, outputs)) == round(
+        Fraction(inputs * input_price + outputs * 7, 1_000)
+    )
+
+
 def test_what_a_job_is_expected_to_cost():
     assert expected_job_cost_nano_usd(a_price(), 4.0) == 250_000
     assert expected_job_cost_nano_usd(a_price(), 0.5) == 2_000_000

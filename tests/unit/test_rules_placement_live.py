@@ -101,6 +101,19 @@ def test_tokens_cost_what_jobs_had_of_them():
     assert facts.job_nano_usd == {MODEL: 1_100}
 
 
+def test_tokens_that_nobody_stated_are_not_taken_for_none():
+    """A server without usage would look like a present: all work would go there, and budgets would hold nothing."""
+    price = a_price(0, meter=PriceMeter.TOKEN, input_token_pico_usd=1_000, output_token_pico_usd=2_000)
+    silent, half = a_lane(price=price), a_lane(price=price)
+    book = SpeedBook([silent])
+    book.observe(1, sample(100, 0.2, counted=0))
+    assert expected_cost_nano_usd(silent, speed_after(book, 1)) == expected_cost_nano_usd(silent, None) > 1
+    book = SpeedBook([half])
+    book.observe(1, sample(100, 0.2, counted=50, input_tokens=50_000, output_tokens=2_500))
+    book.observe(2, sample(100, 0.2, counted=0))
+    assert expected_cost_nano_usd(half, speed_after(book, 2)) == 1_000 + 2 * 50
+
+
 def test_samples_of_lanes_that_are_gone_are_left_out():
     book = SpeedBook([LANE])
     book.observe(1, sample(10, 5.0, lane="gone"))

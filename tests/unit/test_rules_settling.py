@@ -43,7 +43,7 @@ OTHERS = {
     Verdict.FREE_RETRY: {ErrorCode.PREEMPTED, ErrorCode.INTERRUPTED},
     Verdict.SUSPECT: {ErrorCode.ENGINE_DIED, ErrorCode.LEASE_LOST},
 }
-COUNTED = {ErrorCode.ENGINE_MISCONFIGURED: 2, ErrorCode.ENGINE_INVALID_REPLY: 2, ErrorCode.ENGINE_TIMEOUT: 3}
+COUNTED = {ErrorCode.ENGINE_INVALID_REPLY: 2, ErrorCode.ENGINE_TIMEOUT: 3}
 
 
 def _of(table, code):

@@ -76,7 +76,7 @@ LINE_BYTES_MAX = 300_000
 
 
 @pytest.fixture
-def _short_lines(monkeypatch):
+def short_lines(monkeypatch):
     """The limit of a line, less large than it is, so that a test need not write it."""
     monkeypatch.setattr(batch_lines, "LINE_BYTES_MAX", LINE_BYTES_MAX)
     monkeypatch.setattr(batch_lines, "_KEPT_OF_LONG_LINES", 100_000)
@@ -87,7 +87,7 @@ def _line_of(size, custom_id):
     return short[:-1] + b" " * (size - len(short)) + b"}"
 
 
-@pytest.mark.usefixtures("_short_lines")
+@pytest.mark.usefixtures("short_lines")
 def test_an_over_long_line_is_refused_alone_and_the_limit_is_exact(world):
     lines = [_line_of(LINE_BYTES_MAX, "fits"), _line_of(LINE_BYTES_MAX + 1, "not"), b"x" * 700_000, a_line("last")]
     content = b"\n".join(lines)
@@ -97,7 +97,7 @@ def test_an_over_long_line_is_refused_alone_and_the_limit_is_exact(world):
     assert record.read_bytes == len(content)
 
 
-@pytest.mark.usefixtures("_short_lines")
+@pytest.mark.usefixtures("short_lines")
 def test_an_over_long_last_line_is_refused_too(world):
     record = world.take_in(a_line("a") + b"\n" + b"y" * (LINE_BYTES_MAX + 1))
     assert _refused(world, record) == {2: ErrorCode.LINE_TOO_LARGE}
@@ -111,7 +111,7 @@ def test_a_batch_of_no_lines_does_not_stay_in_reading(world, content):
     assert (record.lines_in, world.count(job)) == (0, 0)
 
 
-@pytest.mark.usefixtures("_short_lines")
+@pytest.mark.usefixtures("short_lines")
 def test_a_line_that_is_too_long_is_known_by_the_name_at_its_beginning(world):
     lines = [_line_of(LINE_BYTES_MAX + 1, "long"), b'{"body":"' + b"x" * LINE_BYTES_MAX + b'","custom_id":"late"}']
     record = world.take_in(b"\n".join(lines))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from sqlalchemy import bindparam, text
 
+from broker.database.batches import spent_nano_usd
+from broker.database.types import Id
 from broker.domain.errors import ErrorCode
 from broker.domain.lane import EngineSettings, PriceMeter
 from broker.domain.outcome import Outcome
 from broker.domain.usage import Usage, UsageBasis
 from broker.ledger.explaining import explain
 from broker.ledger.questions import Filters, summary
+from broker.ledger.speeds import learned_speeds
 from broker.ledger.standing import standing
 from broker.ledger.tables import attempt
+from broker.rules.placement.facts import expected_cost_nano_usd
 from broker.stages.rescuer import LATE_SECONDS
 from tests.unit.builders import MODEL, a_failure, a_job_ran, a_lane, a_line, a_price, some_lines
 
@@ -125,6 +130,21 @@ def test_a_budget_that_may_be_spent_stops_the_batch_and_no_other(paid):
     assert paid.counts(free.batch_id).ended == 0
 
 
+def test_counts_of_an_older_build_have_nothing_unknown(paid):
+    """One that doesn't know the column goes on beside this one."""
+    record, shard = _one_shard(paid, 2)
+    names = (
+        "succeeded, failed, cancelled, expired, attempts, input_tokens, output_tokens, cost_nano_usd, wasted_nano_usd"
+    )
+    insert = text(f"INSERT INTO batch_count (batch_id, writer, {names}) VALUES (:batch, 'old', 1,0,0,0,1,2,3,40,0)")
+    insert = insert.bindparams(bindparam("batch", type_=Id))
+    paid.database.write(lambda connection: connection.execute(insert, {"batch": record.batch_id}))
+    assert paid.counts(record.batch_id).at_most_nano_usd == 40
+    paid.record(paid.ran(shard, a_job_ran(0, **UNKNOWN)))
+    assert paid.counts(record.batch_id).at_most_nano_usd == 40 + UPPER_NANO_USD
+    assert paid.read(spent_nano_usd, [record.batch_id]) == {record.batch_id: 40 + UPPER_NANO_USD}
+
+
 def test_what_a_dead_worker_may_have_used_is_bounded_by_what_was_asked(paid):
     """By the token it isn't the time that costs: the request's text, and the output that it allows."""
     text = "word " * 100
@@ -182,3 +202,13 @@ def test_usage_upper_below_usage_bounds_nothing(paid):
     less = a_job_ran(0, usage=Usage(10, 0, 5), usage_basis=UsageBasis.INCONSISTENT, usage_upper=Usage(1, 0, 1))
     paid.record(paid.ran(shard, msgspec.structs.replace(less)))
     assert _rows(paid, *COSTS)[0][:3] == (30_000, 30_000, "list")
+
+
+def test_a_lane_whose_server_states_no_usage_is_not_taken_for_free(paid):
+    """Budgets hold what a job is expected to cost, and lanes are compared by it."""
+    _, shard = _one_shard(paid, 4)
+    paid.record(paid.ran(shard, *(a_job_ran(index, **UNKNOWN) for index in range(4))))
+    vendor = paid.lanes[0]
+    (speed,) = paid.read(learned_speeds, [vendor])["vendor"].values()
+    assert speed.jobs == 4
+    assert expected_cost_nano_usd(vendor, speed) == expected_cost_nano_usd(vendor, None) > 1_000

@@ -37,6 +37,14 @@ def test_a_server_that_takes_four_at_once_gets_four(answer_s, retry_after_s):
     assert took_s < LINES / 4 * answer_s + 15.0  # and it is kept busy
 
 
+@pytest.mark.parametrize(
+    "kind", [lambda: AtOnce(4, answer_s=0.3, refusal_s=0.1), lambda: Sliding(10, answer_s=0.3, refusal_s=0.1)]
+)
+def test_a_server_far_away_whose_refusals_come_late_gets_hardly_more(kind):
+    lane, _ = sent(kind)
+    assert lane.server.calls <= 1.1 * LINES
+
+
 RATES = {
     "window": lambda **options: Window(10, **options),
     "late window": lambda **options: Window(10, offset_s=0.95, **options),
@@ -84,13 +92,13 @@ def test_503_is_a_limit_too_where_others_are_served():
 def test_a_large_limit_that_was_narrowed_is_found_again():
     lane, _ = sent(lambda: AtOnce(64, answer_s=0.5), lines=3_000)
     assert lane.server.most_inside == 64
-    assert lane.gate.pace.limit > 50
+    assert lane.throttle.pace.limit > 50
 
 
 def test_a_well_engine_is_full_at_once_and_costs_nothing_then():
     lane, _ = sent(lambda: Server(answer_s=0.6), lines=256, shard_jobs=256)
     assert lane.server.most_inside == 256  # within the first answer's time
-    assert lane.gate.pace.is_calm
+    assert lane.throttle.pace.is_calm
 
 
 @pytest.mark.parametrize("code", [BUSY, FAILED, ErrorCode.ENGINE_STARTING, ErrorCode.ENGINE_UNREACHABLE])
@@ -251,23 +259,23 @@ def _serve_well(pace, now_s):
             return
 
 
-def test_a_gate_pauses_and_goes_on_with_one_probe_at_a_time():
+def test_a_throttle_pauses_and_goes_on_with_one_probe_at_a_time():
     async def case():
         lane = Lane(SickFor(1.0, code=FAILED), places=8)
-        gate = lane.gate
+        throttle = lane.throttle
         for _ in range(TROUBLE_ANSWERS):
-            gate.failed(gate.begin(), FAILED, 0.0)
-        assert gate.trouble is FAILED
+            throttle.failed(throttle.begin(), FAILED, 0.0)
+        assert throttle.trouble is FAILED
         lane.server.began_s = asyncio.get_running_loop().time() - 10.0  # it is well again, and slow
         lane.server.answer_s = 1.0
         lane.waiting.extend(range(100))
         first = asyncio.ensure_future(lane._shard(list(range(10))))
         await asyncio.sleep(0.1)
-        assert (lane.server.inside, gate.is_probed) == (1, True)
+        assert (lane.server.inside, throttle.is_probed) == (1, True)
         await lane._shard(list(range(10, 20)))  # comes back at once, and nothing of it was sent
         assert (lane.server.calls, lane.handed_back) == (1, [FAILED])
         await first
-        assert (lane.done, gate.trouble, gate.is_probed) == (10, None, False)
+        assert (lane.done, throttle.trouble, throttle.is_probed) == (10, None, False)
 
     run_virtually(case)
 

@@ -84,12 +84,12 @@ def test_a_shard_with_one_job_is_never_handed_back_for_it(hire, serve):
 def test_a_server_that_takes_four_at_once_gets_hardly_more_calls_than_lines(hire, serve):
     server = serve(at_once=4, answer_s=0.02)
     worker = at(hire, server, slots=2)
-    left = 120
+    left = 300
     while left:
         done = ran_jobs(worker.run(an_order(left)))
         assert {job.error_code for job in done.values()} <= {None, BUSY}
         left -= sum(job.outcome is Outcome.SUCCEEDED for job in done.values())
-    assert (server.served, server.calls <= 132) == (120, True)
+    assert (server.served, server.calls <= 330) == (300, True)
 
 
 class Told:
@@ -123,7 +123,7 @@ def test_jobs_in_flight_end_by_themselves_and_the_rest_goes_back_after_them(hire
     engine = Told([None, *[EngineError(FAILED, "no")] * 3], holds={0})
     worker = told(hire, engine)
     thread = worker.in_background(an_order(20))
-    until(lambda: worker.deployment.gate.trouble is FAILED)
+    until(lambda: worker.deployment.throttle.trouble is FAILED)
     before = len(worker.door.renewals)
     until(lambda: len(worker.door.renewals) >= before + 2)  # the lease is kept meanwhile
     engine.let_go(worker)
@@ -131,14 +131,14 @@ def test_jobs_in_flight_end_by_themselves_and_the_rest_goes_back_after_them(hire
     events = worker.events()
     ran = ran_jobs(events)
     assert (sorted(ran), ran[0].outcome, returned(events)) == ([0, 1, 2, 3], Outcome.SUCCEEDED, [FAILED])
-    assert worker.deployment.gate.trouble is None  # a success after it ends the trouble
+    assert worker.deployment.throttle.trouble is None  # a success after it ends the trouble
 
 
 def test_two_shards_under_way_both_give_up_and_so_does_what_runs_beside(hire):
     engine = Told([None, None, *[EngineError(FAILED, "no")] * 8], holds={0, 1})
     worker = told(hire, engine, concurrency=3, slots=2)
     threads = [worker.in_background(an_order(20)) for _ in range(2)]
-    until(lambda: worker.deployment.gate.trouble is FAILED)
+    until(lambda: worker.deployment.throttle.trouble is FAILED)
     beside = msgspec.structs.replace(an_order(3), tenant_id="small", beside=True)
     worker.runner.run(worker.seal(beside))
     worker.runner.wait(5)
@@ -157,7 +157,7 @@ def paused(hire):
     worker = told(hire, engine, concurrency=1)
     thread = worker.in_background(an_order(10))
     until(lambda: len(engine.begun) == 3)
-    until(lambda: worker.deployment.gate.wait_s > 0)
+    until(lambda: worker.deployment.throttle.wait_s > 0)
     return engine, worker, thread
 
 

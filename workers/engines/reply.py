@@ -18,7 +18,15 @@ from broker.rules.bounds import OUTPUT_TOKENS_DEFAULT, Asked, TokenRatios, asked
 from broker.rules.evidence import code_of_answer, read_retry_after, words_of
 from workers.engine import EngineError, EngineReply, EngineRequest, TokensUpper
 from workers.engines.mending import mended
-from workers.engines.stated import NEVER_FAR, TOKENS_MAX, UNSTATED, Stated, is_plausible, read_stated
+from workers.engines.stated import (
+    CONTEXT_TOKENS_MAX,
+    NEVER_FAR,
+    TOKENS_MAX,
+    UNSTATED,
+    Stated,
+    is_plausible,
+    read_stated,
+)
 
 __all__ = ["ENDPOINTS", "REQUEST_ID_CHARACTERS_MAX", "TOKENS_MAX", "read_reply", "refusal", "request_id_of"]
 
@@ -111,6 +119,17 @@ _PROMISED: dict[str, msgspec.json.Decoder[_Promised]] = {
 ENDPOINTS = tuple(_PLAIN)
 
 _fields_of = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+# What a proxy says in a 200 for the 4xx of the server behind it.
+_REFUSING = frozenset(
+    {
+        ErrorCode.ENGINE_BUSY,
+        ErrorCode.ENGINE_STARTING,
+        ErrorCode.ENGINE_OUT_OF_CREDIT,
+        ErrorCode.ENGINE_MISCONFIGURED,
+        ErrorCode.ENGINE_UNSUITED,
+        ErrorCode.ENGINE_REFUSED,
+    }
+)
 _EMPTY = (b"null", b"false", b'""', b"{}", b"[]")
 _NOT_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -140,6 +159,8 @@ def read_reply(
         whole, reply_id = body, plain.id or ""
         stated = _stated_plainly(plain.usage, has_output=request.endpoint != _EMBEDDINGS) or _stated(request, whole)
         choices = 1 if isinstance(plain, _PlainEmbedding) else len(plain.choices)
+    if b'"error"' in whole:
+        _look_for_error(request.endpoint, status_code, whole)
     stated = _believed(stated, request, context_tokens)
     if counts_one_choice and choices > 1 and stated.basis not in (UsageBasis.NONE, UsageBasis.IMPLAUSIBLE):
         stated = _of_one_choice(stated, request, choices, context_tokens)
@@ -184,9 +205,13 @@ def _is_free(status_code: int, words: str) -> bool:
     A proxy's 408, 499 or 5xx says nothing of what became of the call behind it. A prompt that a filter refused was
     read, and is billed.
     """
-    if "content_filter" in words or "content management policy" in words:
+    if _is_filtered(words):
         return False
     return status_code in (503, 529) or (300 <= status_code < 500 and status_code not in (408, 499))
+
+
+def _is_filtered(words: str) -> bool:
+    return "content_filter" in words or "content management policy" in words
 
 
 def _read_odd(request: EngineRequest, status_code: int, body: bytes) -> tuple[bytes, Stated, str, int]:
@@ -211,29 +236,50 @@ def _read_odd(request: EngineRequest, status_code: int, body: bytes) -> tuple[by
 
 def _without_promise(endpoint: str, status_code: int, body: bytes, reason: str) -> EngineError:
     fields = _fields(body)
-    told = _error_in(fields)
-    code = ErrorCode.ENGINE_INVALID_REPLY
-    message, kept = f"the engine's reply to {endpoint} is invalid: {reason}", b""
+    told = _error_in(fields) or _bare_error_in(fields)
     if told is not None:
-        code = code_of_answer(status_code, told)
-        words = _printable(words_of(told))
-        message = f"the engine answered HTTP {status_code} with an error" + (f": {words}" if words else "")
-        kept = body if len(body) <= _ERROR_BODY_BYTES_MAX else b""
-    error = EngineError(code, message, status_code=status_code, body=kept)
+        return _of_told(endpoint, status_code, body, told)
+    message = f"the engine's reply to {endpoint} is invalid: {reason}"
+    error = EngineError(ErrorCode.ENGINE_INVALID_REPLY, message, status_code=status_code)
     return _with_stated(error, _stated_in(fields, has_output=endpoint != _EMBEDDINGS))
 
 
+def _look_for_error(endpoint: str, status_code: int, body: bytes) -> None:
+    """Raises EngineError where the answers are there and say nothing, but for an error beside them, or in the first."""
+    fields = _fields(body)
+    told = _error_in(fields)
+    if told is not None and _says_nothing(fields):
+        raise _of_told(endpoint, status_code, body, told)
+
+
+def _of_told(endpoint: str, status_code: int, body: bytes, told: bytes) -> EngineError:
+    code, words = code_of_answer(status_code, told), _printable(words_of(told))
+    error = EngineError(
+        code,
+        f"the engine answered HTTP {status_code} with an error" + (f": {words}" if words else ""),
+        status_code=status_code,
+        body=body if len(body) <= _ERROR_BODY_BYTES_MAX else b"",
+        is_free=code in _REFUSING and not _is_filtered(words),
+    )
+    return _with_stated(error, _stated_in(_fields(body), has_output=endpoint != _EMBEDDINGS))
+
+
 def _error_in(fields: Mapping[str, msgspec.Raw]) -> bytes | None:
-    """The error that a reply holds instead of what was asked for, as a body of its own; None where it holds none."""
+    """The error that a reply holds, as a body of its own; None where it holds none."""
     if bytes(fields.get("error", b"null")) not in _EMPTY:
         return b'{"error":%b}' % bytes(fields["error"])
-    if "message" in fields or "detail" in fields:  # older ones of vLLM put the error's fields side by side
-        names = ("message", "detail", "type", "code", "status", "status_code")
-        return msgspec.json.encode({"error": {name: fields[name] for name in names if name in fields}})
     choices = _any_of(fields.get("choices"))
     first = choices[0] if isinstance(choices, list) and choices else None
     inner = first.get("error") if isinstance(first, dict) else None
     return msgspec.json.encode({"error": inner}) if inner else None
+
+
+def _bare_error_in(fields: Mapping[str, msgspec.Raw]) -> bytes | None:
+    """The same where the error's fields stand side by side, as older builds of vLLM write them."""
+    if "message" not in fields and "detail" not in fields:
+        return None
+    names = ("message", "detail", "type", "code", "status", "status_code")
+    return msgspec.json.encode({"error": {name: fields[name] for name in names if name in fields}})
 
 
 def _fields(body: bytes) -> Mapping[str, msgspec.Raw]:
@@ -294,9 +340,9 @@ def _says_nothing(fields: Mapping[str, msgspec.Raw]) -> bool:
 
 def _believed(stated: Stated, request: EngineRequest, context_tokens: int) -> Stated:
     """The same, unless it is more than there can have been: then it is a bound, and no count."""
-    usage, small = stated.usage, min(NEVER_FAR, context_tokens or NEVER_FAR)
-    if usage.input_tokens <= small and usage.output_tokens <= small:
-        return stated
+    usage, window = stated.usage, context_tokens or CONTEXT_TOKENS_MAX
+    if usage.input_tokens <= window and usage.output_tokens <= min(NEVER_FAR, window):
+        return stated  # whatever was asked for
     if is_plausible(usage, asked_of(request.endpoint, request.body), context_tokens):
         return stated
     return Stated(Usage(), UsageBasis.IMPLAUSIBLE, usage.input_tokens, usage.output_tokens)

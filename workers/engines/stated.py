@@ -13,12 +13,12 @@ import msgspec
 from broker.domain.usage import Usage, UsageBasis
 from broker.rules.bounds import Asked
 
-__all__ = ["NEVER_FAR", "TOKENS_MAX", "UNSTATED", "Stated", "is_plausible", "read_stated"]
+__all__ = ["CONTEXT_TOKENS_MAX", "NEVER_FAR", "TOKENS_MAX", "UNSTATED", "Stated", "is_plausible", "read_stated"]
 
 TOKENS_MAX = 100_000_000
 """No request has more tokens of one kind than this; a higher count is a lie that would spoil the ledger's sums."""
 
-_CONTEXT_TOKENS_MAX = 10_000_000  # of any model that there is, for one prompt
+CONTEXT_TOKENS_MAX = 10_000_000  # of any model that there is, for one prompt
 _ANSWER_TOKENS_MAX = 1_000_000  # and what it can answer
 _FAR_ABOVE = 1_000  # times what the request allows: servers ignore its limit or think beside it, but not so
 NEVER_FAR = 16_384
@@ -53,7 +53,7 @@ def is_plausible(usage: Usage, asked: Asked, context_tokens: int) -> bool:
     if context_tokens:
         most_input, most_output = context_tokens * asked.prompts, context_tokens * answers
     else:
-        most_input, most_output = _CONTEXT_TOKENS_MAX * asked.prompts, _ANSWER_TOKENS_MAX * answers
+        most_input, most_output = CONTEXT_TOKENS_MAX * asked.prompts, _ANSWER_TOKENS_MAX * answers
     if asked.output_tokens_max:
         most_output = min(most_output, max(NEVER_FAR, _FAR_ABOVE * asked.output_tokens_max) * answers)
     return usage.input_tokens <= most_input and usage.output_tokens <= most_output

@@ -53,6 +53,8 @@ def expected_cost_nano_usd(lane: Lane, speed: Speed | None) -> int:
     """What a job is expected to cost here, at the load that the lane had lately; at least 1."""
     if speed is None or speed.jobs == 0:
         return max(1, expected_job_cost_nano_usd(lane.price, lane.jobs_per_second * lane.slots))
+    if lane.price.meter is PriceMeter.TOKEN and not (speed.input_tokens or speed.output_tokens):
+        return max(1, expected_job_cost_nano_usd(lane.price, lane.jobs_per_second * lane.slots))  # a typical job's
     if lane.price.meter is PriceMeter.TOKEN:
         return max(1, token_cost_nano_usd(lane.price, speed.input_tokens, speed.output_tokens))
     return max(1, expected_job_cost_nano_usd(lane.price, 1.0 / max(speed.used_s, 1e-6)))

@@ -27,7 +27,10 @@ _SLOWER = 2.0
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """Jobs of one model that succeeded on a lane: sums of seconds, squared seconds, instance seconds and tokens."""
+    """Jobs of one model that succeeded on a lane: sums of seconds, squared seconds, instance seconds and tokens.
+
+    Tokens are of those `counted` of which they are known; None where that is all of them.
+    """
 
     lane: str
     model: str
@@ -35,6 +38,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     run_s: float
     run_s_squared: float
     accelerator_s: float
+    counted: int | None = None
     input_tokens: int = 0
     output_tokens: int = 0
 
@@ -83,6 +87,9 @@ class SpeedBook:
         variance += (1.0 - part) * (mean_s - speed.job_s) ** 2
         usual = 1.0 - (1.0 - 1.0 / _USUAL_JOBS) ** sample.jobs if speed.jobs > _USUAL_JOBS else None
         seen = speed.jobs + sample.jobs
+        counted = sample.jobs if sample.counted is None else sample.counted
+        # Nothing is learned of tokens that nobody stated: they aren't none, or the lane would look like a present.
+        tokens_part = (part if speed.input_tokens or speed.output_tokens else 1.0) if counted else 0.0
         self._speeds[key] = Speed(
             job_s=_moved(speed.job_s, mean_s, part),
             used_s=_moved(speed.used_s, sample.accelerator_s / sample.jobs, part),
@@ -91,8 +98,8 @@ class SpeedBook:
             spread_s=sqrt(max(0.0, _moved(speed.spread_s**2, variance, part))),
             jobs=seen,
             seen_s=now_s,
-            input_tokens=_moved(speed.input_tokens, sample.input_tokens / sample.jobs, part if speed.jobs else 1.0),
-            output_tokens=_moved(speed.output_tokens, sample.output_tokens / sample.jobs, part if speed.jobs else 1.0),
+            input_tokens=_moved(speed.input_tokens, sample.input_tokens / max(1, counted), tokens_part),
+            output_tokens=_moved(speed.output_tokens, sample.output_tokens / max(1, counted), tokens_part),
         )
 
     def speed(self, lane: str, model: str, now_s: float) -> Speed:

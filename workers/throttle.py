@@ -1,4 +1,4 @@
-"""The gate before one engine: lets its shards' jobs through at the engine's pace. For one event loop."""
+"""The throttle before one engine: lets its shards' jobs through at the engine's pace. For one event loop."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from broker.domain.errors import ErrorCode
 from workers.pace import Pace
 from workers.places import Places
 
-__all__ = ["Gate", "Passing"]
+__all__ = ["Passing", "Throttle"]
 
 _WAIT_MIN_S = 0.001
 
 
 class Passing(Protocol):
-    """Who has jobs that pass: a shard's runners."""
+    """Who has jobs to send: a shard's runners."""
 
     def hand_back(self, code: ErrorCode) -> None:
         """Begin no other job; those at the engine end by themselves."""
 
 
-class Gate:
+class Throttle:
     """Says which call may begin, and is told how each ended.
 
     While the engine is in trouble, one job at a time may go through it, as a probe, and none before the time that its
