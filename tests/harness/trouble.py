@@ -93,13 +93,13 @@ class Attempt(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The servers, in the order of their lanes' prices, and the cells."""
+    """The servers and the cells. Lanes that are nowhere the first are three times as dear as the others."""
 
     servers: list[Terms]
     cells: list[Cell]
 
     def catalog(self, urls: dict[str, str], **fields: Any) -> str:
-        """Its lanes; each server is dearer than the one before it."""
+        """Its lanes, with `fields` for each."""
         return "\n".join(self._lane(place, terms, urls[terms.name], fields) for place, terms in enumerate(self.servers))
 
     def _lane(self, place: int, terms: Terms, url: str, fields: dict[str, Any]) -> str:
@@ -110,7 +110,7 @@ class Plan(NamedTuple):
         return lane(
             terms.name,
             ("oracle-gpu", "google-tpu")[place % 2],
-            price=f"{1 + place / 1_000:.3f}",
+            price="1.00" if any(terms.name == cell.lanes[0] for cell in self.cells) else "3.00",
             driver="openai_http",
             models=[cell.name for cell in self.cells if terms.name in cell.lanes],
             options=options,
