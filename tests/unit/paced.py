@@ -152,7 +152,9 @@ class Lane:
                 lines_now = [self.waiting.popleft() for _ in range(min(size, len(self.waiting)))]
                 out.add(asyncio.ensure_future(self._shard(lines_now)))
             await asyncio.sleep(0.01)
-            out = {one for one in out if not one.done()}
+            for one in [one for one in out if one.done()]:
+                out.discard(one)
+                one.result()  # a shard that failed would else be waited for without an end
         await asyncio.gather(*out)
         return loop.time() - began_s
 

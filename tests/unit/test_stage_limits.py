@@ -33,8 +33,12 @@ def orders(make_world):
     relay = Relay(world.database, world.lanes, {str(one.name): publisher for one in world.lanes}, signer, world.clock)
 
     def sent():
-        relay.step()
-        found = [open_shard(ring, one.envelope, world.clock()).body for one in inbox.receive(100, 1.0)]
+        """All that was published since: it may come in several pieces, one of each queue."""
+        expected, found = relay.step(), []
+        while len(found) < expected:
+            came = inbox.receive(100, 10.0)
+            assert came, f"{len(found)} of {expected} messages came"
+            found += [open_shard(ring, one.envelope, world.clock()).body for one in came]
         return {order.shard_id: order for order in found}
 
     yield world, sent

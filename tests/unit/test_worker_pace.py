@@ -280,13 +280,13 @@ def test_a_throttle_pauses_and_goes_on_with_one_probe_at_a_time():
     run_virtually(case)
 
 
-def test_a_gate_lets_no_probe_through_before_the_time_that_the_server_names():
+def test_a_throttle_lets_no_probe_through_before_the_time_that_the_server_names():
     async def case():
         lane, other = Lane(SickFor(0.0), places=8), Lane(SickFor(0.0), places=8)
-        for gate in (lane.gate, other.gate):
-            gate.failed(gate.begin(), BUSY, 3.0 if gate is lane.gate else 0.0)
+        for throttle in (lane.throttle, other.throttle):
+            throttle.failed(throttle.begin(), BUSY, 3.0 if throttle is lane.throttle else 0.0)
             for _ in range(TROUBLE_ANSWERS):
-                gate.failed(gate.begin(), FAILED, 0.0)
+                throttle.failed(throttle.begin(), FAILED, 0.0)
         for one in (lane, other):
             one.waiting.extend(range(100))
             await one._shard(list(range(10)))
@@ -294,6 +294,6 @@ def test_a_gate_lets_no_probe_through_before_the_time_that_the_server_names():
         assert (other.server.calls, other.handed_back) == (10, [])  # nobody asked for time
         await asyncio.sleep(3.1)
         await lane._shard(list(range(10)))
-        assert (lane.server.calls, lane.gate.trouble, lane.gate.may_probe) == (10, None, True)
+        assert (lane.server.calls, lane.throttle.trouble, lane.throttle.may_probe) == (10, None, True)
 
     run_virtually(case)
