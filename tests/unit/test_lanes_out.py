@@ -7,8 +7,6 @@ import pytest
 from broker.api.desk import Desk
 from broker.api.views import job_state
 from broker.database import lane_states
-from broker.database.lane_health import kept_health
-from broker.database.noted_health import NotedLaneHealth
 from broker.database.shared_health import SharedLaneHealth
 from broker.domain.errors import ErrorCode
 from broker.domain.ids import format_id
@@ -88,25 +86,3 @@ def test_what_no_lane_may_do_says_so(make_world):
     (said,) = words(world, "t")
     assert said.startswith("no lane may do it: ")
     assert "cheap (regions: not among moon)" in said
-
-
-def test_one_process_notes_its_lanes_health_for_readers(make_world):
-    world = make_world(*LANES)
-    health = NotedLaneHealth(world.database, world.clock)
-    health.success("cheap")
-    assert world.read(kept_health) == {}
-    health.fault("cheap", ErrorCode.ENGINE_STARTING, 20.0)
-    health.fault("dear", ErrorCode.ENGINE_BUSY)
-    noted = world.read(kept_health)
-    assert {lane: one.code for lane, one in noted.items()} == {"cheap": "engine_starting", "dear": "engine_busy"}
-    now_s = world.clock() / 1e6
-    assert noted["cheap"].health.since_s == pytest.approx(now_s, abs=1)
-    assert noted["cheap"].health.rests_until_s == pytest.approx(now_s + 20, abs=1)
-    world.clock.advance(-7_200)  # set back: what rests is not told by it
-    assert health.resting()["cheap"].left_s == pytest.approx(20, abs=1)
-    health.success("cheap")
-    assert set(world.read(kept_health)) == {"dear"}
-    NotedLaneHealth(world.database, world.clock).begin()
-    assert world.read(kept_health) == {}
-    world.database.close()
-    health.fault("other", ErrorCode.ENGINE_BUSY)  # while it all ends
