@@ -44,7 +44,7 @@ class ErrorCode(StrEnum):
     ENGINE_FAILED = "engine_failed"  # HTTP 500, or a connection that broke while the job ran
     ENGINE_TIMEOUT = "engine_timeout"
     ENGINE_INVALID_REPLY = "engine_invalid_reply"  # not JSON, or without what the endpoint promises
-    REPLY_TOO_LARGE = "reply_too_large"  # for the lane's bus, where there is no object store to put it in
+    REPLY_TOO_LARGE = "reply_too_large"  # for us, or for the lane's bus where there is no object store to put it in
     ENGINE_DIED = "engine_died"  # the engine's process ended while the job ran
 
     # From the way there.
