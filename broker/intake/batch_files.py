@@ -24,7 +24,7 @@ from broker.domain.identity import Identity
 from broker.domain.ids import new_id
 from broker.domain.job import AcceptedLine, BatchStatus, Constraints, GroupKey, RefusedLine
 from broker.domain.lane import Lane
-from broker.intake.batch_lines import Admission, Chunk, read_chunk
+from broker.intake.batch_lines import Admission, Chunk, LineClass, read_chunk
 from broker.rules.beginnings import by_beginning
 from broker.rules.grouping import bucket_deadline_us, canonical_constraints
 from broker.wakeups import Topic, Wakeups
@@ -149,18 +149,18 @@ class BatchFiles:
         connection: Connection,
         record: BatchRecord,
         lines: Sequence[AcceptedLine],
-        class_of: Callable[[AcceptedLine], int],
+        class_of: Callable[[AcceptedLine], LineClass],
         now_us: int,
     ) -> None:
-        """A span for each group and size class, those of its jobs that begin alike together."""
-        by_span: dict[tuple[str, str, int], list[AcceptedLine]] = defaultdict(list)
+        """A span for each group and class, those of its jobs that begin alike together."""
+        by_span: dict[tuple[str, str, LineClass], list[AcceptedLine]] = defaultdict(list)
         for line in lines:
             by_span[line.endpoint, line.model, class_of(line)].append(line)
         bucket_us = bucket_deadline_us(record.deadline_us, record.created_us)
         beginning_key = self._beginning_keys.of(connection, record.tenant_id)
         spans = []
-        for (endpoint, model, _), members in by_span.items():
-            key = GroupKey(record.tenant_id, endpoint, model, record.constraints, bucket_us)
+        for (endpoint, model, kind), members in by_span.items():
+            key = GroupKey(record.tenant_id, endpoint, model, kind.constraints, bucket_us)
             spans.append(
                 jobs.insert_span(
                     connection,

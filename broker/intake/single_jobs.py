@@ -18,7 +18,7 @@ from broker.database import submissions
 from broker.database.beginning_keys import BeginningKeys
 from broker.database.connection import Connection, Database
 from broker.database.submissions import Known
-from broker.domain.errors import BrokerError
+from broker.domain.errors import BrokerError, named
 from broker.domain.identity import Identity
 from broker.rules.submission import Admitted
 from broker.wakeups import Topic, Wakeups
@@ -131,7 +131,7 @@ class SingleJobs:
         try:
             answers: list[Answer] = self._database.write(lambda connection: self._store(connection, offers))
         except Exception as error:  # noqa: BLE001 (it belongs to the producers, who get it)
-            _log.warning("jobs_not_stored", offers=len(offers), error=type(error).__name__)
+            _log.warning("jobs_not_stored", offers=len(offers), error=named(error))
             answers = [error] * len(offers)
         else:
             self._tenants |= {offer.tenant_id for offer in offers}

@@ -230,9 +230,10 @@ class World:
         self.rescuer = Rescuer(lease_seconds=LEASE_SECONDS, **parts)
         self.closer = Closer(database=database, clock=self.clock, wakeups=self.wakeups)
 
-    def place_by(self, policy: Policy) -> None:
-        """Planner and dispatcher begin anew, with this policy and one worker for each lane."""
-        slots = {str(lane.name): lane.slots for lane in self.lanes}
+    def place_by(self, policy: Policy, slots: dict[str, int] | None = None) -> None:
+        """Planner and dispatcher begin anew, with this policy and one worker for each lane, or so many slots."""
+        if slots is None:
+            slots = {str(lane.name): lane.slots for lane in self.lanes}
         parts: dict[str, Any] = {"database": self.database, "lanes": self.lanes, "clock": self.clock, "policy": policy}
         parts |= {"wakeups": self.wakeups, "health": self.health, "capacity": lambda _connection: slots}
         self.planner, self.dispatcher = Planner(**parts), Dispatcher(**parts)
