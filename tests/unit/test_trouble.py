@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import msgspec
 import pytest
 
 from broker.domain.errors import ErrorCode
@@ -267,3 +268,40 @@ def test_a_limit_that_some_get_through_rests_nothing_and_is_never_counted(make_w
     played.run(120)
     assert ends(world) == {"succeeded": 60}
     assert {row.lane for row in world.rows(attempt)} >= {"cheap"}
+
+
+def of_worker(world, worker, shard, *ran):
+    return msgspec.structs.replace(world.ran(shard, *ran), worker_id=worker)
+
+
+def test_a_worker_with_a_sick_server_blames_no_job_for_what_its_lanes_other_worker_does(make_world):
+    """The two have a lane in common and not a server. All of one's jobs come to the sick one, time and again."""
+    world = make_world(a_lane("two", engine=ENGINE, shard_jobs_max=1, slots=2))
+    world.take_in(some_lines(1))
+    for _ in range(10):
+        (shard,) = world.dispatch()
+        world.claim(shard, "sick")
+        world.take_in(some_lines(1, f"of-{world.clock()}"))
+        (other,) = world.dispatch()
+        world.claim(other, "well")
+        now = {"started_us": world.clock(), "ended_us": world.clock()}
+        world.record(of_worker(world, "sick", shard, a_failure(0, ErrorCode.ENGINE_FAILED, **now)))
+        world.record(of_worker(world, "well", other, a_job_ran(0, **now)))
+        world.clock.advance(31)
+    assert ends(world) == {"succeeded": 10}
+
+
+def test_a_job_that_fails_beside_others_of_its_own_worker_ends_whatever_the_other_worker_does(make_world):
+    world = make_world(a_lane("two", engine=ENGINE, shard_jobs_max=1, slots=2))
+    world.take_in(some_lines(1))
+    for _ in range(4):
+        (shard,) = world.dispatch()
+        world.claim(shard, "well")
+        now = {"started_us": world.clock(), "ended_us": world.clock()}
+        world.take_in(some_lines(1, f"of-{world.clock()}"))
+        (other,) = world.dispatch()
+        world.claim(other, "well")
+        world.record(of_worker(world, "well", other, a_job_ran(0, **now)))
+        world.record(of_worker(world, "well", shard, a_failure(0, ErrorCode.ENGINE_FAILED, **now)))
+        world.clock.advance(31)
+    assert ends(world) == {"succeeded": 4, "failed": 1}
