@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 
 from broker.domain.errors import ErrorCode
-from broker.rules.evidence import Evidence, evidence_of
+from broker.rules.evidence import RETRY_AFTER_LONG_S, Evidence, evidence_of
 
 __all__ = ["LISTEN_AT", "LISTEN_S", "PAUSE_MAX_S", "RAMP_LATE_S", "RAMP_S", "TROUBLE_ANSWERS", "Pace"]
 
@@ -24,7 +24,7 @@ RAMP_S = 0.03
 RAMP_LATE_S = 0.045  # once it was listened to
 LISTEN_AT, LISTEN_S = 16, 0.1
 TROUBLE_ANSWERS = 3
-PAUSE_MAX_S = 5.0
+PAUSE_MAX_S = RETRY_AFTER_LONG_S
 """A server that asks for more time than this is left to the broker, which has other lanes."""
 
 _NEVER = math.inf

@@ -13,7 +13,7 @@ from collections import defaultdict
 
 from broker.domain.errors import ErrorCode
 from broker.domain.outcome import Outcome
-from broker.rules.evidence import Evidence, evidence_of
+from broker.rules.evidence import RETRY_AFTER_LONG_S, Evidence, evidence_of
 
 __all__ = ["FAILURES_IN_A_ROW", "Streaks"]
 
@@ -81,13 +81,16 @@ class Streaks:
         """Whether it has succeeded, and not failed FAILURES_IN_A_ROW times since."""
         return self._lanes[lane].works
 
-    def is_at_fault(self, lane: str, code: ErrorCode) -> bool:
-        """Whether a failure with this code speaks against the lane rather than the job."""
+    def is_at_fault(self, lane: str, code: ErrorCode, retry_after_s: float = 0.0) -> bool:
+        """Whether a failure with this code speaks against the lane rather than the job.
+
+        A server that asks to be left alone for long gets nothing from its worker, whatever it did before.
+        """
         match evidence_of(code):
             case Evidence.SERVER:
                 return True
             case Evidence.LIMIT | Evidence.OPEN:
-                return not self.works(lane)
+                return retry_after_s > RETRY_AFTER_LONG_S or not self.works(lane)
             case _:
                 return False
 

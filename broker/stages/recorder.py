@@ -199,7 +199,7 @@ class Recorder:
             if self._streaks.note_failure(*who, ran.outcome, ran.error_code, ran.started_us):
                 news.in_company.add(ran.index)
             code = ran.error_code if ran.outcome is Outcome.FAILED else None
-            if code and self._streaks.is_at_fault(event.lane, code):
+            if code and self._streaks.is_at_fault(event.lane, code, ran.retry_after_s):
                 news.fault = (code, max(ran.retry_after_s, news.fault[1] if news.fault else 0))
                 news.is_well = False
         return news
