@@ -31,8 +31,8 @@ class Throttle:
     """Says which call may begin, and is told how each ended.
 
     While the engine is in trouble, one job at a time may go through it, as a probe, and none before the time that its
-    server names; who hasn't it holds on for a while, and then gives up. `begin` comes just before each call, and one of the other three after it.
-    `seconds` is the clock of the event loop.
+    server names; who hasn't it holds on for a while, and then gives up. `begin` comes just before each call, and one of
+    the other three after it. `seconds` is the clock of the event loop.
     """
 
     def __init__(self, places: Places, seconds: Callable[[], float] = time.monotonic) -> None:

@@ -59,7 +59,7 @@ class Streaks:
         own.failed_since.clear()
 
     def note_failure(self, lane: str, worker: str, outcome: Outcome, code: ErrorCode | None, started_us: int) -> bool:
-        """A job that began then did not succeed there. Whether its server worked all the same, as far as one can tell."""
+        """A job that began then did not succeed there. Whether its server worked all the same, as far as it shows."""
         says = evidence_of(code) if code is not None and outcome is Outcome.FAILED else None
         own = self._worker(lane, worker)
         if says not in (None, Evidence.UNSUITED):

@@ -55,9 +55,9 @@ class Delivered(Protocol):
 class _News:
     """An event, and what its jobs' ends say about its lane.
 
-    `in_company`: the indices of those that failed while their worker did others; `failed`: the jobs that did. `fault`: the last
-    that speaks against the lane, and for how many seconds its server asks to be left alone. `is_well`: it succeeded
-    after that.
+    `in_company`: the indices of those that failed while their worker did others; `failed`: the jobs that did. `fault`:
+    the last that speaks against the lane, and for how many seconds its server asks to be left alone. `is_well`: it
+    succeeded after that.
     """
 
     __slots__ = ("event", "failed", "fault", "has_succeeded", "in_company", "is_well")
