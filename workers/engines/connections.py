@@ -44,7 +44,7 @@ def open_session(
         ssl=_verifying() if base_url.startswith("https:") else True,
     )
     make = functools.partial(_made, asyncio.get_running_loop())
-    connector._factory = make  # noqa: SLF001 (there is no public place for it; test_engine_connections sees its effects)
+    connector._factory = make  # noqa: SLF001 (there is no public place for it; test_engine_client sees its effects)
     return aiohttp.ClientSession(
         connector=connector,
         headers=headers,
