@@ -115,11 +115,13 @@ class RawServer:
                 threading.Thread(target=self._serve, args=[peer, len(self.connections)], daemon=True).start()
 
     def _serve(self, peer: socket.socket, number: int) -> None:
-        with suppress(OSError, EOFError):
+        try:
             if self._context:
                 peer = self._context.wrap_socket(peer, server_side=True)
             connection = Connection(peer, number, self)
             self.connections.append(connection)
             self._converse(connection)
+        except (OSError, EOFError):
+            self.hung_up.set()
         with suppress(OSError):
             peer.close()
