@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +62,8 @@ def measure(build: Path) -> dict[str, float]:
     `engine_efficiency_sim256` is the bound over our makespan, `engine_direct_over_ours_sim256` the direct driver's
     makespan over ours, both by the engine's clock; `engine_efficiency_command` the bound over the whole command.
     `engine_cpu_us_per_call_*` is the command's CPU without what the same command takes for one line; at 16 places the
-    engine is sixteen times as fast, so that as many calls come in a second.
+    engine is sixteen times as fast, so that as many calls come in a second. `engine_client_cpu_us_per_call_*` is that
+    of the worker's HTTP client alone.
     """
     folder = build / "bench-engine"
     shutil.rmtree(folder, ignore_errors=True)
@@ -76,6 +78,7 @@ def measure(build: Path) -> dict[str, float]:
     for one in (direct, at_256, at_16):
         if (one.stats.calls, one.stats.broken_off) != (calls, 0):
             raise SystemExit(f"of {calls} calls {one.stats.calls} were served, {one.stats.broken_off} broken off")
+    client_256, client_16 = _run_client(folder, lines, 256, 4), _run_client(folder, lines, 16, 64)
     cpu_direct = direct.run.cpu_seconds * 1e6 / calls
     cpu_256, cpu_16 = ((one.run.cpu_seconds - begun.cpu_seconds) * 1e6 / calls for one in (at_256, at_16))
     print_table(
@@ -85,6 +88,8 @@ def measure(build: Path) -> dict[str, float]:
             ("direct driver, 256 connections", *direct.cells(cpu_direct)),
             ("broker batch run, 256 places", *at_256.cells(cpu_256)),
             ("broker batch run, 16 places, 16 times as fast", *at_16.cells(cpu_16)),
+            ("the worker's HTTP client alone, 256 places", "", "", "", "", f"{client_256:,.0f}"),
+            ("the same, 16 places", "", "", "", "", f"{client_16:,.0f}"),
             ("broker batch run of one line", "", "", "", f"{begun.wall_seconds:.1f}", ""),
         ],
     )
@@ -95,6 +100,8 @@ def measure(build: Path) -> dict[str, float]:
         "engine_direct_efficiency_sim256": round(direct.bound_s / direct.stats.makespan_s, 4),
         "engine_cpu_us_per_call_256": round(cpu_256, 1),
         "engine_cpu_us_per_call_16": round(cpu_16, 1),
+        "engine_client_cpu_us_per_call_256": round(client_256, 1),
+        "engine_client_cpu_us_per_call_16": round(client_16, 1),
         "engine_direct_cpu_us_per_call": round(cpu_direct, 1),
     }
 
@@ -114,6 +121,14 @@ def _run_direct(folder: Path, lines: Path) -> Measured:
     with _engine(folder, 256, 1) as port:
         run = timed([sys.executable, "-m", "tests.bench.direct_driver", str(lines), str(port), "256"])
         return Measured(_stats(port), 256, run)
+
+
+def _run_client(folder: Path, lines: Path, places: int, times_as_fast: int) -> float:
+    """Microseconds of CPU a call."""
+    command = [sys.executable, "-m", "tests.bench.client_driver", str(lines)]
+    with _engine(folder, places, times_as_fast) as port:
+        done = subprocess.run([*command, str(port), str(places)], capture_output=True, text=True, check=True)
+        return float(done.stdout) * 1e6 / _stats(port).calls
 
 
 def _run_batch(folder: Path, lines: Path, places: int, times_as_fast: int) -> Measured:
