@@ -1,4 +1,4 @@
-"""Intake: a batch file becomes durable jobs, read as a stream and committed piece by piece.
+"""A batch file becomes durable jobs, read as a stream and committed piece by piece.
 
 How far it has read is kept in the transaction that inserts the jobs, so that an interrupted reading goes on
 where it stopped: no line is lost, none comes in twice.
@@ -29,7 +29,7 @@ from broker.rules.beginnings import by_beginning
 from broker.rules.grouping import bucket_deadline_us, canonical_constraints
 from broker.wakeups import Topic, Wakeups
 
-__all__ = ["BatchRequest", "Intake"]
+__all__ = ["BatchFiles", "BatchRequest"]
 
 _log = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ class _OvertakenError(Exception):
     """The batch doesn't stand any more where the piece in hand begins."""
 
 
-class Intake:
+class BatchFiles:
     """Takes batches in."""
 
     def __init__(

@@ -38,7 +38,7 @@ InsertLines = Callable[
     [Connection, BatchRecord, Sequence[AcceptedLine], Callable[[AcceptedLine], LineClass], int],
     None,
 ]
-"""`Intake.insert`."""
+"""`BatchFiles.insert`."""
 
 
 class RerunTerms(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Submitting: single jobs become durable, all that gathered while the last commit ran in the next one.
+"""Single jobs become durable, all that gathered while the last commit ran in the next one.
 
 No timer: an idle door commits at once, a busy one in ever larger groups. The queue before it is bounded, and
 whoever finds it full is told to come again.
@@ -23,7 +23,7 @@ from broker.domain.identity import Identity
 from broker.rules.submission import Admitted
 from broker.wakeups import Topic, Wakeups
 
-__all__ = ["DoorFull", "KeyTaken", "Submitted", "Submitting"]
+__all__ = ["DoorFull", "KeyTaken", "SingleJobs", "Submitted"]
 
 _JOBS_WAITING_MAX = 20_000
 _BYTES_WAITING_MAX = 256_000_000
@@ -60,7 +60,7 @@ class _Offer(msgspec.Struct):
     also: Callable[[Connection, list[Submitted]], None] | None
 
 
-class Submitting:
+class SingleJobs:
     """Takes single jobs in, for any number of tenants."""
 
     def __init__(self, database: Database, clock: Clock, wakeups: Wakeups) -> None:

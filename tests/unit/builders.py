@@ -31,7 +31,7 @@ from broker.domain.outcome import Outcome
 from broker.domain.shard import Bitmap, ClaimAnswer, ClaimShard, RenewAnswer, RenewLease, RunShard, ShardJob, ShardState
 from broker.domain.usage import Usage
 from broker.health import LaneHealth
-from broker.intake.batch_files import BatchRequest, Intake
+from broker.intake.batch_files import BatchFiles, BatchRequest
 from broker.leasing import LeaseDoor
 from broker.ledger.prices import import_prices
 from broker.ledger.verifying import Verification, verify
@@ -222,7 +222,7 @@ class World:
         )
         parts: dict[str, Any] = {"database": database, "lanes": self.lanes, "clock": self.clock}
         parts["wakeups"] = self.wakeups
-        self.intake = Intake(database, {MODEL, "m2"}, self.clock, self.wakeups, self.lanes)
+        self.intake = BatchFiles(database, {MODEL, "m2"}, self.clock, self.wakeups, self.lanes)
         self.health = LaneHealth(lambda: self.clock.now_us / SECOND_US, jitter=lambda: 1.0)
         self.place_by(Policy())
         self.door = LeaseDoor(database, self.clock, LEASE_SECONDS)

@@ -43,7 +43,7 @@ class JobsDesk:
         return admitted
 
     def offer(self, identity: Identity, jobs: Sequence[Admitted], answer: Callable[[Answer], None]) -> None:
-        """See `Submitting.offer`."""
+        """See `SingleJobs.offer`."""
         self._front.submitting.offer(identity, jobs, answer)
 
     def watch(self, _identity: Identity, job_id: bytes, told: Callable[[], None]) -> None:
