@@ -73,11 +73,12 @@ def _exchange(
         async with await asyncio.start_server(server, "127.0.0.1", 0) as listening:
             port = listening.sockets[0].getsockname()[1]
             engine = OpenAIHttpEngine(f"http://127.0.0.1:{port}/v1/", **options)  # type: ignore[arg-type]  # a test's short cut
-            await engine.start()
             try:
-                return await engine.run(EngineRequest("label-1", endpoint, body))
-            except EngineError as error:
-                return error
+                await engine.start()
+                try:
+                    return await engine.run(EngineRequest("label-1", endpoint, body))
+                except EngineError as error:
+                    return error
             finally:
                 await engine.stop()
                 await engine.stop()
@@ -238,8 +239,11 @@ def test_an_oversized_reply_is_cut_off() -> None:
 def test_nobody_listening_is_unreachable() -> None:
     async def run(health_path: str) -> None:
         engine = OpenAIHttpEngine("http://127.0.0.1:9", health_path=health_path)
-        await engine.start()
-        await engine.run(EngineRequest("a", "/v1/chat/completions", b"{}"))
+        try:
+            await engine.start()
+            await engine.run(EngineRequest("a", "/v1/chat/completions", b"{}"))
+        finally:
+            await engine.stop()
 
     for health_path in ("", "/health"):
         with pytest.raises(EngineError) as caught:
