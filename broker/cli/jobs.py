@@ -23,6 +23,7 @@ from broker.cli.printing import OutputFormat, cost_text, dollars, print_json, sa
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.ids import format_id, parse_id
 from broker.domain.job import ENDPOINTS
+from broker.domain.lane import LaneState
 from broker.domain.money import format_usd, nano_from_usd
 
 if TYPE_CHECKING:
@@ -180,8 +181,9 @@ def _print_state(job: JobState, shape: OutputFormat) -> None:
         say(f"  runs {job.redrive_of} again")
     say(f"  {job.model} at {job.endpoint}; submitted {job.submitted_at}, due {job.deadline}")
     for lane in job.lanes_out:
-        rest = f" {lane.reason} since {lane.since}, next try at {lane.until}" if lane.reason else ""
-        say(f"  lane {lane.lane} gets no work:{rest}{'' if lane.state == 'open' else f' {lane.state}'}")
+        rest = f"{lane.reason} since {lane.since}, next try at {lane.until}" if lane.reason else None
+        held = f"it is {lane.state}" if lane.state != LaneState.OPEN else None
+        say(f"  lane {lane.lane} gets no work: {'; '.join(filter(None, (held, rest)))}")
     if job.error:
         say(f"  {job.error.code or 'error'}: {job.error.message or 'no more is known'}")
     cost = cost_text(nano_from_usd(job.cost_usd), nano_from_usd(job.unknown_usd), format_usd)
