@@ -38,6 +38,13 @@ _ASSIGNMENTS_MAX = 2_000
 _TRIAL_S = 15.0
 """After so long a job that tries a lane is taken for lost, and another is sent."""
 
+_AHEAD_S = 2.0
+"""How much believed work may wait at a lane, where that is more than a job for each place: engines can be so quick that
+a second passes between a job's end and the next shard."""
+
+_LEAST_PART = 4
+"""A shard for less than this part of an engine's places isn't sent: shards have a price, and few carry the tail."""
+
 _LATELY_S = 86_400.0
 """How long a tenant that had work is expected back."""
 
@@ -121,9 +128,9 @@ class Dealing:
             for name, lane in self._lanes.items()
             if name not in closed and name not in tried
         }
-        for work in shards.work_by_tenant(connection):
-            if room := rooms.get(work.lane):
-                room.take(work.tenant_id, work.jobs_count, beside=work.beside, shards_count=work.shards_count)
+        for one in shards.unended(connection):
+            if room := rooms.get(one.lane):
+                room.take(one.tenant_id, one.jobs_count, beside=one.beside)
         for name in trials.keys() & rooms.keys():
             rooms[name].on_trial = True
         terms = batches.open_terms(connection)
@@ -234,11 +241,16 @@ class Dealing:
         return Waiting(assignment.group_id, assignment.tenant_id, deadline_s, start_by_s)
 
     def _empty_room(self, lane: Lane, slots: int) -> LaneRoom:
+        places_each = lane.engine.concurrency
+        places = slots * places_each // lane.slots
+        least = max(1, places_each // _LEAST_PART)
         return LaneRoom(
             slots=slots,
             slots_each=lane.slots,
-            places=slots * lane.engine.concurrency // lane.slots,
+            places=places,
             is_shared=len(self._seen_s) > 1,
+            ahead=max(places, least, round(slots * lane.jobs_per_second * _AHEAD_S)),
+            least=least,
         )
 
     def _follow_plan(self, connection: Connection) -> None:

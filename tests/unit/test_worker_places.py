@@ -133,14 +133,15 @@ def test_what_runs_beside_needs_no_slot_and_gets_the_next_place_and_its_message_
     engine, worker = _crowded(hire, slots=1)
     thread = worker.in_background(an_order(10))
     until(lambda: engine.inside == {0, 1})
-    worker.runner.run(worker.seal(_beside(50)))  # comes back although engine and slot are taken
+    beside = _beside(50)
+    worker.runner.run(worker.seal(beside))  # comes back although engine and slot are taken
     assert len(worker.door.claims) == 2
     until(lambda: worker.deployment.places.is_wanted)
     engine.ended.add(1)
     until(lambda: engine.inside == {0, 50})
     engine.ended.add(50)
     until(lambda: engine.inside == {0, 2})
-    worker.runner.wait(5)
+    worker.runner.wait(5, beside.shard_id)
     (event,) = worker.events()
     assert event.shard_id == worker.door.claims[1].shard_id
     engine.ended = set(range(10))
