@@ -73,11 +73,12 @@ def _exchange(
         async with await asyncio.start_server(server, "127.0.0.1", 0) as listening:
             port = listening.sockets[0].getsockname()[1]
             engine = OpenAIHttpEngine(f"http://127.0.0.1:{port}/v1/", **options)  # type: ignore[arg-type]  # a test's short cut
-            await engine.start()
             try:
-                return await engine.run(EngineRequest("label-1", endpoint, body))
-            except EngineError as error:
-                return error
+                await engine.start()
+                try:
+                    return await engine.run(EngineRequest("label-1", endpoint, body))
+                except EngineError as error:
+                    return error
             finally:
                 await engine.stop()
                 await engine.stop()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
+import aiohttp
 import msgspec
+from aiohttp.http_exceptions import ContentEncodingError
 
 from broker.domain.errors import ErrorCode
 from workers.engine import EngineError, EngineReply, EngineRequest
 from workers.engines.calls import CallLog
+from workers.engines.connections import open_session
 from workers.engines.reply import ENDPOINTS, read_reply, refusal
 
 __all__ = ["ERROR_BODY_BYTES_MAX", "REPLY_BYTES_MAX", "OpenAIHttpEngine"]
@@ -21,12 +25,18 @@ __all__ = ["ERROR_BODY_BYTES_MAX", "REPLY_BYTES_MAX", "OpenAIHttpEngine"]
 REPLY_BYTES_MAX = 64_000_000
 ERROR_BODY_BYTES_MAX = 1_000_000
 
-# Shorter than the 5 s after which llama.cpp and uvicorn close an idle connection: a request sent into a
-# connection that the server is just closing fails, and we may not send it again.
-_KEEP_ALIVE_SECONDS = 2.0
+_WHOLE_BYTES_MAX = 1_000_000  # what is larger is sent piece by piece, as the server takes it
 
 _REASON_CHARACTERS_MAX = 200
 _HEALTH_SECONDS = 10.0
+
+# No request has been sent: refused, no such name, TLS, too slow to connect, or a proxy that doesn't get there.
+_NOT_CONNECTED = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ClientConnectorCertificateError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.ClientHttpProxyError,
+)
 
 
 class OpenAIHttpEngine:
@@ -74,17 +84,20 @@ class OpenAIHttpEngine:
         self._reply_bytes_max = reply_bytes_max
         self._call_log = CallLog(call_log)
         self._places = asyncio.Semaphore(concurrency)
-        self._client: httpx.AsyncClient | None = None
+        self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
         self._call_log.open()
-        client = self._opened_client()
+        session = self._opened_session()
         if not self._health_path:
             return
         try:
-            async with asyncio.timeout(min(self._request_timeout_seconds, _HEALTH_SECONDS)):
-                status_code = (await client.get(self._base_url + self._health_path)).status_code
-        except (httpx.HTTPError, TimeoutError) as error:
+            async with (
+                asyncio.timeout(min(self._request_timeout_seconds, _HEALTH_SECONDS)),
+                session.get(self._base_url + self._health_path, allow_redirects=False) as response,
+            ):
+                status_code = response.status
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise _unreachable(self._base_url, _reason(error)) from None
         if not 200 <= status_code < 300:
             # Whatever it says: while a server or a proxy before it starts, that may be 503, 404 or a redirect.
@@ -96,11 +109,11 @@ class OpenAIHttpEngine:
             # The endpoint becomes part of an address: what isn't known is never sent.
             message = f"this engine serves {', '.join(ENDPOINTS)} only"
             raise EngineError(ErrorCode.INVALID_URL, message, is_free=True)
-        client = self._opened_client()
+        session = self._opened_session()
         content = self._content(request.body)
         async with self._places:
             self._call_log.append(request.label)
-            status_code, headers, body = await self._post(client, request.endpoint, content)
+            status_code, headers, body = await self._post(session, request.endpoint, content)
         if not 200 <= status_code < 300:
             url = self._base_url + request.endpoint
             raise refusal(status_code, body, headers, url=url, now_s=time.time())
@@ -115,30 +128,26 @@ class OpenAIHttpEngine:
 
     async def stop(self) -> None:
         self._call_log.close()
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
-    def _opened_client(self) -> httpx.AsyncClient:
-        if self._client is None:
+    def _opened_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
             headers = {"content-type": "application/json", "accept": "application/json", "accept-encoding": "identity"}
             if key := self._read_key():
                 headers["authorization"] = f"Bearer {key}"
-            self._client = httpx.AsyncClient(
-                headers=headers,
-                # The whole request has one limit, set around it; httpx's own would count each read anew.
-                timeout=httpx.Timeout(None, connect=self._connect_timeout_seconds),
-                limits=httpx.Limits(
-                    max_connections=self._concurrency,
-                    max_keepalive_connections=self._concurrency,
-                    keepalive_expiry=_KEEP_ALIVE_SECONDS,
-                ),
-                # Loading the certificates takes 20 ms or more; without TLS and redirects there is nothing to verify.
-                verify=self._base_url.startswith("https:"),
-                follow_redirects=False,  # a redirect would carry prompts and key to a place nobody named
-                trust_env=self._use_proxy,
-            )
-        return self._client
+            try:
+                self._session = open_session(
+                    self._base_url,
+                    headers,
+                    connect_timeout_seconds=self._connect_timeout_seconds,
+                    use_proxy=self._use_proxy,
+                )
+            except (ValueError, OSError) as error:  # a proxy that can't be used, certificates that can't be read
+                message = f"the engine at {self._base_url} can't be used: {_reason(error)}"
+                raise EngineError(ErrorCode.ENGINE_MISCONFIGURED, message, is_free=True) from None
+        return self._session
 
     def _read_key(self) -> str:
         if not self._api_key_variable:
@@ -161,42 +170,46 @@ class OpenAIHttpEngine:
         fields["model"] = self._served_model
         return msgspec.json.encode(fields)
 
-    async def _post(self, client: httpx.AsyncClient, endpoint: str, content: bytes) -> tuple[int, httpx.Headers, bytes]:
+    async def _post(
+        self, session: aiohttp.ClientSession, endpoint: str, content: bytes
+    ) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body of one exchange; an error's body is dropped where it is too large."""
         status_code = 0
+        data = content if len(content) <= _WHOLE_BYTES_MAX else io.BytesIO(content)
         try:
             async with (
                 asyncio.timeout(self._request_timeout_seconds),
-                client.stream("POST", self._base_url + endpoint, content=content) as response,
+                # A redirect would carry prompts and key to a place that nobody named.
+                session.post(self._base_url + endpoint, data=data, allow_redirects=False) as response,
             ):
-                status_code = response.status_code
+                status_code = response.status
                 body = await self._read_body(response)
                 return status_code, response.headers, body
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+        except _NOT_CONNECTED as error:
             raise _unreachable(self._base_url, _reason(error)) from None
-        except (TimeoutError, httpx.TimeoutException):
+        except TimeoutError:
             message = f"the engine gave no full answer within {self._request_timeout_seconds:g} s"
             raise EngineError(ErrorCode.ENGINE_TIMEOUT, message, status_code=status_code) from None
-        except httpx.DecodingError:
-            message = "the engine's reply is invalid: its content encoding is broken"
-            raise EngineError(ErrorCode.ENGINE_INVALID_REPLY, message, status_code=status_code) from None
-        except httpx.HTTPError as error:
+        except aiohttp.ClientError as error:
+            if _is_encoding(error):
+                message = "the engine's reply is invalid: its content encoding is broken"
+                raise EngineError(ErrorCode.ENGINE_INVALID_REPLY, message, status_code=status_code) from None
             # The request was on its way, so it may have run, and may have been what broke the connection.
             message = f"the connection to the engine broke ({type(error).__name__})"
             raise EngineError(ErrorCode.ENGINE_FAILED, message, status_code=status_code) from None
 
-    async def _read_body(self, response: httpx.Response) -> bytes:
-        is_success = response.is_success
+    async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
+        is_success = 200 <= response.status < 300
         limit = self._reply_bytes_max if is_success else ERROR_BODY_BYTES_MAX
         chunks, size = [], 0
-        async for chunk in response.aiter_bytes():
+        async for chunk in response.content.iter_any():
             chunks.append(chunk)
             size += len(chunk)
             if size > limit:
                 if not is_success:
                     return b""
                 message = f"the engine's reply is invalid: larger than {limit} bytes"
-                raise EngineError(ErrorCode.ENGINE_INVALID_REPLY, message, status_code=response.status_code)
+                raise EngineError(ErrorCode.ENGINE_INVALID_REPLY, message, status_code=response.status)
         return b"".join(chunks)
 
 
@@ -218,3 +231,7 @@ def _reason(error: Exception) -> str:
     """Why there is no connection, in the system's words: refused, no such name, a certificate that isn't good."""
     words = "".join(one if one.isprintable() else " " for one in str(error))[:_REASON_CHARACTERS_MAX]
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def _is_encoding(error: Exception) -> bool:
+    return isinstance(error.__cause__, ContentEncodingError)
