@@ -27,7 +27,7 @@ from broker.rules.placement.rooms import Entry, LaneRoom, shares_of
 from broker.rules.placement.turns import Hand, Turns
 from broker.rules.planning import BeyondShare, pick_lane
 from broker.rules.regrouping import failed_lanes, refusing_lanes
-from broker.rules.sharding import body_bytes_max, fits_message
+from broker.rules.sharding import PLACES_PART, body_bytes_max, fits_message
 
 __all__ = ["Choice", "Dealing", "Room", "Waiting"]
 
@@ -41,9 +41,6 @@ _TRIAL_S = 15.0
 _AHEAD_S = 2.0
 """How much believed work may wait at a lane, where that is more than a job for each place: engines can be so quick that
 a second passes between a job's end and the next shard."""
-
-_LEAST_PART = 4
-"""A shard for less than this part of an engine's places isn't sent: shards have a price, and few carry the tail."""
 
 _LATELY_S = 86_400.0
 """How long a tenant that had work is expected back."""
@@ -243,7 +240,7 @@ class Dealing:
     def _empty_room(self, lane: Lane, slots: int) -> LaneRoom:
         places_each = lane.engine.concurrency
         places = slots * places_each // lane.slots
-        least = max(1, places_each // _LEAST_PART)
+        least = max(1, places_each // PLACES_PART)
         return LaneRoom(
             slots=slots,
             slots_each=lane.slots,
