@@ -88,12 +88,13 @@ class OutboxRow(msgspec.Struct, frozen=True):
 
 
 class OpenShard(msgspec.Struct, frozen=True):
-    """A shard that a lane has, and how many of its jobs haven't ended."""
+    """A shard that a lane has, and how many of its jobs haven't ended; `alone`: it is of one suspect."""
 
     lane: str
     tenant_id: str
     beside: bool
     jobs_count: int
+    alone: bool
 
 
 def write_shards(connection: Connection, records: Sequence[ShardRecord]) -> None:
@@ -299,18 +300,27 @@ def open_shards(connection: Connection) -> dict[str, int]:
     return {lane: count for lane, count in connection.execute(_OPEN_SHARDS)}  # noqa: C416 (dict() can't take rows)
 
 
+_IS_ALONE = select(shard_span.c.alone).where(shard_span.c.shard_id == shard.c.shard_id).limit(1).scalar_subquery()
 _LANE_WORK = (
-    select(shard.c.lane, shard.c.tenant_id, shard.c.beside, shard.c.jobs_count, shard.c.recorded)
+    select(
+        shard.c.lane,
+        shard.c.tenant_id,
+        shard.c.beside,
+        shard.c.jobs_count,
+        shard.c.recorded,
+        # a suspect's shard is of one job
+        case((shard.c.jobs_count == 1, _IS_ALONE), else_=false()),
+    )
     .where(shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES))
-    .order_by(shard.c.created_us, shard.c.shard_id)
+    .order_by(shard.c.claimed_us.is_(None), shard.c.claimed_us, shard.c.created_us, shard.c.shard_id)
 )
 
 
 def unended(connection: Connection) -> list[OpenShard]:
-    """Every shard that is sent or running, oldest first: what its lane still has of it."""
+    """Every shard that is sent or running, in the order in which they were claimed: what its lane still has of it."""
     return [
-        OpenShard(lane, tenant_id, bool(beside), jobs_count - len(Bitmap(recorded)))
-        for lane, tenant_id, beside, jobs_count, recorded in connection.execute(_LANE_WORK)
+        OpenShard(lane, tenant_id, bool(beside), jobs_count - len(Bitmap(recorded)), bool(alone))
+        for lane, tenant_id, beside, jobs_count, recorded, alone in connection.execute(_LANE_WORK)
     ]
 
 

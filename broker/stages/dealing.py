@@ -127,7 +127,7 @@ class Dealing:
         }
         for one in shards.unended(connection):
             if room := rooms.get(one.lane):
-                room.take(one.tenant_id, one.jobs_count, beside=one.beside)
+                room.take(one.tenant_id, one.jobs_count, beside=one.beside, alone=one.alone)
         for name in trials.keys() & rooms.keys():
             rooms[name].on_trial = True
         terms = batches.open_terms(connection)

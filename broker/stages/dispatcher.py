@@ -1,7 +1,7 @@
 """Dispatcher: cut shards from the groups whose turn it is, for the lanes that dealing chose for them.
 
-Late binding: work waits in the database until a lane has room, and a lane holds at most one shard per slot
-beyond those running, so that no slot waits on the broker and little is bound early.
+Late binding: work waits in the database until a lane has room: for its engines' places, and about as much again that
+waits for them, so that no place waits on the broker and little is bound early.
 """
 
 from __future__ import annotations
@@ -218,7 +218,9 @@ class Dispatcher:
             if spans := line.take(lane, jobs_max):
                 record = _record(choice, first, spans, now_us, budget_left)
                 room.shards_left -= 1
-                room.rooms[record.lane].take(record.tenant_id, record.jobs_count, beside=record.beside)
+                room.rooms[record.lane].take(
+                    record.tenant_id, record.jobs_count, beside=record.beside, alone=first.alone
+                )
                 if first.batch_id in room.budgets:
                     room.budgets[first.batch_id] -= record.hold_nano_usd
                 return record

@@ -43,7 +43,10 @@ class LaneRoom(msgspec.Struct, kw_only=True):
     ahead: int = _ANY_NUMBER
     least: int = 1
     line: list[tuple[str, int]] = []
-    """Shards in line, oldest first: whose each is, and how many of its jobs haven't ended."""
+    """Shards in line, the first claimed first: whose each is, and how many of its jobs haven't ended.
+
+    A job that has an engine to itself counts as one for each of its places.
+    """
 
     jobs: dict[str, int] = {}
     """Sent or running, and not ended, by tenant, whichever way."""
@@ -82,8 +85,10 @@ class LaneRoom(msgspec.Struct, kw_only=True):
             return Entry(beside=True, jobs_max=jobs_max)
         return Entry(beside=False, jobs_max=self.ahead - self._jobs_waiting) if self.free else None
 
-    def take(self, tenant_id: str, jobs_count: int, *, beside: bool) -> None:
-        """The lane has this shard too, of which so many jobs haven't ended."""
+    def take(self, tenant_id: str, jobs_count: int, *, beside: bool, alone: bool = False) -> None:
+        """The lane has this shard too, of which so many jobs haven't ended; one that is `alone` needs an engine."""
+        if alone and self.slots:
+            jobs_count = max(jobs_count, self.places * self.slots_each // self.slots)
         if self.on_trial:
             self.slots = 0  # that was the one
         self.jobs[tenant_id] = self.jobs.get(tenant_id, 0) + jobs_count
