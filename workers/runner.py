@@ -34,7 +34,8 @@ from workers.throttle import Throttle
 __all__ = ["Deployment", "ShardRunner"]
 
 _SLOT_POLL_SECONDS = 0.5
-_RENEWALS_AT_ONCE = 64  # threads that are there only while so many wait: an outage must not make one wait for another
+# Threads that are there only while so many wait: an outage must not make one shard's renewal wait for another's.
+_RENEWALS_MIN, _RENEWALS_MAX = 64, 512
 
 _log = structlog.get_logger(__name__)
 
@@ -95,7 +96,9 @@ class ShardRunner:
         self._running: set[_ShardRun] = set()
         self._under_way: dict[Future[None], bytes] = {}
         # Not the loop's own threads: publishing and name look-ups may hang there for longer than a lease lasts.
-        self._renewals = ThreadPoolExecutor(_RENEWALS_AT_ONCE, thread_name_prefix="renewals")
+        places = sum(deployment.places.count for deployment in deployments.values())  # as many as shards under way
+        at_once = min(max(_RENEWALS_MIN, places), _RENEWALS_MAX)
+        self._renewals = ThreadPoolExecutor(at_once, thread_name_prefix="renewals")
 
     def run(self, envelope: bytes) -> None:
         """Returns when the next message may come: once the shard gave up its slot, or never was this worker's.
@@ -259,7 +262,8 @@ class _ShardRun:
         keeper = asyncio.ensure_future(self._keep_lease())
         if already_stopping or self._lease.cancelled:
             self.stop(already_stopping or Stop.CANCELLED)
-        self._give_up_slot(self._jobs.waiting)
+        if self._slot is not None:
+            self._give_up_slot(self._slot)
         await self._jobs.run_all()
         # A shard whose lease is lost is no longer ours to hand back; what it brought still counts.
         is_ours = self._stopped is not Stop.LEASE_LOST
@@ -291,8 +295,8 @@ class _ShardRun:
     async def _run_job(self, index: int) -> None:
         """One job at the engine, unless it may no longer begin. A cancel ends it like any other outcome."""
         job = self._order.jobs[index]
-        if self._slot is not None:
-            self._give_up_slot(self._jobs.waiting)
+        if self._slot is not None and self._jobs.waiting <= self._slot.few:
+            self._give_up_slot(self._slot)
         started_us = self._clock()
         if index in self._cancelled:
             self._end(index, job, Stop.JOB_CANCELLED, self._meter.begin(), started_us, sent=False)
@@ -305,9 +309,9 @@ class _ShardRun:
         if self._budget:
             self._budget.end(ran)
 
-    def _give_up_slot(self, waiting_jobs: int) -> None:
-        if self._slot is not None and self._slot.is_due(waiting_jobs):
-            self._slot.give_up()
+    def _give_up_slot(self, slot: Slot) -> None:
+        if slot.is_due(self._jobs.waiting):
+            slot.give_up()
             self._slot = None
 
     async def _call(self, index: int, request: EngineRequest) -> EngineReply | EngineError | Stop:

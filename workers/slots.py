@@ -22,6 +22,8 @@ class Slot:
     def __init__(self, slots: threading.Semaphore, places: Places) -> None:
         self._slots = slots
         self._places = places
+        self.few = places.count // _AHEAD_PART
+        """So many jobs or fewer are about to begin, and no reason to keep it."""
         self._given_up = threading.Event()
         self._lock = threading.Lock()
 
@@ -40,10 +42,9 @@ class Slot:
     def is_due(self, waiting_jobs: int) -> bool:
         """Whether its shard, of whose jobs so many haven't begun, may give it up. On the event loop.
 
-        Not the last few jobs of several shards: a worker would claim more and more of small ones.
+        Not while another shard's last few wait, too: a worker would claim more and more small ones.
         """
-        few = -(-self._places.count // _AHEAD_PART)
-        return waiting_jobs == 0 or (waiting_jobs <= few and not self._places.in_line)
+        return waiting_jobs == 0 or (waiting_jobs <= self.few and not self._places.in_line)
 
 
 class Slots:

@@ -231,9 +231,10 @@ def test_shards_wait_in_line_while_others_have_jobs_that_have_not_begun(hire):
     engine = Held(4)
     settings = EngineSettings(driver="echo", models=("m",), concurrency=4)
     worker = hire(engine, slots=2, engine=settings)
-    threads = [worker.in_background(an_order(4)) for _ in range(4)]
-    assert engine.all_there.wait(5)
-    until(lambda: len(worker.door.claims) == 3)  # all jobs of one have begun, so it has no slot any more
+    threads = [worker.in_background(an_order(4))]
+    assert engine.all_there.wait(5)  # all its jobs have begun, so it has no slot any more
+    threads += [worker.in_background(an_order(4)) for _ in range(3)]
+    until(lambda: len(worker.door.claims) == 3)
     worker.settle()
     assert (engine.waiting, len(worker.door.claims)) == (4, 3)
     engine.let_go(worker.loop)
