@@ -11,10 +11,10 @@ from broker.database.submissions import ensure_tenant
 from broker.domain.identity import LOCAL
 from broker.domain.lane import Lane
 from broker.health import HealthBook
-from broker.intake.batch_files import Intake
+from broker.intake.batch_files import BatchFiles
 from broker.intake.outlook import Outlook
 from broker.intake.reruns import Reruns
-from broker.intake.single_jobs import Submitting
+from broker.intake.single_jobs import SingleJobs
 from broker.wakeups import Topic, Wakeups
 
 __all__ = ["Front"]
@@ -52,10 +52,10 @@ class Front:
         self.batch_files = folder.absolute() / "batches"
         self.outlook = Outlook(database, lanes, clock)
         models = {model for lane in lanes for model in lane.engine.models}
-        self.intake = Intake(database, models, clock, wakeups, lanes)
+        self.intake = BatchFiles(database, models, clock, wakeups, lanes)
         self.reruns = Reruns(database, models, clock, wakeups, lanes, self.intake.insert)
         database.write(lambda connection: ensure_tenant(connection, LOCAL.tenant, clock()))
-        self.submitting = Submitting(database, clock, wakeups)
+        self.submitting = SingleJobs(database, clock, wakeups)
 
     def hurry(self) -> None:
         """Something is to be cancelled: the closer ends what waits, workers hear of it at the lease door."""

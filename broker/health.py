@@ -159,6 +159,15 @@ class LaneHealth:
         if after != state.health:
             _log.info("lane_recovered", lane=lane, is_well=after == rule.WELL)
 
+    def state_of(self, lane: str) -> LaneFault | None:
+        """As it is kept; None of a lane that is well."""
+        with self._lock:
+            return self._states.get(lane)
+
+    def now_s(self) -> float:
+        """By the clock of its states."""
+        return self._monotonic_seconds()
+
     def resting(self) -> dict[str, Rest]:
         """See `HealthBook.resting`."""
         with self._lock:

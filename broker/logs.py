@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import MutableMapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -78,7 +79,8 @@ class _Unfailing(io.TextIOBase):
 
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = {"logger": record.name, "level": record.levelname.lower(), "event": record.getMessage()}
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        line = {"logger": record.name, "level": record.levelname.lower(), "event": record.getMessage(), "timestamp": at}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return str(structlog.processors.JSONRenderer()(None, "", line))

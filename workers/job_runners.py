@@ -9,7 +9,8 @@ Four ideas, a method each:
 - *A cancel hits one job* (`cancel`). What runs a job is its runner's task, so the cancel is taken back once the job
   has ended: it was meant for this job, not for the runner's next.
 - *A shard gives up* (`hand_back`) where the engine is in trouble: it begins no further job. One that comes meanwhile
-  may send its first as a probe (`_may_begin`); where that goes well, it goes on.
+  may send its first as a probe (`_may_begin`); where that goes well, it goes on. Who can't send it waits a while before
+  it gives up (`_hold`): at once it would only come again, many times a second, while its broker believes the lane well.
 
 Everything here happens on one event loop.
 """
@@ -17,8 +18,9 @@ Everything here happens on one event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from broker.domain.errors import ErrorCode
 from workers.places import Places
@@ -80,8 +82,10 @@ class JobRunners:
         try:
             if self._throttle is not None:
                 self._throttle.enter(self)
-                self._may_begin(self._throttle)
-            self._start_runner()
+            if self._throttle is not None and not self._may_begin(self._throttle):
+                self._add_runner(self._hold(self._throttle))
+            else:
+                self._start_runner()
             while self._runners:
                 await asyncio.wait(self._runners)
         finally:
@@ -112,14 +116,22 @@ class JobRunners:
         self._left_out.add(index)
         return False
 
-    def _may_begin(self, throttle: Throttle) -> None:
-        """In trouble one job at a time goes through, and who can't send it now doesn't wait."""
+    def _may_begin(self, throttle: Throttle) -> bool:
+        """In trouble one job at a time goes through, and none that would have to wait for a place."""
         if throttle.trouble is None:
-            return
+            return True
         if not throttle.may_probe or not self._places.has_room(for_all=self._exclusive):
+            return False
+        self._is_probing = throttle.is_probed = True
+        return True
+
+    async def _hold(self, throttle: Throttle) -> None:
+        await throttle.hold()
+        self._runners.clear()  # this one, for nothing else runs yet
+        if self._may_begin(throttle):
+            self._start_runner()
+        elif throttle.trouble is not None:
             self.hand_back(throttle.trouble)
-        else:
-            self._is_probing = throttle.is_probed = True
 
     def _end_probe(self, throttle: Throttle) -> None:
         if self._is_probing:
@@ -131,9 +143,12 @@ class JobRunners:
         if self._is_probing and self._runners:
             return
         if not self._stopped and self._next_index < self._count:
-            runner = asyncio.get_running_loop().create_task(self._run())
-            self._runners.add(runner)
-            runner.add_done_callback(self._runners.discard)
+            self._add_runner(self._run())
+
+    def _add_runner(self, running: Coroutine[Any, Any, None]) -> None:
+        runner = asyncio.get_running_loop().create_task(running)
+        self._runners.add(runner)
+        runner.add_done_callback(self._runners.discard)
 
     async def _run(self) -> None:
         runner = asyncio.current_task()

@@ -12,7 +12,7 @@ import structlog
 from broker.bus.driver import MessageTooLarge, PublishError
 from broker.bus.envelope import Kind, seal
 from broker.clock import Clock
-from broker.domain.errors import ErrorCode
+from broker.domain.errors import ErrorCode, named
 from broker.domain.events import JobRan, JobsRan, ShardReturned, WorkerEvent
 from broker.domain.outcome import Outcome
 from broker.signing import Signer
@@ -172,7 +172,7 @@ class OutcomeReport:
                     for each in smaller:
                         await self._publish(each)
                     return
-                _log.warning("event_publish_failed", lane=self._lane, error=type(error).__name__)
+                _log.warning("event_publish_failed", lane=self._lane, error=named(error))
                 if self._given_up:
                     return
                 await asyncio.sleep(_RETRY_SECONDS)

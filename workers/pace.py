@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 
 from broker.domain.errors import ErrorCode
-from broker.rules.evidence import Evidence, evidence_of
+from broker.rules.evidence import RETRY_AFTER_LONG_S, Evidence, evidence_of
 
 __all__ = ["LISTEN_AT", "LISTEN_S", "PAUSE_MAX_S", "RAMP_LATE_S", "RAMP_S", "TROUBLE_ANSWERS", "Pace"]
 
@@ -24,7 +24,7 @@ RAMP_S = 0.03
 RAMP_LATE_S = 0.045  # once it was listened to
 LISTEN_AT, LISTEN_S = 16, 0.1
 TROUBLE_ANSWERS = 3
-PAUSE_MAX_S = 5.0
+PAUSE_MAX_S = RETRY_AFTER_LONG_S
 """A server that asks for more time than this is left to the broker, which has other lanes."""
 
 _NEVER = math.inf
@@ -40,6 +40,8 @@ _RATE_PAUSE_S = 1.0  # the commonest window of a rate limit
 _AGAIN_S = 0.3
 _ABOVE, _SHORTER = 1.05, 0.95
 _INTERVAL_MIN_S, _INTERVAL_MAX_S = 0.001, 5.0
+_STEADY = 16  # so many successes after a refusal: the pace was about right
+_IN_VAIN, _IN_VAIN_S = 8, 60.0  # so many refusals without, though calls are twice as far apart: it isn't the pace
 
 
 class Pace:
@@ -59,6 +61,7 @@ class Pace:
         "_cap",
         "_epoch",
         "_grow_s",
+        "_in_vain_until_s",
         "_interval_s",
         "_last_second",
         "_pause_s",
@@ -67,6 +70,8 @@ class Pace:
         "_refused_at_s",
         "_second_ends_s",
         "_since_step",
+        "_slowed",
+        "_slowed_from_s",
         "_succeeded_at_s",
         "_this_second",
         "alone_until_s",
@@ -98,6 +103,9 @@ class Pace:
         self._peak = 0
         self._interval_s = 0.0
         self._pause_s = _AGAIN_S
+        # Slowing down without an end: how often, from which interval on, and until when that is known to be in vain.
+        self._slowed = 0
+        self._slowed_from_s = self._in_vain_until_s = 0.0
         self._refused_at_s = 0.0
         self._after_refusal = self._since_step = 0
         self._beside_refused = 0  # in flight when the last refusal came, and not refused with it
@@ -241,7 +249,8 @@ class Pace:
             self._after_refusal, self._refused_at_s = 0, now_s
         self._before_growth = 0
         self.sends_at_s = max(self.sends_at_s, now_s + min(pause_s, PAUSE_MAX_S))
-        self.changes_at_s = self.sends_at_s + self._grow_s
+        if now_s >= self._in_vain_until_s:
+            self.changes_at_s = self.sends_at_s + self._grow_s
         if retry_after_s and self._cap > 1:  # what waits meanwhile must not come all at once
             self.limit, self.changes_at_s = 1, self.sends_at_s + RAMP_S
 
@@ -257,12 +266,17 @@ class Pace:
         else:
             done += int(self._last_second * (self._second_ends_s - now_s))
         self._interval_s = min(_ABOVE / max(1, done), _INTERVAL_MAX_S)
-        self._grow_s, self._pause_s = _GROW_RATE_S, _AGAIN_S
+        self._grow_s, self._pause_s, self._slowed = _GROW_RATE_S, _AGAIN_S, 0
         self._set_limit(1)
 
     def _slow_down(self, now_s: float) -> float:
         """Too fast: by what it did since the last refusal. How long to send nothing."""
+        if now_s < self._in_vain_until_s:
+            return self._interval_s
         self._grow_s = min(2 * self._grow_s, _GROW_MAX_S)
+        if self._after_refusal >= _STEADY or not self._slowed:
+            self._slowed, self._slowed_from_s = 0, self._interval_s
+        self._slowed += 1
         if self._after_refusal:
             measured_s = (now_s - self._refused_at_s) / self._after_refusal
             interval_s = max(self._interval_s, min(measured_s, 2 * self._interval_s)) * _ABOVE
@@ -271,6 +285,11 @@ class Pace:
             interval_s = 1.5 * self._interval_s
             self._pause_s = min(2 * self._pause_s, PAUSE_MAX_S)
         self._interval_s = min(interval_s, _INTERVAL_MAX_S)
+        if self._slowed >= _IN_VAIN and self._interval_s >= 2 * self._slowed_from_s:
+            # One of several servers at this address refuses all, say: it does so at any pace.
+            self._interval_s, self._grow_s = self._slowed_from_s, _GROW_RATE_S
+            self._in_vain_until_s, self._slowed = now_s + _IN_VAIN_S, 0
+            return self._interval_s
         return max(self._interval_s, self._pause_s)
 
     def _begin_trouble(self, code: ErrorCode) -> None:

@@ -14,7 +14,7 @@ import structlog
 from broker.bus.apps import NotTaken
 from broker.bus.envelope import EnvelopeError, Opened, open_shard
 from broker.clock import Clock
-from broker.domain.errors import ErrorCode
+from broker.domain.errors import ErrorCode, named
 from broker.domain.events import JobRan
 from broker.domain.lane import Lane
 from broker.domain.shard import Bitmap, RunShard, ShardJob
@@ -166,7 +166,7 @@ class ShardRunner:
     def _end(self, running: Future[None]) -> None:
         self._under_way.pop(running, None)
         if not running.cancelled() and (error := running.exception()):
-            _log.error("shard_failed", error=type(error).__name__, exc_info=error)
+            _log.error("shard_failed", error=named(error), exc_info=error)
 
     def _start(self, order: RunShard, deployment: Deployment, slot: Slot | None) -> bool:
         """Claim the shard, and set it under way on the loop; False where it is another's."""
@@ -381,7 +381,7 @@ class _ShardRun:
             try:
                 granted = await loop.run_in_executor(self._renewals, self._lease.renew, running)
             except Exception as error:  # noqa: BLE001 (the broker can't be asked; the lease still runs)
-                _log.warning("renewal_failed", shard=self._order.shard_id.hex(), error=type(error).__name__)
+                _log.warning("renewal_failed", shard=self._order.shard_id.hex(), error=named(error))
                 granted = not self._lease.is_over
             if self._stopped is not None:
                 return  # meanwhile: what hasn't ended is handed back, and who is told so also cancels it

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from broker.domain.errors import ErrorCode
@@ -15,6 +16,8 @@ from workers.places import Places
 __all__ = ["Passing", "Throttle"]
 
 _WAIT_MIN_S = 0.001
+_HOLD_PART = 0.25
+_HOLD_MIN_S, _HOLD_MAX_S = 0.5, 5.0
 
 
 class Passing(Protocol):
@@ -28,8 +31,8 @@ class Throttle:
     """Says which call may begin, and is told how each ended.
 
     While the engine is in trouble, one job at a time may go through it, as a probe, and none before the time that its
-    server names; who hasn't it gives up. `begin` comes just before each call, and one of the other three after it.
-    `seconds` is the clock of the event loop.
+    server names; who hasn't it holds on for a while, and then gives up. `begin` comes just before each call, and one of
+    the other three after it. `seconds` is the clock of the event loop.
     """
 
     def __init__(self, places: Places, seconds: Callable[[], float] = time.monotonic) -> None:
@@ -39,6 +42,8 @@ class Throttle:
         self.is_probed = False
         self._passing: set[Passing] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._in_trouble_since_s = 0.0
+        self._is_out_of_trouble = asyncio.Event()
         places.limit_to(self.pace.limit)
 
     @property
@@ -56,6 +61,13 @@ class Throttle:
         """How long the next call must wait, a millisecond at least; 0 where it needn't."""
         wait_s = self.pace.sends_at_s - self._seconds()
         return max(wait_s, _WAIT_MIN_S) if wait_s > 0 else 0.0
+
+    async def hold(self) -> None:
+        """Until the trouble is over, or a quarter of the time for which it has lasted: half a second to five."""
+        lasted_s = self._seconds() - self._in_trouble_since_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(max(lasted_s * _HOLD_PART, _HOLD_MIN_S), _HOLD_MAX_S)):
+                await self._is_out_of_trouble.wait()
 
     def enter(self, passing: Passing) -> None:
         """Tell it when trouble begins."""
@@ -87,6 +99,8 @@ class Throttle:
         self.pace.failed(mark, code, retry_after_s, self._seconds())
         self._follow()
         if had_trouble is None and self.pace.trouble is not None:
+            self._in_trouble_since_s = self._seconds()
+            self._is_out_of_trouble.clear()
             for passing in tuple(self._passing):
                 passing.hand_back(self.pace.trouble)
 
@@ -101,6 +115,8 @@ class Throttle:
 
     def _follow(self) -> None:
         self.places.limit_to(self.pace.limit)
+        if self.pace.trouble is None:
+            self._is_out_of_trouble.set()
         due_s = self.pace.changes_at_s
         if self._timer is not None and self._timer.when() > due_s:
             self._timer.cancel()

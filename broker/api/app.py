@@ -20,6 +20,7 @@ from broker.api.jobs import SubmitDoor
 from broker.api.leases import LeaseCounter
 from broker.api.routes import JOBS, LEASE_DOOR
 from broker.api.tokens import Tokens
+from broker.domain.errors import named
 from broker.domain.identity import Identity
 from broker.domain.paths import OWN
 
@@ -91,7 +92,7 @@ def _sentence(error: HTTPException) -> str:
 
 def _failed(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     if refused := passing(error):
-        _log.warning("request_put_off", path=request.url.path, error=type(error).__name__)
+        _log.warning("request_put_off", path=request.url.path, error=named(error))
         return _answer(refused.status, refused.body, refused.headers)
-    _log.error("request_failed", path=request.url.path, method=request.method, error=type(error).__name__)
+    _log.error("request_failed", path=request.url.path, method=request.method, error=named(error))
     return _answer(500, error_body("internal", "the broker failed on this request; its log says more"), {})

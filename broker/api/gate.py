@@ -14,6 +14,7 @@ import structlog
 from broker.api.errors import Refused, error_body, passing
 from broker.api.routes import PUBLIC, SCOPES, moved_to, served_at
 from broker.api.tokens import Tokens
+from broker.domain.errors import named
 from broker.domain.identity import Identity, Scope
 
 __all__ = ["Gate", "Receive", "Send", "Wire", "answer", "require_scope"]
@@ -62,7 +63,7 @@ class Gate:
             await answer(send, refused.status, refused.body, refused.headers)
         except Exception as error:  # noqa: BLE001 (whatever a direct route did not foresee; the framework answers for its own)
             if put_off := passing(error):
-                _log.warning("request_put_off", path=scope["path"], error=type(error).__name__)
+                _log.warning("request_put_off", path=scope["path"], error=named(error))
                 await answer(send, put_off.status, put_off.body, put_off.headers)
                 return
             _log.exception("request_failed", path=scope["path"], method=scope["method"])

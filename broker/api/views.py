@@ -10,23 +10,23 @@ import msgspec
 from broker.database.batches import BatchRecord, Counts
 from broker.database.instances import InstanceRecord
 from broker.database.plans import LanePlan
-from broker.domain.answers import BatchState, InstanceView, JobError, JobState, LaneView
+from broker.domain.answers import BatchState, InstanceView, JobError, JobState, LaneOut, LaneView
 from broker.domain.ids import format_id
 from broker.domain.instance import instance_hours_us
-from broker.domain.lane import Lane, PriceMeter
+from broker.domain.lane import Lane, LaneState, PriceMeter
 from broker.domain.money import NANO_PER_USD, PICO_PER_USD
 from broker.domain.rerun import Rerun
 from broker.health import Rest
 from broker.ledger.standing import Standing
 from broker.rules.pricing import accelerator_cost_nano_usd
 
-__all__ = ["batch_state", "instance_view", "job_state", "lane_view", "price_text"]
+__all__ = ["batch_state", "instance_view", "job_state", "lane_out", "lane_view", "price_text"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US = 1_000_000
 
 
-def job_state(job: Standing, late_us: int | None = None) -> JobState:
+def job_state(job: Standing, late_us: int | None = None, lanes_out: tuple[LaneOut, ...] = ()) -> JobState:
     """A job, as it stands; `late_us` is when it is expected to end, if that is too late."""
     failed = job.error_code is not None or job.message
     return JobState(
@@ -50,6 +50,20 @@ def job_state(job: Standing, late_us: int | None = None) -> JobState:
         batch_id=format_id("batch", job.batch_id) if job.batch_id else None,
         custom_id=job.custom_id,
         redrive_of=format_id("job", job.redrive_of) if job.redrive_of else None,
+        lanes_out=lanes_out,
+    )
+
+
+def lane_out(lane: str, held: LaneState | None, rest: Rest | None, now_us: int) -> LaneOut | None:
+    """Why this lane gets no work; None where it does."""
+    if held is None and rest is None:
+        return None
+    return LaneOut(
+        lane=lane,
+        state=held or LaneState.OPEN,
+        reason=rest.code if rest else None,
+        since=_iso_time(now_us - int(rest.away_s * _US)) if rest else None,
+        until=_iso_time(now_us + int(rest.left_s * _US)) if rest else None,
     )
 
 

@@ -25,10 +25,10 @@ from broker.database.connection import Connection
 from broker.database.drivers.sqlite.database import lock_folder
 from broker.database.keys import remember_key
 from broker.database.known_lanes import remember_lanes
+from broker.database.noted_health import NotedLaneHealth
 from broker.domain.errors import BrokerError, ErrorCode
 from broker.domain.lane import Lane
 from broker.front import Front
-from broker.health import LaneHealth
 from broker.keys import load_or_create_signer, public_bytes
 from broker.leasing import LeaseDoor
 from broker.ledger.prices import import_prices
@@ -81,7 +81,7 @@ class Embedded:
         self._lanes = lanes = in_one_process(lanes)
         self._policy = policy or Policy()
         self.database = open_database(data)
-        self.health = LaneHealth()
+        self.health = NotedLaneHealth(self.database, clock)
         self.front = Front(
             database=self.database,
             lanes=lanes,
@@ -133,6 +133,7 @@ class Embedded:
 
         Raises BrokerError where a lane's settings keep its engine from ever being ready.
         """
+        self.health.begin()
         broker_signer, lane_signers, ring = self._load_keys()
         self.database.write(lambda connection: import_prices(connection, self._lanes, self._clock()))
         bus_url = f"lanemem://embedded-{os.getpid()}-{id(self)}"

@@ -10,6 +10,7 @@ import structlog
 from broker.bootstrap.loop import Loop
 from broker.bus.inbox import Delivery, Inbox
 from broker.database.failures import is_passing
+from broker.domain.errors import named
 from broker.stages.recorder import NotRecorded, Recorder
 
 __all__ = ["recorder_loop"]
@@ -93,7 +94,7 @@ class _Recording:
             _log.exception("stage_failed", stage="recorder")
             # One event that can't be recorded must not hold up the others: alone, it is moved aside, and said.
             if len(deliveries) == 1:
-                _log.error("event_left_out", queue=deliveries[0].queue, error=type(error).__name__)
+                _log.error("event_left_out", queue=deliveries[0].queue, error=named(error))
                 return NotRecorded(list(deliveries), [])
         left: NotRecorded[Delivery] = NotRecorded([], [])
         for delivery in deliveries:

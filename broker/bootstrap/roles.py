@@ -13,7 +13,7 @@ from broker.bootstrap.recording import recorder_loop
 from broker.bootstrap.threads import Threads
 from broker.bootstrap.wiring import LedgerSide, Peers, Role, Transport, Wiring
 from broker.front import Front
-from broker.intake.bus_jobs import Receiving
+from broker.intake.bus_jobs import BusJobs
 from broker.intake.uploads import UploadReader
 from broker.leasing import LEASE_SECONDS, LeaseDoor
 from broker.ledger.checkpoints import CheckpointPlace
@@ -110,7 +110,7 @@ def _start_intake(threads: Threads, front: Front, leads: Leads, kept_seconds: fl
 def _start_receiving(threads: Threads, front: Front, jobs_bus: JobsBus, ring: KeyRing) -> None:
     """Not the leader alone: the bus gives each message to one of those that are there."""
     _start_submitting(threads, front)
-    receiving = Receiving(
+    receiving = BusJobs(
         inbox=jobs_bus.inbox,
         database=front.database,
         submitting=front.submitting,

@@ -17,6 +17,7 @@ from broker.bus.driver import BusUnavailable
 from broker.bus.envelope import UnknownKeyError
 from broker.bus.serializer import CONTENT_TYPE, unwrap
 from broker.bus.topology import lane_queue, open_connection
+from broker.domain.errors import named
 
 __all__ = ["Delivery", "Inbox"]
 
@@ -103,7 +104,7 @@ class Inbox:
                 log.warning(
                     "inbox_disconnected",
                     queues=self._queues,
-                    error=type(error).__name__,
+                    error=named(error),
                     reason=_reason(error),
                     retry_seconds=seconds,
                 )
@@ -197,7 +198,7 @@ class Inbox:
             message.reject(requeue=True)
             return
         except Exception as error:  # noqa: BLE001  # whatever a foreign message does, the good ones must go on
-            log.warning("message_refused", queue=queue, content_type=message.content_type, error=type(error).__name__)
+            log.warning("message_refused", queue=queue, content_type=message.content_type, error=named(error))
             message.reject(requeue=False)
             return
         self._arrived.append(Delivery(envelope, queue, message))
@@ -225,6 +226,6 @@ def _acknowledged(message: Any) -> bool:
     try:
         message.ack()
     except Exception as error:  # noqa: BLE001  # settled before, or the connection is gone: either way nothing is lost
-        log.debug("acknowledgement_refused", error=type(error).__name__)
+        log.debug("acknowledgement_refused", error=named(error))
         return False
     return True

@@ -17,6 +17,7 @@ from broker.bus.claim_check import ClaimCheck, envelope_bytes_max
 from broker.bus.driver import BusUnavailable, PublishError
 from broker.bus.serializer import SERIALIZER
 from broker.bus.topology import lane_queue, open_connection
+from broker.domain.errors import named
 
 __all__ = ["Publisher"]
 
@@ -108,7 +109,7 @@ class Publisher:
                 self._disconnect()
                 if not known:
                     raise
-                log.warning("publish_failed", queue=queue, count=len(envelopes), error=type(error).__name__)
+                log.warning("publish_failed", queue=queue, count=len(envelopes), error=named(error))
                 raise BusUnavailable(f"publishing to {queue!r} failed: {error!r}") from error
 
     def _parked(self, envelopes: Sequence[bytes]) -> Sequence[bytes]:

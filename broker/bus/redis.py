@@ -22,6 +22,7 @@ from broker.bus.driver import BusUnavailable, MessageRefused, MessageTooLarge, P
 from broker.bus.framing import decode_message, encode_message
 from broker.bus.redis_queues import RedisQueues, Taken, bell_of
 from broker.bus.topology import newest_kept
+from broker.domain.errors import named
 
 __all__ = ["RedisChannel", "RedisTransport", "RedissTransport"]
 
@@ -111,7 +112,7 @@ class RedisQoS(kombu_redis.QoS):
         try:
             self.restore_unacked()
         except redis_client.RedisError as error:
-            log.warning("messages_left_to_their_lease", error=type(error).__name__)
+            log.warning("messages_left_to_their_lease", error=named(error))
 
     def restore_visible(self, *_: Any, **__: Any) -> None:
         """Renew what is held, and put back what others have abandoned, four times per lease."""

@@ -39,6 +39,7 @@ class _EngineEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     concurrency: int = 64
     request_timeout_seconds: float = 300.0
     context_tokens: int = 0
+    pictures: bool = True
     options: dict[str, str | int | float | bool] = {}
 
 
@@ -139,6 +140,7 @@ def _lane(file: str, entry: _LaneEntry, figures: Sequence[Throughput]) -> Lane:
             concurrency=entry.engine.concurrency,
             request_timeout_seconds=entry.engine.request_timeout_seconds,
             context_tokens=entry.engine.context_tokens,
+            pictures=entry.engine.pictures,
             options=entry.engine.options,
         ),
         **fields,

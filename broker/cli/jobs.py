@@ -23,6 +23,7 @@ from broker.cli.printing import OutputFormat, cost_text, dollars, print_json, sa
 from broker.domain.errors import BrokerError, UsageError
 from broker.domain.ids import format_id, parse_id
 from broker.domain.job import ENDPOINTS
+from broker.domain.lane import LaneState
 from broker.domain.money import format_usd, nano_from_usd
 
 if TYPE_CHECKING:
@@ -179,6 +180,10 @@ def _print_state(job: JobState, shape: OutputFormat) -> None:
     if job.redrive_of:
         say(f"  runs {job.redrive_of} again")
     say(f"  {job.model} at {job.endpoint}; submitted {job.submitted_at}, due {job.deadline}")
+    for lane in job.lanes_out:
+        rest = f"{lane.reason} since {lane.since}, next try at {lane.until}" if lane.reason else None
+        held = f"it is {lane.state}" if lane.state != LaneState.OPEN else None
+        say(f"  lane {lane.lane} gets no work: {'; '.join(filter(None, (held, rest)))}")
     if job.error:
         say(f"  {job.error.code or 'error'}: {job.error.message or 'no more is known'}")
     cost = cost_text(nano_from_usd(job.cost_usd), nano_from_usd(job.unknown_usd), format_usd)
@@ -195,11 +200,12 @@ def show_story(
 ) -> None:
     """Every attempt of a job: where it ran and why there, at which price, what it used, cost and took."""
     from broker.bootstrap.ledger_reader import read_ledger
+    from broker.clock import utc_now_us
     from broker.ledger.explaining import explain, where_is
 
     def look(connection: Connection) -> tuple[JobStory | None, str]:
         job_id = _find(connection, tenant, job)
-        return explain(connection, tenant, job_id), where_is(connection, tenant, job_id)
+        return explain(connection, tenant, job_id), where_is(connection, tenant, job_id, utc_now_us())
 
     settings = read_settings(data)
     story, place = read_ledger(settings.data, database_url or settings.database_url, look)

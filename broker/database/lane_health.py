@@ -10,7 +10,7 @@ from broker.domain.errors import ErrorCode
 from broker.health import LaneFault
 from broker.rules.placement.health import Health
 
-__all__ = ["forget_health", "keep_health", "kept_health"]
+__all__ = ["forget_every_health", "forget_health", "keep_health", "kept_health"]
 
 _US = 1_000_000
 
@@ -47,6 +47,11 @@ def keep_health(connection: Connection, lane: str, state: LaneFault) -> None:
         .values(lane=lane, **values)
         .on_conflict_do_update(index_elements=[lane_rest.c.lane], set_=values)
     )
+
+
+def forget_every_health(connection: Connection) -> None:
+    """All lanes are well, as far as is known."""
+    connection.execute(delete(lane_rest))
 
 
 def forget_health(connection: Connection, lane: str) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "load_later",
     "load_waiting",
     "newest",
+    "of_job",
     "write_lane_plans",
     "write_late_groups",
     "write_plan",
@@ -129,6 +130,14 @@ def newest(connection: Connection, group_ids: Collection[bytes]) -> dict[bytes, 
     )
     found = {row.group_id: row for row in rows}
     return {group_id: _assignment(row) for group_id, row in found.items()}
+
+
+def of_job(connection: Connection, tenant_id: str | None, job_id: bytes) -> GroupPlan | None:
+    """What holds for this job's group; None where nothing does yet. Any tenant's job where `tenant_id` is None."""
+    theirs = [] if tenant_id is None else [job.c.tenant_id == tenant_id]
+    query = _with_key().join(job, job.c.group_id == assignment.c.group_id).where(job.c.job_id == job_id, *theirs)
+    row = connection.execute(query.order_by(assignment.c.generation.desc()).limit(1)).one_or_none()
+    return _assignment(row).plan if row else None
 
 
 def find(connection: Connection, assignment_id: bytes) -> Assignment | None:

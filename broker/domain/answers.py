@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["BatchState", "InstanceView", "JobError", "JobState", "LaneView", "PricesTaken", "Submitted"]
+__all__ = ["BatchState", "InstanceView", "JobError", "JobState", "LaneOut", "LaneView", "PricesTaken", "Submitted"]
 
 _ENDED = frozenset({"succeeded", "failed", "cancelled", "expired"})
 _FINISHED = frozenset({"completed", "cancelled"})
@@ -31,11 +31,25 @@ class JobError(msgspec.Struct, frozen=True):
     message: str | None = None
 
 
+class LaneOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A lane that a waiting job could have, and that gets no work: for the fault `reason`, or by hand, as `state` says.
+
+    `since` and `until` are of a fault; after that one job tries it.
+    """
+
+    lane: str
+    state: str
+    reason: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+
 class JobState(msgspec.Struct, frozen=True, kw_only=True):
     """How far a job is; `status` is waiting, running, succeeded, failed, cancelled or expired.
 
     `expected_late_at`: when it is expected to end, if that is after its deadline. `unknown_usd`: the most that it can
-    have cost besides `cost_usd`, which is what is known.
+    have cost besides `cost_usd`, which is what is known. `lanes_out`: of a waiting job, the lanes that could do it
+    and get no work.
     """
 
     id: str
@@ -59,6 +73,7 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     custom_id: str | None
     redrive_of: str | None
     unknown_usd: str = "0"
+    lanes_out: tuple[LaneOut, ...] = ()
 
     @property
     def has_ended(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["BrokerError", "ErrorCode", "UsageError", "reason_of"]
+__all__ = ["BrokerError", "ErrorCode", "UsageError", "named", "reason_of"]
 
 
 class ErrorCode(StrEnum):
@@ -44,7 +44,7 @@ class ErrorCode(StrEnum):
     ENGINE_FAILED = "engine_failed"  # HTTP 500, or a connection that broke while the job ran
     ENGINE_TIMEOUT = "engine_timeout"
     ENGINE_INVALID_REPLY = "engine_invalid_reply"  # not JSON, or without what the endpoint promises
-    REPLY_TOO_LARGE = "reply_too_large"  # for the lane's bus, where there is no object store to put it in
+    REPLY_TOO_LARGE = "reply_too_large"  # for us, or for the lane's bus where there is no object store to put it in
     ENGINE_DIED = "engine_died"  # the engine's process ended while the job ran
 
     # From the way there.
@@ -65,3 +65,12 @@ class UsageError(BrokerError):
 def reason_of(error: OSError) -> str:
     """Why it failed, for a sentence: not all of them have the system's words for it."""
     return error.strerror or str(error) or type(error).__name__
+
+
+def named(error: BaseException) -> str:
+    """What a log keeps of it: its kind, and its words where they are ours or the system's.
+
+    Those of others may quote what they were given, which may be a prompt.
+    """
+    words = str(error) if isinstance(error, BrokerError) else error.strerror if isinstance(error, OSError) else None
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__

@@ -41,7 +41,8 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     """Hard limits on where a job may run; empty means no limit. Never relaxed, also not on retry.
 
     `interruptible` False keeps a job off machines that may be taken away; `max_cost_usd` is of one job, as it is
-    expected when the job is placed.
+    expected when the job is placed. `pictures`: its engine reads them; `context_tokens`: its window is
+    no smaller, as far as its lane says.
     """
 
     lanes: tuple[str, ...] = ()
@@ -53,6 +54,8 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     precisions: tuple[str, ...] = ()
     interruptible: bool = True
     max_cost_usd: Decimal | None = None
+    pictures: bool = False
+    context_tokens: int = 0
 
 
 class GroupKey(msgspec.Struct, frozen=True):

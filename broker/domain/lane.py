@@ -85,7 +85,8 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How a lane's workers run their model. `options` are the engine driver's own settings.
 
-    `context_tokens` is the model's window, prompt and answer together; 0 where nobody says.
+    `context_tokens` is the model's window, prompt and answer together; 0 where nobody says. `pictures` is False
+    where it reads none.
     """
 
     driver: str
@@ -93,6 +94,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 64
     request_timeout_seconds: float = 300.0
     context_tokens: int = 0
+    pictures: bool = True
     options: dict[str, str | int | float | bool] = {}
 
 

@@ -1,4 +1,4 @@
-"""Intake: a batch file becomes durable jobs, read as a stream and committed piece by piece.
+"""A batch file becomes durable jobs, read as a stream and committed piece by piece.
 
 How far it has read is kept in the transaction that inserts the jobs, so that an interrupted reading goes on
 where it stopped: no line is lost, none comes in twice.
@@ -24,12 +24,12 @@ from broker.domain.identity import Identity
 from broker.domain.ids import new_id
 from broker.domain.job import AcceptedLine, BatchStatus, Constraints, GroupKey, RefusedLine
 from broker.domain.lane import Lane
-from broker.intake.batch_lines import Admission, Chunk, read_chunk
+from broker.intake.batch_lines import Admission, Chunk, LineClass, read_chunk
 from broker.rules.beginnings import by_beginning
 from broker.rules.grouping import bucket_deadline_us, canonical_constraints
 from broker.wakeups import Topic, Wakeups
 
-__all__ = ["BatchRequest", "Intake"]
+__all__ = ["BatchFiles", "BatchRequest"]
 
 _log = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ class _OvertakenError(Exception):
     """The batch doesn't stand any more where the piece in hand begins."""
 
 
-class Intake:
+class BatchFiles:
     """Takes batches in."""
 
     def __init__(
@@ -149,18 +149,18 @@ class Intake:
         connection: Connection,
         record: BatchRecord,
         lines: Sequence[AcceptedLine],
-        class_of: Callable[[AcceptedLine], int],
+        class_of: Callable[[AcceptedLine], LineClass],
         now_us: int,
     ) -> None:
-        """A span for each group and size class, those of its jobs that begin alike together."""
-        by_span: dict[tuple[str, str, int], list[AcceptedLine]] = defaultdict(list)
+        """A span for each group and class, those of its jobs that begin alike together."""
+        by_span: dict[tuple[str, str, LineClass], list[AcceptedLine]] = defaultdict(list)
         for line in lines:
             by_span[line.endpoint, line.model, class_of(line)].append(line)
         bucket_us = bucket_deadline_us(record.deadline_us, record.created_us)
         beginning_key = self._beginning_keys.of(connection, record.tenant_id)
         spans = []
-        for (endpoint, model, _), members in by_span.items():
-            key = GroupKey(record.tenant_id, endpoint, model, record.constraints, bucket_us)
+        for (endpoint, model, kind), members in by_span.items():
+            key = GroupKey(record.tenant_id, endpoint, model, kind.constraints, bucket_us)
             spans.append(
                 jobs.insert_span(
                     connection,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import msgspec
 
 from broker.domain.errors import ErrorCode
 from broker.domain.job import AcceptedLine, RefusedLine
 from broker.domain.lane import Lane
+from broker.rules.abilities import Abilities, constrained
 from broker.rules.admission import admit_line, refuse_line
-from broker.rules.size_classes import size_class, size_limits
+from broker.rules.size_classes import allowed_lanes, size_class, size_limits
 
-__all__ = ["LINE_BYTES_MAX", "Admission", "Chunk", "Line", "read_chunk"]
+__all__ = ["LINE_BYTES_MAX", "Admission", "Chunk", "Line", "LineClass", "read_chunk"]
 
 LINE_BYTES_MAX = 64_000_000
 """Pictures come in lines; longer ones are refused, unread. Which lanes carry a long one is a matter of theirs."""
@@ -73,14 +74,22 @@ def _skip_line(source: BinaryIO) -> int:
     return skipped
 
 
+class LineClass(NamedTuple):
+    """Lines of one class are carried, and can be done, by the same lanes: those that `constraints` allow."""
+
+    size: int
+    constraints: str
+
+
 class Admission:
-    """Which lines may run on `lanes` under a batch's constraints; what sizes they carry is looked up once a model."""
+    """Which lines may run on `lanes` under a batch's constraints; what those can is looked up once a model."""
 
     def __init__(self, models: Collection[str], constraints: str, lanes: Sequence[Lane]) -> None:
         self._models = models
         self._constraints = constraints
         self._lanes = lanes
         self._limits: dict[str, tuple[int, ...]] = {}
+        self._abilities: dict[str, Abilities] = {}
 
     def admit(self, line: Line) -> AcceptedLine | RefusedLine:
         """What becomes of it; whether its name was taken before is the caller's to know."""
@@ -96,9 +105,18 @@ class Admission:
         message = f"the body has {len(found.body):,} bytes; what the lanes allowed can carry is {limits[-1]:,} at most"
         return RefusedLine(found.line_number, found.custom_id, ErrorCode.LINE_TOO_LARGE, message)
 
-    def class_of(self, line: AcceptedLine) -> int:
-        """Lines of one class are carried by the same lanes."""
-        return size_class(len(line.body), self._limits_of(line))
+    def class_of(self, line: AcceptedLine) -> LineClass:
+        """What it waits together with."""
+        size = size_class(len(line.body), self._limits_of(line))
+        need = self._abilities_of(line).need(line.endpoint, line.body)
+        return LineClass(size, constrained(self._constraints, need) if need else self._constraints)
+
+    def _abilities_of(self, line: AcceptedLine) -> Abilities:
+        abilities = self._abilities.get(line.model)
+        if abilities is None:
+            allowed = allowed_lanes(line.model, self._constraints, self._lanes)
+            abilities = self._abilities[line.model] = Abilities.of(lane.engine for lane in allowed)
+        return abilities
 
     def _limits_of(self, line: AcceptedLine) -> tuple[int, ...]:
         limits = self._limits.get(line.model)

@@ -1,4 +1,4 @@
-"""Receiving: the door on the bus. Producers' signed jobs come in bulk, are stored, and only then acknowledged.
+"""Jobs over the bus: the door on the bus. Producers' signed jobs come in bulk, are stored, and only then acknowledged.
 
 A message's jobs belong to the tenant of the identity that its key gives, whatever it says. Each is admitted by
 itself, under the rules of the HTTP door. A message that comes again stores nothing twice: a job without an idempotency
@@ -30,14 +30,14 @@ from broker.domain.bus_jobs import JOBS_PER_MESSAGE_MAX, MESSAGE_BYTES_MAX, REPL
 from broker.domain.errors import BrokerError, ErrorCode
 from broker.domain.identity import Identity, producer_identity
 from broker.domain.lane import Lane
-from broker.intake.single_jobs import Answer, DoorFull, KeyTaken, Submitted, Submitting
+from broker.intake.single_jobs import Answer, DoorFull, KeyTaken, SingleJobs, Submitted
 from broker.rules.admission import Refusal
 from broker.rules.placement.feasible import Prospect
 from broker.rules.submission import Admitted, JobRequest, admit_job, fingerprint, is_key
 from broker.signing import KeyRing
 from broker.wakeups import Topic, Wakeups
 
-__all__ = ["MESSAGES_PER_STEP", "JobsInbox", "LanesOutlook", "Receiving"]
+__all__ = ["MESSAGES_PER_STEP", "BusJobs", "JobsInbox", "LanesOutlook"]
 
 MESSAGES_PER_STEP = 64
 _WAIT_SECONDS = 0.2  # how late it may notice that it is to stop
@@ -125,7 +125,7 @@ class _Message(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, entries=tuple(changed.get(entry.index, entry) for entry in self.entries))
 
 
-class Receiving:
+class BusJobs:
     """Takes jobs in from one bus, for every tenant with a producer's key in force. `step` is for one thread."""
 
     def __init__(
@@ -133,7 +133,7 @@ class Receiving:
         *,
         inbox: JobsInbox,
         database: Database,
-        submitting: Submitting,
+        submitting: SingleJobs,
         outlook: LanesOutlook,
         ring: KeyRing,
         clock: Clock,

@@ -11,6 +11,7 @@ import structlog
 from broker.clock import Clock
 from broker.database import plans
 from broker.database.connection import Connection, Database
+from broker.domain.errors import named
 from broker.domain.lane import Lane
 from broker.ledger.prices import PricedLanes
 from broker.rules.placement.feasible import Prospect
@@ -61,6 +62,6 @@ class Outlook:
                 for name, one in said.items()
             }
         except Exception as error:  # noqa: BLE001 (the database is away, or closed: what was known stays)
-            _log.debug("outlook_not_refreshed", error=type(error).__name__)
+            _log.debug("outlook_not_refreshed", error=named(error))
         finally:
             self._looking.release()

@@ -23,9 +23,9 @@ from broker.domain.job import AcceptedLine, BatchStatus, RefusedLine
 from broker.domain.lane import Lane
 from broker.domain.outcome import Outcome
 from broker.domain.rerun import RERUN_OUTCOMES, Rerun, RerunRefused
+from broker.intake.batch_lines import Admission, LineClass
 from broker.ledger.left_lines import Left, left_lines
 from broker.rules.admission import Refusal, check_request
-from broker.rules.size_classes import size_class, size_limits
 from broker.wakeups import Topic, Wakeups
 
 __all__ = ["RerunTerms", "Reruns"]
@@ -35,10 +35,10 @@ _PAGE_BYTES = 8_000_000
 _log = structlog.get_logger(__name__)
 
 InsertLines = Callable[
-    [Connection, BatchRecord, Sequence[AcceptedLine], Callable[[AcceptedLine], int], int],
+    [Connection, BatchRecord, Sequence[AcceptedLine], Callable[[AcceptedLine], LineClass], int],
     None,
 ]
-"""`Intake.insert`."""
+"""`BatchFiles.insert`."""
 
 
 class RerunTerms(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,7 +145,7 @@ class Reruns:
     def _take_in(self, record: BatchRecord, rerun: Rerun) -> None:
         accepted, refused, at_end = self._database.read(lambda connection: self._next(connection, record, rerun))
         now_us = self._clock()
-        limits = {line.model: size_limits(line.model, record.constraints, self._lanes) for line in accepted}
+        admission = Admission(self._models, record.constraints, self._lanes)
 
         def work(connection: Connection) -> None:
             # First of all, for it waits for whoever else may be reading this batch, or cancelling it.
@@ -160,9 +160,7 @@ class Reruns:
                 read_us=now_us if at_end else None,
             ):
                 return  # by another process, or cancelled meanwhile; it is looked at again
-            self._insert(
-                connection, record, accepted, lambda line: size_class(len(line.body), limits[line.model]), now_us
-            )
+            self._insert(connection, record, accepted, admission.class_of, now_us)
             batches.refuse_lines(connection, record.batch_id, refused)
 
         self._database.write(work)

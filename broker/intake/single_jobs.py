@@ -1,4 +1,4 @@
-"""Submitting: single jobs become durable, all that gathered while the last commit ran in the next one.
+"""Single jobs become durable, all that gathered while the last commit ran in the next one.
 
 No timer: an idle door commits at once, a busy one in ever larger groups. The queue before it is bounded, and
 whoever finds it full is told to come again.
@@ -18,12 +18,12 @@ from broker.database import submissions
 from broker.database.beginning_keys import BeginningKeys
 from broker.database.connection import Connection, Database
 from broker.database.submissions import Known
-from broker.domain.errors import BrokerError
+from broker.domain.errors import BrokerError, named
 from broker.domain.identity import Identity
 from broker.rules.submission import Admitted
 from broker.wakeups import Topic, Wakeups
 
-__all__ = ["DoorFull", "KeyTaken", "Submitted", "Submitting"]
+__all__ = ["DoorFull", "KeyTaken", "SingleJobs", "Submitted"]
 
 _JOBS_WAITING_MAX = 20_000
 _BYTES_WAITING_MAX = 256_000_000
@@ -60,7 +60,7 @@ class _Offer(msgspec.Struct):
     also: Callable[[Connection, list[Submitted]], None] | None
 
 
-class Submitting:
+class SingleJobs:
     """Takes single jobs in, for any number of tenants."""
 
     def __init__(self, database: Database, clock: Clock, wakeups: Wakeups) -> None:
@@ -131,7 +131,7 @@ class Submitting:
         try:
             answers: list[Answer] = self._database.write(lambda connection: self._store(connection, offers))
         except Exception as error:  # noqa: BLE001 (it belongs to the producers, who get it)
-            _log.warning("jobs_not_stored", offers=len(offers), error=type(error).__name__)
+            _log.warning("jobs_not_stored", offers=len(offers), error=named(error))
             answers = [error] * len(offers)
         else:
             self._tenants |= {offer.tenant_id for offer in offers}

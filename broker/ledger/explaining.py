@@ -6,15 +6,18 @@ for no door.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, select
 
-from broker.database import plans
+from broker.database import lane_health, lane_states, plans
 from broker.database.tables import batch, job, shard, work_group
 from broker.database.whereabouts import Whereabouts, lane_of
 from broker.domain.ids import format_id
+from broker.health import LaneFault
 from broker.ledger.digests import Decisions
 from broker.ledger.tables import attempt, job_outcome, price
 from broker.rules.decisions import Candidate, Removed
@@ -178,12 +181,41 @@ def _attempt(connection: Connection, row: Any) -> AttemptStory:  # noqa: ANN401 
     return AttemptStory(**fields)
 
 
-def where_is(connection: Connection, tenant_id: str | None, job_id: bytes) -> str:
-    """In words, where a job without an outcome is."""
+def where_is(connection: Connection, tenant_id: str | None, job_id: bytes, now_us: int | None = None) -> str:
+    """In words, where a job without an outcome is; of one that waits, which lanes it could have are out, and why.
+
+    Without `now_us` a lane counts as at rest for as long as that was noted.
+    """
     match lane_of(connection, tenant_id, job_id):
         case Whereabouts(lane, is_claimed=True):
             return f"running on lane {lane}"
         case Whereabouts(lane):
             return f"sent to lane {lane}"
         case None:
-            return "waiting for a lane with room"
+            return "; ".join(["waiting for a lane with room", *_lanes_out(connection, tenant_id, job_id, now_us)])
+
+
+def _lanes_out(connection: Connection, tenant_id: str | None, job_id: bytes, now_us: int | None) -> Iterator[str]:
+    """Of the lanes that may do the job: those that get no work, each with its reason."""
+    plan = plans.of_job(connection, tenant_id, job_id)
+    if plan is None:
+        return
+    if not plan.candidates:
+        yield "no lane may do it: " + ", ".join(f"{one.lane} ({one.filter})" for one in plan.removed)
+    held, faults = lane_states.held_lanes(connection), lane_health.kept_health(connection)
+    for lane in sorted(candidate.lane for candidate in plan.candidates):
+        if (state := held.get(lane)) is not None:
+            yield f"{lane} is {state}"
+        elif (fault := faults.get(lane)) is not None and fault.health.back_s is None:
+            yield f"{lane} rests: {_rest_words(fault, now_us)}"
+
+
+def _rest_words(fault: LaneFault, now_us: int | None) -> str:
+    since, until = (_clock_time(moment_s) for moment_s in (fault.health.since_s, fault.health.rests_until_s))
+    if now_us is not None and fault.health.rests_until_s * 1_000_000 <= now_us:
+        return f"{fault.code} since {since}, and a job may try it since {until}"
+    return f"{fault.code} since {since}, and a job may try it at {until}"
+
+
+def _clock_time(moment_s: float) -> str:
+    return datetime.fromtimestamp(moment_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

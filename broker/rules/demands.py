@@ -26,10 +26,12 @@ _FIELDS = {
 _WRITTEN = re.compile(r"([a-z-]+)(!?=)(.+)")
 _EXAMPLES = (
     "lane=NAME, provider=NAME, provider!=NAME, region=NAME, region!=NAME, market=NAME, precision=NAME,"
-    " interruptible=no, max-cost=USD"
+    " interruptible=no, pictures=yes, context-tokens=N, max-cost=USD"
 )
 _NAMES_MAX = 100
 _NAME_CHARS_MAX = 128
+_CONTEXT_TOKENS_MAX = 1_000_000_000
+_DIGITS_MAX = 18
 
 
 def constraints_of(texts: Iterable[str]) -> Constraints:
@@ -48,6 +50,10 @@ def constraints_of(texts: Iterable[str]) -> Constraints:
             fields[field] = (*fields.get(field, ()), *names)
         elif (name, sign) == ("interruptible", "=") and value in {"yes", "no"}:
             fields["interruptible"] = value == "yes"
+        elif (name, sign) == ("pictures", "=") and value in {"yes", "no"}:
+            fields["pictures"] = value == "yes"
+        elif (name, sign) == ("context-tokens", "=") and value.isascii() and value.isdigit():
+            fields["context_tokens"] = int(value[:_DIGITS_MAX])
         elif (name, sign) == ("max-cost", "="):
             fields["max_cost_usd"] = Decimal(nano_from_usd(value.removeprefix("$"))) / 1_000_000_000
         else:
@@ -67,6 +73,10 @@ def check_constraints(constraints: Constraints) -> Constraints:
                 raise ValueError(
                     f"constraints.{name} holds {wrong[:40]!r}; a name has 1 to {_NAME_CHARS_MAX} characters, none NUL"
                 )
+    if not 0 <= constraints.context_tokens <= _CONTEXT_TOKENS_MAX:
+        raise ValueError(
+            f"constraints.context_tokens is {constraints.context_tokens}; it must be 0 to {_CONTEXT_TOKENS_MAX:,}"
+        )
     if constraints.max_cost_usd is not None:
         try:
             nano = nano_from_usd(str(constraints.max_cost_usd))

@@ -16,6 +16,7 @@ import msgspec
 from broker.domain.errors import ErrorCode
 
 __all__ = [
+    "RETRY_AFTER_LONG_S",
     "RETRY_AFTER_MAX_S",
     "Evidence",
     "code_of_answer",
@@ -61,6 +62,9 @@ _MISCONFIGURED = frozenset({401, 403, 404, 405, 407, 410, 421, 426, 495, 496, 49
 
 RETRY_AFTER_MAX_S = 3_600.0
 """A server that asks for more is asked again after an hour all the same: its jobs have deadlines."""
+
+RETRY_AFTER_LONG_S = 5.0
+"""What a worker waits out by itself. Of a server that asks for more its broker must know, or it goes on sending."""
 
 # What servers write, in lower case. Where a phrase is only one server's, it is named.
 _TOO_LONG = (

@@ -27,13 +27,17 @@ def bucket_deadline_us(deadline_us: int, now_us: int) -> int:
 
 def canonical_constraints(constraints: Constraints) -> str:
     """The one JSON text of these constraints: sorted keys, sorted names, no needless zeros."""
-    fields: dict[str, list[str] | bool | str] = {
+    fields: dict[str, list[str] | bool | str | int] = {
         name: sorted(found)
         for name in constraints.__struct_fields__
         if isinstance(found := getattr(constraints, name), tuple) and found
     }
     if not constraints.interruptible:
         fields["interruptible"] = False
+    if constraints.pictures:
+        fields["pictures"] = True
+    if constraints.context_tokens:
+        fields["context_tokens"] = constraints.context_tokens
     if constraints.max_cost_usd is not None:
         fields["max_cost_usd"] = f"{constraints.max_cost_usd.normalize():f}"
     return msgspec.json.encode(fields, order="sorted").decode()

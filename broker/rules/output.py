@@ -7,7 +7,7 @@ import msgspec
 from broker.domain.errors import ErrorCode
 from broker.domain.outcome import Outcome
 
-__all__ = ["error_line", "output_line", "refusal_line"]
+__all__ = ["error_line", "output_line", "refusal_line", "tried_in_vain"]
 
 _MESSAGES = {
     ErrorCode.BATCH_EXPIRED: "This request could not be executed before the completion window expired.",
@@ -16,6 +16,8 @@ _MESSAGES = {
     ErrorCode.BUDGET_EXCEEDED: "This request was ended because the batch's budget is spent.",
     ErrorCode.POISONED: "This request was given up: its worker crashed each time it ran alone.",
 }
+
+_JOB_EXPIRED = "This request could not be executed before its deadline."
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(msgspec.Raw).decode
@@ -58,6 +60,13 @@ def error_line(
         response,
         _encode(error),
     )
+
+
+def tried_in_vain(code: ErrorCode, tries: int, lane: str, last_code: str) -> str:
+    """Why a job ended that waited to be tried again."""
+    why = _JOB_EXPIRED if code is ErrorCode.JOB_EXPIRED else _MESSAGES[code]
+    often = "once" if tries == 1 else f"{tries:,} times, the last time"
+    return f"{why} It was tried {often} on lane {lane}, which ended as {last_code}."
 
 
 def refusal_line(batch_id: bytes, line_number: int, custom_id: str | None, code: ErrorCode, message: str) -> bytes:

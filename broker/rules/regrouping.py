@@ -14,7 +14,10 @@ from broker.rules.settling import Retry
 __all__ = ["FAILED_LANES_MAX", "another_try", "failed_lanes", "refusing_lanes", "regroup", "waiting_job"]
 
 FAILED_LANES_MAX = 16
-"""So many lanes that failed a job are kept by name; of more, those that refused it, then the first by the alphabet."""
+"""So many lanes that failed a job are kept by name, the first by the alphabet.
+
+Those that refused it are all kept, however many: a forgotten one would be asked again, and refuse at once, for ever.
+"""
 
 _REFUSED = "!"
 """What follows the name of a lane that is not asked again. No lane's name holds it."""
@@ -80,7 +83,7 @@ def _with_lane(lanes: str | None, lane: str, retry: Retry) -> str | None:
         known.add(lane)
     refusing = sorted(word for word in known if word.endswith(_REFUSED))
     others = sorted(word for word in known if not word.endswith(_REFUSED))
-    return " ".join(sorted((refusing + others)[:FAILED_LANES_MAX]))
+    return " ".join(sorted(refusing + others[: max(0, FAILED_LANES_MAX - len(refusing))]))
 
 
 def regroup(spans: Iterable[WaitingSpan]) -> list[WaitingSpan]:

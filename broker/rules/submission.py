@@ -13,8 +13,9 @@ from broker.domain.errors import ErrorCode
 from broker.domain.job import Constraints, GroupKey, SingleJob
 from broker.domain.lane import Lane
 from broker.domain.money import format_usd, nano_from_usd
+from broker.rules.abilities import Abilities, narrowed
 from broker.rules.admission import BODY_BYTES_MAX, Refusal, check_request
-from broker.rules.decisions import Candidate
+from broker.rules.decisions import Candidate, GroupPlan
 from broker.rules.demands import check_constraints
 from broker.rules.grouping import canonical_constraints
 from broker.rules.placement.facts import demands_of, facts_of
@@ -191,8 +192,7 @@ def _allowed(
     request: JobRequest, model: str, budget: int | None, lanes: Sequence[Lane], tenant_id: str
 ) -> tuple[str, list[Candidate]] | Refusal:
     """The canonical constraints under which the job may run on at least one lane, and those lanes."""
-    constraints = canonical_constraints(request.constraints)
-    plan = plan_group(GroupKey(tenant_id, request.endpoint, model, constraints, 0), lanes)
+    demands, plan = _plan(request, model, lanes, tenant_id)
     size = len(request.body)
     fitting = {str(lane.name) for lane in lanes if fits_message(lane, size)}
     candidates = [candidate for candidate in plan.candidates if candidate.lane in fitting]
@@ -214,9 +214,25 @@ def _allowed(
         )
         return Refusal(ErrorCode.BUDGET_EXCEEDED, "budget_usd", message)
     if len(affordable) == len(plan.candidates):
-        return constraints, affordable
+        return canonical_constraints(demands), affordable
     names = tuple(one.lane for one in affordable)
-    return canonical_constraints(msgspec.structs.replace(request.constraints, lanes=names)), affordable
+    return canonical_constraints(msgspec.structs.replace(demands, lanes=names)), affordable
+
+
+def _plan(request: JobRequest, model: str, lanes: Sequence[Lane], tenant_id: str) -> tuple[Constraints, GroupPlan]:
+    """Which lanes may run it under its constraints, and what it needs besides that not all of these can."""
+
+    def plan(demands: Constraints) -> GroupPlan:
+        return plan_group(GroupKey(tenant_id, request.endpoint, model, canonical_constraints(demands), 0), lanes)
+
+    allowed = plan(request.constraints)
+    names = {one.lane for one in allowed.candidates}
+    abilities = Abilities.of(lane.engine for lane in lanes if str(lane.name) in names)
+    need = abilities.need(request.endpoint, bytes(request.body)) if abilities != Abilities() else None
+    if need is None:
+        return request.constraints, allowed
+    demands = narrowed(request.constraints, need)
+    return demands, plan(demands)
 
 
 def _cost(candidate: Candidate) -> int:

@@ -18,6 +18,7 @@ from broker.clock import Clock
 from broker.database import desired_changes as desired
 from broker.database.connection import Database
 from broker.domain.desired import DESIRED_QUEUE, LaneDesired
+from broker.domain.errors import named
 from broker.signing import Signer
 
 __all__ = ["Announcer", "DesiredPublisher"]
@@ -70,7 +71,7 @@ class Announcer:
         return list(changes)
 
     def _rest(self, error: Exception) -> None:
-        _log.warning("desired_not_told", queue=DESIRED_QUEUE, error=type(error).__name__)
+        _log.warning("desired_not_told", queue=DESIRED_QUEUE, error=named(error))
         self._rests_until = time.monotonic() + _REST_SECONDS
 
     def _sealed(self, change: LaneDesired) -> bytes:

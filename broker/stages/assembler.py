@@ -15,7 +15,7 @@ from broker.domain.errors import BrokerError
 from broker.domain.job import BatchStatus
 from broker.domain.rerun import Rerun
 from broker.stages.merged_files import MergedFiles
-from broker.stages.output_files import BatchFiles
+from broker.stages.output_files import OutputFiles
 
 __all__ = ["Assembler"]
 
@@ -35,7 +35,7 @@ class Assembler:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._ahead: dict[bytes, BatchFiles | MergedFiles] = {}
+        self._ahead: dict[bytes, OutputFiles | MergedFiles] = {}
         self._looked_at: dict[bytes, int] = {}
 
     def step(self) -> list[BatchRecord]:
@@ -112,14 +112,14 @@ class Assembler:
         finally:
             self._drop(batch_id)
 
-    def _open(self, record: BatchRecord) -> BatchFiles | MergedFiles | None:
+    def _open(self, record: BatchRecord) -> OutputFiles | MergedFiles | None:
         if record.output_path is None or record.error_path is None:
             return None
         if Rerun.parse(record.source_name):
             runs = self._database.read(lambda connection: reruns.chain(connection, record.tenant_id, record))
             ids = [run.batch_id for run in runs]
             return MergedFiles(self._database, ids, record.output_path, record.error_path)
-        return BatchFiles(self._database, record.batch_id, record.output_path, record.error_path)
+        return OutputFiles(self._database, record.batch_id, record.output_path, record.error_path)
 
     def _drop(self, batch_id: bytes) -> None:
         if files := self._ahead.pop(batch_id, None):

@@ -15,16 +15,19 @@ import structlog
 from broker.clock import Clock
 from broker.database import batches, cancelling, jobs, plans, ready, shards
 from broker.database.batches import Counts
-from broker.database.connection import Connection, Database
+from broker.database.connection import Connection, Database, bulk_insert
 from broker.database.fencing import alone
+from broker.database.tables import result
 from broker.domain.errors import ErrorCode
 from broker.domain.ids import id_offset, ids_of_span
 from broker.domain.job import WaitingSpan
 from broker.domain.outcome import Outcome
 from broker.ledger.digests import submission_digest
+from broker.ledger.last_tries import tries_of
 from broker.ledger.streams import FixedSlot, OwnStream, StreamSlot
 from broker.ledger.submitted import submitted
 from broker.ledger.writing import Flush, OutcomeRow, append, ended_among
+from broker.rules.output import tried_in_vain
 from broker.rules.pricing import affordable_jobs
 from broker.wakeups import Topic, Wakeups
 
@@ -210,6 +213,7 @@ class Closer:
         tried = (job_id for one in endings if one.span.attempt_number > 1 for job_id in one.job_ids)
         ended = ended_among(connection, tried)
         endings = [one._replace(job_ids=[job_id for job_id in one.job_ids if job_id not in ended]) for one in endings]
+        _say_what_was_tried(connection, endings)
         ready.withdraw(connection, [one.span for one in endings])
         jobs.wait(connection, rest)
         flush = Flush(outcomes=_outcomes(connection, endings))
@@ -219,6 +223,16 @@ class Closer:
         for code, count in Counter(row.error_code for row in flush.outcomes).items():
             _log.info("waiting_jobs_ended", reason=code, jobs=count)
         return flush.outcomes
+
+
+def _say_what_was_tried(connection: Connection, endings: list[_Ending]) -> None:
+    """For who reads the error file: that a window closed says nothing of why that was in vain."""
+    codes = {job_id: one.code for one in endings if one.span.attempt_number > 1 for job_id in one.job_ids}
+    rows = [
+        (job_id, None, 0, "", codes[job_id], tried_in_vain(codes[job_id], *tries), None, None)
+        for job_id, tries in tries_of(connection, codes).items()
+    ]
+    bulk_insert(connection, result, rows)
 
 
 def _around(span: WaitingSpan, job_ids: list[bytes]) -> list[WaitingSpan]:

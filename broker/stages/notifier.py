@@ -21,6 +21,7 @@ from broker.clock import Clock
 from broker.database import replies
 from broker.database.connection import Connection, Database
 from broker.domain.bus_jobs import MESSAGE_BYTES_MAX, JobReply
+from broker.domain.errors import named
 from broker.ledger.replies_due import DueReply, due_of, due_page, refusals
 from broker.signing import Signer
 from broker.wakeups import Topic, Wakeups
@@ -186,7 +187,7 @@ class Notifier:
         return told
 
     def _leave_alone(self, queue: str, error: Exception) -> None:
-        _log.warning("replies_not_sent", queue=queue, error=type(error).__name__)
+        _log.warning("replies_not_sent", queue=queue, error=named(error))
         self._rests_until[queue] = time.monotonic() + _REST_SECONDS
 
     def _sealed(self, due: DueReply) -> bytes:

@@ -25,7 +25,7 @@ from broker.ledger import results
 from broker.ledger.results import EndedLine
 from broker.rules.output import error_line, output_line, refusal_line
 
-__all__ = ["BatchFiles", "Draft", "failure_of", "next_page_lines", "success_of"]
+__all__ = ["Draft", "OutputFiles", "failure_of", "next_page_lines", "success_of"]
 
 _LINES_PER_PAGE = 500  # of the first page
 _LINES_PER_PAGE_MAX = 2_000
@@ -34,7 +34,7 @@ _PAGE_BYTES = 4_000_000
 T = TypeVar("T")
 
 
-class BatchFiles:
+class OutputFiles:
     """The two files of one batch. Whatever raises, call `discard` then."""
 
     def __init__(self, database: Database, batch_id: bytes, output_path: str, error_path: str) -> None:

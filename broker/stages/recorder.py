@@ -55,9 +55,9 @@ class Delivered(Protocol):
 class _News:
     """An event, and what its jobs' ends say about its lane.
 
-    `in_company`: the indices of those that failed while the lane worked; `failed`: the jobs that did. `fault`: the last
-    that speaks against the lane, and for how many seconds its server asks to be left alone. `is_well`: it succeeded
-    after that.
+    `in_company`: the indices of those that failed while their worker did others; `failed`: the jobs that did. `fault`:
+    the last that speaks against the lane, and for how many seconds its server asks to be left alone. `is_well`: it
+    succeeded after that.
     """
 
     __slots__ = ("event", "failed", "fault", "has_succeeded", "in_company", "is_well")
@@ -126,7 +126,7 @@ class Recorder:
             written = self._database.write(lambda connection: self._write(connection, news, stream))
             for one in news:
                 for job_id in one.failed:
-                    self._streaks.note_job(one.event.lane, job_id)
+                    self._streaks.note_job(one.event.lane, one.event.worker_id, job_id)
             self._wakeups.notify(Topic.DISPATCHER, Topic.ASSEMBLER)
             self._wakeups.endings.announce(written.ended)
             for one in news:
@@ -191,23 +191,24 @@ class Recorder:
         for ran in event.jobs if isinstance(event, JobsRan) else ():
             if ran.outcome is Outcome.SUCCEEDED:
                 if not after_success:  # a success right after another says nothing new
-                    self._streaks.note_success(event.lane, ran.ended_us)
+                    self._streaks.note_success(event.lane, event.worker_id, ran.ended_us)
                     news.is_well = news.has_succeeded = after_success = True
                 continue
             after_success = False
-            if self._streaks.note_failure(event.lane, ran.outcome, ran.error_code, ran.started_us):
+            who = (event.lane, event.worker_id)
+            if self._streaks.note_failure(*who, ran.outcome, ran.error_code, ran.started_us):
                 news.in_company.add(ran.index)
             code = ran.error_code if ran.outcome is Outcome.FAILED else None
-            if code and self._streaks.is_at_fault(event.lane, code):
+            if code and self._streaks.is_at_fault(event.lane, code, ran.retry_after_s):
                 news.fault = (code, max(ran.retry_after_s, news.fault[1] if news.fault else 0))
                 news.is_well = False
         return news
 
     def _is_in_company(self, news: _News, record: ShardRecord, index: int) -> bool:
-        """Whether others succeeded on its lane while this job failed there, or since it failed there before."""
-        job_id = record.job_id_at(index)
+        """Whether its worker did others while this job failed there, or since it failed there before."""
+        job_id, event = record.job_id_at(index), news.event
         news.failed.add(job_id)
-        return index in news.in_company and not self._streaks.has_failed_since(record.lane, job_id)
+        return index in news.in_company and not self._streaks.has_failed_since(event.lane, event.worker_id, job_id)
 
     def _tell_health(self, news: _News) -> None:
         lane = news.event.lane

@@ -14,6 +14,7 @@ from broker.clock import Clock
 from broker.database import jobs, shards
 from broker.database.connection import Connection, Database
 from broker.database.shards import OutboxRow, ShardRecord
+from broker.domain.errors import named
 from broker.domain.lane import Lane
 from broker.domain.shard import RunShard, ShardJob, ShardSpan, ShardState
 from broker.signing import Signer
@@ -87,7 +88,7 @@ class Relay:
     def _note_failures(self, failed: dict[str, Exception]) -> None:
         """Lanes whose bus failed are left out for a moment, lest their rows, the oldest, keep the others waiting."""
         for lane, error in failed.items():
-            _log.warning("lane_not_reached", lane=lane, error=type(error).__name__)
+            _log.warning("lane_not_reached", lane=lane, error=named(error))
             self._rests_until[lane] = time.monotonic() + _REST_SECONDS
 
     def _seal_oldest(self, connection: Connection) -> tuple[list[OutboxRow], dict[str, list[bytes]]]:

@@ -6,10 +6,8 @@ the embedded form) lanes of its own; each is judged by itself.
 
 from __future__ import annotations
 
-import uuid
 from contextlib import ExitStack
 
-import kombu
 import pytest
 
 from tests.flow.program import Program, custom_ids, kill_group
@@ -18,7 +16,6 @@ from tests.harness.certificates import Certificates
 from tests.harness.sick_server import TROUBLES, Ward
 from tests.harness.trouble import (
     ATTEMPTS,
-    Cell,
     Plan,
     Seen,
     each_apart,
@@ -28,6 +25,7 @@ from tests.harness.trouble import (
     table,
 )
 from tests.harness.unsure_names import NAMES_FOLDER
+from tests.services.private_rabbit import PrivateRabbit
 
 pytestmark = pytest.mark.slow
 
@@ -37,8 +35,6 @@ LONGER = ("429", "500", "loading", "refused connection", "no answer")
 EMBEDDED = each_apart(TROUBLES, LONGER)
 LIMITED = limited()
 
-PREFIX = f"t{uuid.uuid4().hex[:8]}-"
-"""For the names of lanes, and so of queues, on a bus that others use too."""
 SERVED_ALONE = (
     "429",
     "429, Retry-After in seconds",
@@ -52,12 +48,8 @@ SERVED_ALONE = (
     "loading",
 )
 SERVED_BESIDE = ("429, Retry-After in seconds", "500", "no answer", "refused connection")
-SERVED = few_lanes(SERVED_ALONE, SERVED_BESIDE, PREFIX)
-HALVES = [few_lanes(TROUBLES[part::2], TROUBLES[part::2], f"{PREFIX}{part}-") for part in (0, 1)]
-
-
-def _id_of(cell: Cell) -> str:
-    return cell.name.removeprefix(PREFIX)
+SERVED = few_lanes(SERVED_ALONE, SERVED_BESIDE, "")
+HALVES = [few_lanes(TROUBLES[part::2], TROUBLES[part::2], f"half{part}-") for part in (0, 1)]
 
 
 def run_embedded(plan: Plan, folder) -> Seen:
@@ -80,16 +72,15 @@ def run_embedded(plan: Plan, folder) -> Seen:
         return Seen(plan, ward.servers, program.query(ATTEMPTS), custom_ids(program.output), custom_ids(program.errors))
 
 
-def run_served(plan: Plan, folder, database_url, bus_url) -> Seen:
+def run_served(plan: Plan, folder, database_url) -> Seen:
     """`broker serve` with all roles, a worker to each lane, and one batch of all cells' lines."""
     certificates = Certificates(folder)
     (known := folder / "names").mkdir()
     (folder / "in.jsonl").write_bytes(encoded(plan.requests()))
     environment = {"SSL_CERT_FILE": str(certificates.trusted_file), NAMES_FOLDER: str(known)}
-    with Ward(plan.servers, known, certificates) as ward, ExitStack() as stack:
+    with PrivateRabbit() as rabbit, Ward(plan.servers, known, certificates) as ward, ExitStack() as stack:
         urls = {name: server.url for name, server in ward.servers.items()}
-        served = Served(folder, database_url, bus_url, plan.catalog(urls, bus_url=bus_url), environment)
-        stack.callback(_remove_queues, plan, bus_url)
+        served = Served(folder, database_url, rabbit.url, plan.catalog(urls, bus_url=rabbit.url), environment)
         stack.callback(served.close)
         for one in plan.servers:
             served.broker("keys", "lane", "create", one.name)
@@ -106,13 +97,6 @@ def run_served(plan: Plan, folder, database_url, bus_url) -> Seen:
         assert "Traceback" not in said + served.logs()
         assert "Every row is as it was written." in served.broker("ledger", "verify")
         return Seen(plan, ward.servers, served.rows(ATTEMPTS), custom_ids(output), custom_ids(errors))
-
-
-def _remove_queues(plan: Plan, bus_url: str) -> None:
-    with kombu.Connection(bus_url) as connection, connection.channel() as channel:
-        for one in plan.servers:
-            for queue in (f"lane.{one.name}.shards", f"lane.{one.name}.events"):
-                channel.queue_delete(queue)
 
 
 def shown(seen: Seen) -> Seen:
@@ -147,25 +131,25 @@ def test_limits_in_one_process(embedded_limited, cell):
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory, postgres_url, rabbitmq_url) -> Seen:
-    return shown(run_served(SERVED, tmp_path_factory.mktemp("served"), postgres_url, rabbitmq_url))
+def served(tmp_path_factory, postgres_url) -> Seen:
+    return shown(run_served(SERVED, tmp_path_factory.mktemp("served"), postgres_url))
 
 
-@pytest.mark.parametrize("cell", SERVED.cells, ids=_id_of)
+@pytest.mark.parametrize("cell", SERVED.cells, ids=lambda cell: cell.name)
 def test_with_a_worker_to_each_lane(served, cell):
     assert served.found(cell).faults == []
 
 
 @pytest.fixture(scope="module")
-def served_halves(tmp_path_factory, postgres_url, rabbitmq_url) -> list[Seen]:
+def served_halves(tmp_path_factory, postgres_url) -> list[Seen]:
     """One after the other, for each has two dozen processes."""
-    return [shown(run_served(half, tmp_path_factory.mktemp("half"), postgres_url, rabbitmq_url)) for half in HALVES]
+    return [shown(run_served(half, tmp_path_factory.mktemp("half"), postgres_url)) for half in HALVES]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "cell"),
-    [pytest.param(number, cell, id=_id_of(cell)) for number, half in enumerate(HALVES) for cell in half.cells],
+    [pytest.param(number, cell, id=cell.name) for number, half in enumerate(HALVES) for cell in half.cells],
 )
 def test_each_with_a_worker_to_each_lane(served_halves, number, cell):
     assert served_halves[number].found(cell).faults == []

@@ -25,13 +25,13 @@ QUICK = "HARNESS_QUICK"
 RETRY_SECONDS = "HARNESS_RETRY_SECONDS"
 
 PARTS = {
-    "api": ("broker.intake.single_jobs", "Submitting", "_commit"),
+    "api": ("broker.intake.single_jobs", "SingleJobs", "_commit"),
     "door": ("uvicorn.server", "Server", "on_tick"),  # it answers whatever a request raises
     "intake": ("broker.intake.uploads", "UploadReader", "step"),
     "planner": ("broker.stages.planner", "Planner", "step"),
     "dispatcher": ("broker.stages.dispatcher", "Dispatcher", "step"),
     "relay": ("broker.stages.relay", "Relay", "step"),
-    "receiving": ("broker.intake.bus_jobs", "Receiving", "step"),
+    "receiving": ("broker.intake.bus_jobs", "BusJobs", "step"),
     "recorder": ("broker.bootstrap.recording", "_Recording", "step"),
     "rescuer": ("broker.stages.rescuer", "Rescuer", "step"),
     "closer": ("broker.stages.closer", "Closer", "step"),

@@ -13,7 +13,9 @@ import pytest
 from broker.database.drivers.postgres.database import PostgresDatabase
 from tests.postgres.conftest import TERMS, emptying
 from tests.unit.builders import World, a_lane
-from tests.unit.test_instances import *  # noqa: F403 (the tests themselves)
+from tests.unit.test_abilities import *  # noqa: F403 (the tests themselves)
+from tests.unit.test_instances import *  # noqa: F403 (as above)
+from tests.unit.test_lanes_out import *  # noqa: F403 (as above)
 from tests.unit.test_late_words import *  # noqa: F403 (as above)
 from tests.unit.test_many_to_end import *  # noqa: F403 (as above)
 from tests.unit.test_nul import *  # noqa: F403 (as above)
@@ -28,6 +30,7 @@ from tests.unit.test_stage_recorder import *  # noqa: F403 (as above)
 from tests.unit.test_stage_rescuer import *  # noqa: F403 (as above)
 from tests.unit.test_stage_tenants import *  # noqa: F403 (as above)
 from tests.unit.test_submitting import *  # noqa: F403 (as above)
+from tests.unit.test_tried_in_vain import *  # noqa: F403 (as above)
 from tests.unit.test_unknown_costs import *  # noqa: F403 (as above)
 from tests.unit.test_unknown_lanes import *  # noqa: F403 (as above)
 from tests.unit.test_what_spans_carry import *  # noqa: F403 (as above)

@@ -31,7 +31,7 @@ from broker.domain.outcome import Outcome
 from broker.domain.shard import Bitmap, ClaimAnswer, ClaimShard, RenewAnswer, RenewLease, RunShard, ShardJob, ShardState
 from broker.domain.usage import Usage
 from broker.health import LaneHealth
-from broker.intake.batch_files import BatchRequest, Intake
+from broker.intake.batch_files import BatchFiles, BatchRequest
 from broker.leasing import LeaseDoor
 from broker.ledger.prices import import_prices
 from broker.ledger.verifying import Verification, verify
@@ -226,7 +226,7 @@ class World:
         )
         parts: dict[str, Any] = {"database": database, "lanes": self.lanes, "clock": self.clock}
         parts["wakeups"] = self.wakeups
-        self.intake = Intake(database, {MODEL, "m2"}, self.clock, self.wakeups, self.lanes)
+        self.intake = BatchFiles(database, {MODEL, "m2"}, self.clock, self.wakeups, self.lanes)
         self.health = LaneHealth(lambda: self.clock.now_us / SECOND_US, jitter=lambda: 1.0)
         self.place_by(Policy())
         self.door = LeaseDoor(database, self.clock, LEASE_SECONDS)
@@ -234,9 +234,10 @@ class World:
         self.rescuer = Rescuer(lease_seconds=LEASE_SECONDS, **parts)
         self.closer = Closer(database=database, clock=self.clock, wakeups=self.wakeups)
 
-    def place_by(self, policy: Policy) -> None:
-        """Planner and dispatcher begin anew, with this policy and one worker for each lane."""
-        slots = {str(lane.name): lane.slots for lane in self.lanes}
+    def place_by(self, policy: Policy, slots: dict[str, int] | None = None) -> None:
+        """Planner and dispatcher begin anew, with this policy and one worker for each lane, or so many slots."""
+        if slots is None:
+            slots = {str(lane.name): lane.slots for lane in self.lanes}
         parts: dict[str, Any] = {"database": self.database, "lanes": self.lanes, "clock": self.clock, "policy": policy}
         parts |= {"wakeups": self.wakeups, "health": self.health, "capacity": lambda _connection: slots}
         self.planner, self.dispatcher = Planner(**parts), Dispatcher(**parts)

@@ -103,6 +103,17 @@ class Bucket(Server):
         return True
 
 
+class Several(Server):
+    """So many servers behind one address, asked in turn, of which one refuses all."""
+
+    def __init__(self, count, **options):
+        super().__init__(**options)
+        self.count = count
+
+    def takes(self, now_s):
+        return self.calls % self.count != 0
+
+
 class SickFor(Server):
     """Refuses everything until then."""
 

@@ -12,9 +12,9 @@ from broker.bus.envelope import Kind, seal
 from broker.bus.inbox import Inbox
 from broker.bus.publisher import Publisher
 from broker.domain.bus_jobs import JOBS_QUEUE, SubmitJobs
-from broker.intake.bus_jobs import MESSAGES_PER_STEP, Receiving
+from broker.intake.bus_jobs import MESSAGES_PER_STEP, BusJobs
 from broker.intake.outlook import Outlook
-from broker.intake.single_jobs import Submitting
+from broker.intake.single_jobs import SingleJobs
 from broker.sdk.jobs_bus import JobsPublisher, Replies
 from broker.signing import KeyRing, KeyRole, PublicKey
 from broker.stages.notifier import Notifier
@@ -60,7 +60,7 @@ class ProducersWorld:
                 "broker": PublicKey(KeyRole.BROKER, "broker", broker_key.public_key()),
             }
         )
-        self.submitting = Submitting(world.database, world.clock, world.wakeups)
+        self.submitting = SingleJobs(world.database, world.clock, world.wakeups)
         self._thread = threading.Thread(target=self.submitting.run, daemon=True)
         self._thread.start()
         self.outlook = Outlook(world.database, world.lanes, world.clock)
@@ -79,7 +79,7 @@ class ProducersWorld:
 
     def receiver(self, inbox, submitting=None):
         world = self.world
-        return Receiving(
+        return BusJobs(
             inbox=inbox,
             database=world.database,
             submitting=submitting or self.submitting,

@@ -230,7 +230,7 @@ def test_how_long_to_wait_is_read_of_every_refusal(status: int, headers: str, ex
 
 
 def test_an_oversized_reply_is_cut_off() -> None:
-    assert _code(_exchange(_Server(body=b" " * 300_000), reply_bytes_max=200_000)) is ErrorCode.ENGINE_INVALID_REPLY
+    assert _code(_exchange(_Server(body=b" " * 300_000), reply_bytes_max=200_000)) is ErrorCode.REPLY_TOO_LARGE
     outcome = _exchange(_Server(500, b" " * 1_000_001))
     assert isinstance(outcome, EngineError)
     assert (outcome.code, outcome.body) == (ErrorCode.ENGINE_FAILED, b"")

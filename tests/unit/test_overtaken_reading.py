@@ -12,7 +12,7 @@ from broker.database import batches
 from broker.database.tables import batch, batch_refusal, job
 from broker.domain.job import BatchStatus
 from broker.intake import batch_lines
-from broker.intake.batch_files import Intake
+from broker.intake.batch_files import BatchFiles
 from broker.stages.assembler import Assembler
 from tests.unit.builders import MODEL, World, a_job_ran, some_lines
 
@@ -61,7 +61,7 @@ def test_two_that_read_the_same_batch_take_each_line_in_once(world, monkeypatch,
     monkeypatch.setattr(batch_lines, "_CHUNK_LINES", pieces)
     content = some_lines(10)
     record = world.create(content)
-    other = Intake(world.database, {MODEL}, world.clock, world.wakeups, world.lanes)
+    other = BatchFiles(world.database, {MODEL}, world.clock, world.wakeups, world.lanes)
     reading = other.read_batch(record, io.BytesIO(content))
     source = Pausing(content, lambda: next(reading))
     *_, last = world.intake.read_batch(record, source)
@@ -79,7 +79,7 @@ def test_two_that_read_at_once_take_each_line_in_once(world, monkeypatch):
     together = threading.Barrier(2)
 
     def read() -> None:
-        intake = Intake(world.database, {MODEL}, world.clock, world.wakeups, world.lanes)
+        intake = BatchFiles(world.database, {MODEL}, world.clock, world.wakeups, world.lanes)
         together.wait()
         for record in records:
             list(intake.read_batch(record, io.BytesIO(content)))

@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 def test_the_names_are_those_and_each_is_there():
     assert broker.__all__ == ["Client", "DesiredEvents", "JobsPublisher", "Replies"]
     assert [getattr(broker, name).__name__ for name in broker.__all__] == broker.__all__
-    with pytest.raises(AttributeError, match="module 'broker' has no attribute 'Intake'"):
-        broker.Intake  # noqa: B018 (asking is the test)
+    with pytest.raises(AttributeError, match="module 'broker' has no attribute 'BatchFiles'"):
+        broker.BatchFiles  # noqa: B018 (asking is the test)
 
 
 @pytest.mark.parametrize(

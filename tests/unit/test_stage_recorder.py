@@ -169,7 +169,7 @@ def test_a_failure_waits_again_and_at_the_limit_ends_its_job(world):
     for failures in range(1, FAILURES_MAX + 1):
         (shard,) = world.claimed()
         assert (shard.spans[0].failures, shard.spans[0].attempt_number) == (failures - 1, failures)
-        world.recorder._streaks.note_success("lane-a", 0)  # another's job, meanwhile
+        world.recorder._streaks.note_success("lane-a", "w1", 0)  # another's job, meanwhile
         world.record(world.ran(shard, a_failure()))
         if failures < FAILURES_MAX:
             (span,) = world.waiting()

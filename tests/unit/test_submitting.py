@@ -17,7 +17,7 @@ from broker.domain.ids import id_at
 from broker.domain.job import Constraints, SingleJob
 from broker.domain.lane import LaneState
 from broker.domain.shard import Bitmap
-from broker.intake.single_jobs import KeyTaken, Submitted, Submitting
+from broker.intake.single_jobs import KeyTaken, SingleJobs, Submitted
 from broker.ledger.tables import job_outcome
 from broker.rules.admission import Refusal
 from broker.rules.submission import Admitted, JobRequest, admit_job
@@ -162,7 +162,7 @@ def test_a_lane_that_is_held_gets_no_shard(make_world):
 
 
 def test_a_key_stands_for_one_job_within_a_commit_and_after_it(world):
-    door = Submitting(world.database, world.clock, world.wakeups)
+    door = SingleJobs(world.database, world.clock, world.wakeups)
     answers = []
     same, other = b"s" * 32, b"o" * 32
     for jobs in ([("a", same)], [("a", same)], [("a", other)], [("b", same), ("b", other)], [("c", same)]):
@@ -180,7 +180,7 @@ def test_a_key_stands_for_one_job_within_a_commit_and_after_it(world):
 
 def test_an_answer_that_raises_holds_up_no_other_answer_and_ends_no_thread(world):
     """Such as that of a producer whose event loop has closed meanwhile."""
-    submitting = Submitting(world.database, world.clock, world.wakeups)
+    submitting = SingleJobs(world.database, world.clock, world.wakeups)
     answers = []
 
     def gone(_answer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import msgspec
 import pytest
 
 from broker.domain.errors import ErrorCode
@@ -146,6 +147,19 @@ def test_a_server_is_left_alone_for_as_long_as_it_says(make_world):
     assert ends(world) == {"succeeded": 5}
 
 
+def test_a_lane_that_works_rests_too_where_its_server_asks_for_longer_than_its_worker_waits(make_world):
+    """Its worker sends nothing meanwhile, so what it were given would come back at once, over and over."""
+    world = make_world(CHEAP)
+    world.take_in(some_lines(20))
+    shard, other = world.claimed()
+    world.record(world.ran(shard, *(a_job_ran(n) for n in range(7)), a_failure(7, ErrorCode.ENGINE_BUSY)))
+    assert len(world.claimed()) == 1
+    world.record(world.ran(other, a_job_ran(0), a_failure(1, ErrorCode.ENGINE_BUSY, retry_after_s=20)))
+    world.record(world.returned(other, ErrorCode.ENGINE_BUSY))
+    assert world.dispatch() == []
+    assert 19 < world.health.resting()["cheap"].left_s <= 20
+
+
 def test_one_job_tries_a_lane_after_its_rest_and_one_that_is_lost_is_followed_by_another(make_world):
     world = make_world(CHEAP)
     world.take_in(some_lines(20))
@@ -267,3 +281,40 @@ def test_a_limit_that_some_get_through_rests_nothing_and_is_never_counted(make_w
     played.run(120)
     assert ends(world) == {"succeeded": 60}
     assert {row.lane for row in world.rows(attempt)} >= {"cheap"}
+
+
+def of_worker(world, worker, shard, *ran):
+    return msgspec.structs.replace(world.ran(shard, *ran), worker_id=worker)
+
+
+def test_a_worker_with_a_sick_server_blames_no_job_for_what_its_lanes_other_worker_does(make_world):
+    """The two have a lane in common and not a server. All of one's jobs come to the sick one, time and again."""
+    world = make_world(a_lane("two", engine=ENGINE, shard_jobs_max=1, slots=2))
+    world.take_in(some_lines(1))
+    for _ in range(10):
+        (shard,) = world.dispatch()
+        world.claim(shard, "sick")
+        world.take_in(some_lines(1, f"of-{world.clock()}"))
+        (other,) = world.dispatch()
+        world.claim(other, "well")
+        now = {"started_us": world.clock(), "ended_us": world.clock()}
+        world.record(of_worker(world, "sick", shard, a_failure(0, ErrorCode.ENGINE_FAILED, **now)))
+        world.record(of_worker(world, "well", other, a_job_ran(0, **now)))
+        world.clock.advance(31)
+    assert ends(world) == {"succeeded": 10}
+
+
+def test_a_job_that_fails_beside_others_of_its_own_worker_ends_whatever_the_other_worker_does(make_world):
+    world = make_world(a_lane("two", engine=ENGINE, shard_jobs_max=1, slots=2))
+    world.take_in(some_lines(1))
+    for _ in range(4):
+        (shard,) = world.dispatch()
+        world.claim(shard, "well")
+        now = {"started_us": world.clock(), "ended_us": world.clock()}
+        world.take_in(some_lines(1, f"of-{world.clock()}"))
+        (other,) = world.dispatch()
+        world.claim(other, "well")
+        world.record(of_worker(world, "well", other, a_job_ran(0, **now)))
+        world.record(of_worker(world, "well", shard, a_failure(0, ErrorCode.ENGINE_FAILED, **now)))
+        world.clock.advance(31)
+    assert ends(world) == {"succeeded": 4, "failed": 1}

@@ -16,7 +16,7 @@ from broker.domain.lane import Market
 from broker.ledger.tables import attempt
 from broker.rules.admission import admit_line
 from broker.rules.beginnings import by_beginning, digest_of, label
-from broker.rules.regrouping import FAILED_LANES_MAX, another_try, failed_lanes, regroup
+from broker.rules.regrouping import FAILED_LANES_MAX, another_try, failed_lanes, refusing_lanes, regroup
 from broker.rules.settling import Retry
 from tests.unit.builders import (
     ENDPOINT,
@@ -150,6 +150,29 @@ def test_so_many_failed_lanes_are_kept_and_no_more():
     for name in reversed(names):
         span = another_try(another_try(span, name, retry, 0), name, retry, 0)
     assert failed_lanes(span) == tuple(names[:FAILED_LANES_MAX])
+
+
+def test_lanes_that_refused_are_all_kept_for_a_forgotten_one_would_be_asked_for_ever():
+    failed, refused = Retry(0.0, 1, 0, alone=False, lane_failed=True), Retry(0.0, 0, 0, alone=False, lane_refused=True)
+    names = [f"lane-{number:02}" for number in range(FAILED_LANES_MAX + 5)]
+    span = another_try(a_span(), "a-lane", failed, 0)
+    for name in names:
+        span = another_try(span, name, refused, 0)
+    assert refusing_lanes(span) == tuple(names)
+
+
+@pytest.mark.parametrize("code", [ErrorCode.ENGINE_UNSUITED, ErrorCode.ENGINE_REFUSED])
+def test_each_of_many_lanes_is_asked_once_for_what_it_cannot_do(make_world, code):
+    lanes = [a_lane(f"lane-{number:02}") for number in range(FAILED_LANES_MAX + 5)]
+    world = make_world(*lanes)
+    world.take_in(some_lines(1))
+    while sent := world.claimed():
+        assert len(world.rows(attempt)) < len(lanes), "a lane is asked twice"
+        world.record(*(world.ran(one, a_failure(0, code)) for one in sent))
+        world.clock.advance(1)
+    asked = [row.lane for row in world.rows(attempt)]
+    expected = 2 if code is ErrorCode.ENGINE_REFUSED else len(lanes)  # a second refusal is believed
+    assert (len(asked), len(set(asked)), world.waiting_jobs()) == (expected, expected, 0)
 
 
 # ------------------------------------------------------------------------------------------------------- beginnings

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.domain.errors import ErrorCode
-from tests.unit.paced import AtOnce, Bucket, Hanging, Lane, Server, SickFor, Sliding, Window
+from tests.unit.paced import AtOnce, Bucket, Hanging, Lane, Server, Several, SickFor, Sliding, Window
 from tests.unit.virtual_time import run_virtually
 from workers.pace import PAUSE_MAX_S, RAMP_S, TROUBLE_ANSWERS, Pace
 
@@ -82,6 +82,21 @@ def test_after_a_pause_that_was_asked_for_calls_begin_one_by_one():
     for second, limit in ((2.9, 1), (3.0 + RAMP_S, 2), (3.0 + 2 * RAMP_S, 3)):
         pace.step(second)
         assert pace.limit == limit  # and three were under way when it was refused
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(10, 120), (3, 600), (2, 900)])
+def test_servers_of_which_one_refuses_all_are_not_sent_less_and_less(count, seconds):
+    """However slowly they are asked, each so-manieth call is refused: that it slows down for ever helps nobody."""
+    lane, took_s = sent(lambda: Several(count, code=ErrorCode.ENGINE_UNAVAILABLE), lines=1_000)
+    assert took_s < seconds
+    assert lane.server.calls <= 1.1 * 1_000 * count / (count - 1)
+
+
+@pytest.mark.parametrize("kind", [lambda: Window(1), lambda: Sliding(3), lambda: Bucket(1, size=1)])
+def test_a_low_rate_is_kept_to_all_the_same(kind):
+    lane, took_s = sent(kind, lines=200)
+    assert lane.server.calls <= 1.1 * 200
+    assert took_s < 260
 
 
 def test_503_is_a_limit_too_where_others_are_served():

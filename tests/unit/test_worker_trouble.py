@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import msgspec
 import pytest
@@ -222,3 +223,51 @@ def test_a_job_for_an_engine_that_is_not_started_is_told_so_and_nothing_is_sent(
     assert (engine.begun, returned(events)) == ([], [ErrorCode.ENGINE_STARTING])
     worker.loop.call_soon_threadsafe(worker.deployment.say_started)
     assert {job.outcome for job in ran_jobs(worker.run(an_order(10))).values()} == {Outcome.SUCCEEDED}
+
+
+def asked_to_leave_it_alone(hire, retry_after_s=9.0):
+    """A worker that did two jobs, and was then asked to wait for long."""
+    engine = Told([None, None, EngineError(BUSY, "no", retry_after_s=retry_after_s)])
+    worker = told(hire, engine, concurrency=1, slots=2)
+    events = worker.run(an_order(5))
+    assert (sorted(ran_jobs(events)), returned(events)) == ([0, 1, 2], [BUSY])
+    return engine, worker
+
+
+def test_what_cannot_be_sent_is_not_handed_back_at_once_so_that_it_does_not_go_round_and_round(hire):
+    engine, worker = asked_to_leave_it_alone(hire)
+    began = time.monotonic()
+    for _ in range(2):
+        assert returned(worker.run(an_order(5))) == [BUSY]
+    assert (time.monotonic() - began >= 1.0, len(engine.begun)) == (True, 3)
+
+
+def test_what_was_held_back_goes_on_as_soon_as_the_trouble_is_over(hire):
+    _engine, worker = asked_to_leave_it_alone(hire)
+    threads = [worker.in_background(an_order(5)) for _ in range(2)]
+    until(lambda: len(worker.door.claims) == 3)
+    worker.settle()
+    worker.loop.call_soon_threadsafe(worker.deployment.throttle.open)
+    for thread in threads:
+        thread.join(5)
+    events = worker.events()
+    assert ([job.outcome for job in ran_jobs(events).values()], returned(events)) == ([Outcome.SUCCEEDED] * 5, [])
+
+
+@pytest.mark.parametrize("cancels", [False, True], ids=["a drain", "a cancel"])
+def test_what_is_held_back_ends_at_once_by(hire, cancels):
+    engine, worker = asked_to_leave_it_alone(hire)
+    worker.door.lease_seconds = 30
+    thread = worker.in_background(an_order(5))
+    until(lambda: len(worker.door.claims) == 2)
+    worker.settle()
+    began = time.monotonic()
+    if cancels:
+        worker.door.cancels = True
+        worker.runner.renew_soon()
+    else:
+        worker.runner.preempt()
+    thread.join(5)
+    assert time.monotonic() - began < 0.4
+    assert returned(worker.events()) == [ErrorCode.BATCH_CANCELLED if cancels else ErrorCode.PREEMPTED]
+    assert len(engine.begun) == 3

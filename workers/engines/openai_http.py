@@ -208,8 +208,9 @@ class OpenAIHttpEngine:
             if size > limit:
                 if not is_success:
                     return b""
-                message = f"the engine's reply is invalid: larger than {limit} bytes"
-                raise EngineError(ErrorCode.ENGINE_INVALID_REPLY, message, status_code=response.status)
+                # Asked again it would be as large, and be paid for again.
+                message = f"the engine's reply is larger than {limit:,} bytes"
+                raise EngineError(ErrorCode.REPLY_TOO_LARGE, message, status_code=response.status)
         return b"".join(chunks)
 
 

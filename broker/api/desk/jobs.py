@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from broker.api.errors import Refused
-from broker.api.views import job_state
-from broker.database import cancelling, plans, submissions
-from broker.domain.answers import JobState
+from broker.api.views import job_state, lane_out
+from broker.database import cancelling, lane_states, plans, submissions
+from broker.database.connection import Connection
+from broker.domain.answers import JobState, LaneOut
 from broker.domain.identity import Identity
 from broker.domain.ids import format_id, parse_id
 from broker.domain.job import SingleJob
@@ -42,7 +43,7 @@ class JobsDesk:
         return admitted
 
     def offer(self, identity: Identity, jobs: Sequence[Admitted], answer: Callable[[Answer], None]) -> None:
-        """See `Submitting.offer`."""
+        """See `SingleJobs.offer`."""
         self._front.submitting.offer(identity, jobs, answer)
 
     def watch(self, _identity: Identity, job_id: bytes, told: Callable[[], None]) -> None:
@@ -58,10 +59,20 @@ class JobsDesk:
         job = self._standing(identity, text)
         if job.ended_us is not None:
             return job_state(job)
-        late_us = self._database.read(
-            lambda connection: plans.late_job_us(connection, identity.tenant, job.job_id),
-        )
-        return job_state(job, late_us)
+        resting = self._front.health.resting()
+
+        def work(connection: Connection) -> tuple[int | None, tuple[LaneOut, ...]]:
+            late_us = plans.late_job_us(connection, identity.tenant, job.job_id)
+            held = lane_states.held_lanes(connection)
+            plan = plans.of_job(connection, identity.tenant, job.job_id) if held or resting else None
+            if plan is None or job.lane is not None:
+                return late_us, ()
+            now_us = self._front.clock()
+            names = sorted(one.lane for one in plan.candidates)
+            found = (lane_out(name, held.get(name), resting.get(name), now_us) for name in names)
+            return late_us, tuple(one for one in found if one is not None)
+
+        return job_state(job, *self._database.read(work))
 
     def has_ended(self, identity: Identity, job_id: bytes) -> bool:
         """Whether the job has an outcome."""

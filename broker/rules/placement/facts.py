@@ -37,6 +37,8 @@ def facts_of(lane: Lane, speeds: Mapping[str, Speed] | None = None) -> LaneFacts
         supply=lane.supply,
         precision=lane.precision,
         models=lane.engine.models,
+        pictures=lane.engine.pictures,
+        context_tokens=lane.engine.context_tokens,
         price_version=lane.price.version,
         hour_nano_usd=lane.price.instance_hour_pico_usd // _PICO_PER_NANO,
         job_nano_usd=expected if lane.price.meter is PriceMeter.TOKEN else {},
@@ -85,4 +87,6 @@ def demands_of(constraints: str) -> Demands:
         precisions=found.precisions,
         interruptible=found.interruptible,
         job_cost_max_nano_usd=limit,
+        pictures=found.pictures,
+        context_tokens_min=found.context_tokens,
     )

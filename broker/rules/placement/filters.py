@@ -12,7 +12,7 @@ import msgspec
 from broker.domain.lane import Market
 from broker.rules.decisions import Removed
 from broker.rules.placement.lanes import LaneFacts, Supply
-from broker.rules.placement.work import Terms
+from broker.rules.placement.work import Demands, Terms
 
 __all__ = ["Eligibility", "bits", "eligible", "job_cost_nano_usd"]
 
@@ -84,12 +84,24 @@ def _filters(terms: Terms) -> Iterator[tuple[str, Callable[[LaneFacts], bool]]]:
         yield f"regions: {_words(denied_regions)} denied", lambda lane: lane.region not in denied_regions
     if demands.markets:
         yield f"markets: not among {_words(demands.markets)}", lambda lane: lane.market in demands.markets
-    if demands.precisions:
-        yield f"precision: not among {_words(demands.precisions)}", lambda lane: lane.precision in demands.precisions
+    yield from _engine_filters(demands)
     if not demands.interruptible:
         yield "interruptible: may be taken away", lambda lane: lane.market is not Market.SPOT
     if (limit := demands.job_cost_max_nano_usd) is not None:
         yield f"cost: above {limit} nano-USD a job", lambda lane: job_cost_nano_usd(lane, terms.kind) <= limit
+
+
+def _engine_filters(demands: Demands) -> Iterator[tuple[str, Callable[[LaneFacts], bool]]]:
+    """Those of what an engine can do."""
+    if demands.precisions:
+        yield f"precision: not among {_words(demands.precisions)}", lambda lane: lane.precision in demands.precisions
+    if demands.pictures:
+        yield "pictures: reads none", lambda lane: lane.pictures
+    if least := demands.context_tokens_min:
+        yield (
+            f"context_tokens: fewer than {least}",
+            lambda lane: not lane.context_tokens or lane.context_tokens >= least,
+        )
 
 
 def _words(names: tuple[str, ...]) -> str:

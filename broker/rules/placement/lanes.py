@@ -14,6 +14,7 @@ class LaneFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     A kind is jobs of one model and of about the same size; a kind that isn't in `jobs_per_second` can't run here.
     `expected_nano_usd`: what a job is expected to cost at the load that the lane had lately, by kind, where known.
+    `context_tokens` is 0 where nobody says.
     """
 
     name: str
@@ -22,6 +23,8 @@ class LaneFacts(msgspec.Struct, frozen=True, kw_only=True):
     market: Market = Market.ON_DEMAND
     supply: Supply = Supply.ELASTIC
     precision: str = ""
+    pictures: bool = True
+    context_tokens: int = 0
     models: tuple[str, ...] = ()
     price_version: str
     hour_nano_usd: int = 0

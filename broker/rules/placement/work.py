@@ -10,7 +10,8 @@ __all__ = ["Demands", "Group", "Stream", "Terms"]
 class Demands(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Hard limits on where a job may run; empty means no limit. Never relaxed, whatever else fails.
 
-    `interruptible` False keeps a job off instances that may be taken away.
+    `interruptible` False keeps a job off instances that may be taken away; `context_tokens_min`
+    leaves a lane that doesn't say its window.
     """
 
     lanes: tuple[str, ...] = ()
@@ -22,6 +23,8 @@ class Demands(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     precisions: tuple[str, ...] = ()
     interruptible: bool = True
     job_cost_max_nano_usd: int | None = None
+    pictures: bool = False
+    context_tokens_min: int = 0
 
 
 class Terms(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ from psycopg.pq import ConnStatus
 from psycopg.pq.abc import PGconn
 
 from broker.database.drivers.postgres.connections import SessionLimits, WatchedConnection, connect
+from broker.domain.errors import named
 from broker.domain.ids import new_id
 
 __all__ = ["Session"]
@@ -53,7 +54,7 @@ class Session:
             if self._before:
                 self._end_earlier(made)
         except psycopg.Error as error:
-            _log.info("session_not_there", name=self._name, reason=type(error).__name__)
+            _log.info("session_not_there", name=self._name, reason=named(error))
             return None
         self._driver, self._before = made, True
         self._heard, self._asked = time.monotonic(), 0.0

@@ -18,6 +18,7 @@ import structlog
 
 from broker.database.drivers.postgres.connections import SessionLimits, WatchedConnection, connect, run
 from broker.database.drivers.postgres.patience import Patience
+from broker.domain.errors import named
 from broker.domain.ids import new_id
 from broker.wakeups import Topic, Wakeups
 
@@ -118,7 +119,7 @@ class PostgresWakeups:
                     turn(driver)
                 return
             except psycopg.Error as error:
-                _log.info("wakeups_interrupted", thread=name, reason=type(error).__name__)
+                _log.info("wakeups_interrupted", thread=name, reason=named(error))
             except Exception:  # noqa: BLE001 (one who listens raised; the hints of all others must still come)
                 _log.exception("wakeups_failed", thread=name)
             if not patience.outlasts():
