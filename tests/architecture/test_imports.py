@@ -38,6 +38,8 @@ PLANTS = [
     ("broker/bus/planted.py", "import oci", "Oracle's SDK has one door"),
     ("broker/bus/planted.py", "import obstore", "The object store has one door"),
     ("broker/stages/planner.py", "import httpx", "HTTP is spoken at the edges"),
+    ("broker/cli/planted.py", "import aiohttp", "HTTP is spoken at the edges"),
+    ("workers/engines/echo.py", "import aiohttp", "HTTP is spoken at the edges"),
     ("broker/stages/recorder.py", "import rich", "Only the command line talks to a terminal"),
     ("workers/runner.py", "import broker.ledger", "Workers hold no database and decide nothing"),
     ("workers/runner.py", "import sqlite3", "Workers see no database driver, by any way"),

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import msgspec
 
-from tests.bench import buses, clouds, embedded, placement
+from tests.bench import buses, clouds, embedded, engines, placement
 
 __all__ = ["main"]
 
 GROUPS: dict[str, Callable[[Path], dict[str, float]]] = {
     "embedded": embedded.measure,
+    "engine": engines.measure,
     "buses": buses.measure,
     "clouds": clouds.measure,
     "placement": placement.measure,

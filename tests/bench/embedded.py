@@ -6,12 +6,10 @@ import os
 import shutil
 import sqlite3
 import sys
-import time
 from pathlib import Path
 
-import msgspec
-
 from tests.bench.idle import measure_idle
+from tests.bench.processes import Run, timed
 from tests.bench.table import print_table
 from tests.bench.workload import write_batch, write_catalog
 
@@ -22,14 +20,6 @@ _SMALL_JOBS = 10_000
 _LARGE_JOBS = 500_000
 _PEER_JOBS = 4_000
 _ROUNDS = 3
-
-
-class Run(msgspec.Struct):
-    """One run of a command: wall seconds, CPU seconds of it and its children, peak resident memory."""
-
-    wall_seconds: float
-    cpu_seconds: float
-    rss_mb: float
 
 
 def measure(build: Path) -> dict[str, float]:
@@ -93,7 +83,7 @@ def _run_batch(folder: Path, catalog: Path, jobs_count: int) -> Run:
     shutil.rmtree(data, ignore_errors=True)
     write_batch(source, jobs_count)
     command = [sys.executable, "-m", "broker", "batch", "run", str(source), "--data", str(data)]
-    run = _timed([*command, "--catalog", str(catalog), "--output", str(output)])
+    run = timed([*command, "--catalog", str(catalog), "--output", str(output)])
     with output.open("rb") as file:
         written = sum(1 for _ in file)
     with sqlite3.connect(data / "broker.db") as connection:
@@ -106,19 +96,4 @@ def _run_batch(folder: Path, catalog: Path, jobs_count: int) -> Run:
 
 def _run_peer(folder: Path) -> Run:
     """The same queue without us: one Celery task per job, each committing one durable row."""
-    return _timed([sys.executable, "-m", "tests.bench.celery_peer", str(folder / "peer.db"), str(_PEER_JOBS)])
-
-
-def _timed(command: list[str]) -> Run:
-    """Run to the end; memory and CPU are the kernel's own account of the process."""
-    started = time.monotonic()
-    process = os.posix_spawnp(command[0], command, os.environ, file_actions=_quiet())
-    _, status, usage = os.wait4(process, 0)
-    wall = time.monotonic() - started
-    if status:
-        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
-
-
-def _quiet() -> list[tuple[int, int, str, int, int]]:
-    return [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+    return timed([sys.executable, "-m", "tests.bench.celery_peer", str(folder / "peer.db"), str(_PEER_JOBS)])

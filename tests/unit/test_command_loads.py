@@ -23,10 +23,11 @@ DATABASE = {"alembic", "psycopg", "sqlalchemy", "sqlite3"}
 DOOR = {"litestar", "uvicorn", "uvloop"}
 BUSES = {"azure", "celery", "google", "kombu", "oci", "redis"}
 HTTP = {"httpx"}
+ENGINES = {"aiohttp", "xllamacpp"}
 KEYS = {"cryptography"}
 SOLVER = {"highspy", "numpy"}
 OURS = {"broker.api", "broker.bus", "broker.database", "broker.ledger", "broker.stages", "workers"}
-HEAVY = DATABASE | DOOR | BUSES | HTTP | KEYS | SOLVER | OURS | {"rich", "structlog"}
+HEAVY = DATABASE | DOOR | BUSES | HTTP | ENGINES | KEYS | SOLVER | OURS | {"rich", "structlog"}
 
 SAID = "loaded: "
 
@@ -116,7 +117,7 @@ def test_the_worker_command_loads_no_database_and_no_door():
     code = "import sys, broker.cli.worker, broker.bootstrap.lane_worker; print(*sys.modules)"
     names = {name.partition(".")[0] for name in python("-c", code).stdout.split()}
     assert {"broker", "workers", "celery", "httpx"} <= names
-    assert not names & (DATABASE | DOOR | SOLVER)
+    assert not names & (DATABASE | DOOR | ENGINES | SOLVER)
 
 
 def test_the_program_starts_as_a_module_and_says_what_it_is():

@@ -239,8 +239,11 @@ def test_an_oversized_reply_is_cut_off() -> None:
 def test_nobody_listening_is_unreachable() -> None:
     async def run(health_path: str) -> None:
         engine = OpenAIHttpEngine("http://127.0.0.1:9", health_path=health_path)
-        await engine.start()
-        await engine.run(EngineRequest("a", "/v1/chat/completions", b"{}"))
+        try:
+            await engine.start()
+            await engine.run(EngineRequest("a", "/v1/chat/completions", b"{}"))
+        finally:
+            await engine.stop()
 
     for health_path in ("", "/health"):
         with pytest.raises(EngineError) as caught:

@@ -60,7 +60,7 @@ def test_a_driver_is_imported_only_when_picked() -> None:
     code = (
         "import sys; from workers.engines import open_engine; from broker.domain.lane import EngineSettings;"
         "open_engine(EngineSettings(driver='echo', models=()));"
-        "print([name for name in ('httpx', 'xllamacpp', 'structlog') if name in sys.modules])"
+        "print([name for name in ('aiohttp', 'httpx', 'xllamacpp', 'structlog') if name in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"

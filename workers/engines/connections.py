@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import select
@@ -35,20 +36,21 @@ def open_session(
     one takes. It sends no cookies and reads no `.netrc`; `use_proxy` lets HTTP_PROXY and its kin apply, as they are
     now. Raises ValueError where the proxy named there isn't one that can be used.
     """
+    proxy = _proxy_for(base_url) if use_proxy else None
     connector = aiohttp.TCPConnector(
         limit=0,
         keepalive_timeout=_KEEP_ALIVE_SECONDS,
         # Loading the certificates takes 20 ms or more; without TLS and redirects there is nothing to verify.
         ssl=_verifying() if base_url.startswith("https:") else True,
     )
-    # aiohttp has no public place for this; `test_engine_connections` sees each of its effects.
-    connector._factory = functools.partial(_Connection, loop=connector._loop)  # noqa: SLF001
+    make = functools.partial(_made, asyncio.get_running_loop())
+    connector._factory = make  # noqa: SLF001 (there is no public place for it; test_engine_client sees its effects)
     return aiohttp.ClientSession(
         connector=connector,
         headers=headers,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout_seconds),
-        proxy=_proxy_for(base_url) if use_proxy else None,
+        proxy=proxy,
         max_line_size=_HEADER_LINE_BYTES_MAX,
         max_field_size=_HEADER_LINE_BYTES_MAX,
         max_headers=_HEADER_LINES_MAX,
@@ -72,6 +74,10 @@ class _Connection(ResponseHandler):
     def close(self) -> None:
         """Let go at once. A transport's own `close` first sends what is still unsent, however long nobody reads it."""
         self.abort()
+
+
+def _made(loop: asyncio.AbstractEventLoop) -> ResponseHandler:
+    return _Connection(loop)
 
 
 def _has_something(descriptor: int) -> bool:
