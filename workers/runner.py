@@ -310,7 +310,8 @@ class _ShardRun:
             self._budget.end(ran)
 
     def _give_up_slot(self, slot: Slot) -> None:
-        if slot.is_due(self._jobs.waiting):
+        """Not in trouble: while one tries the engine, others would be claimed only to wait, and be handed back."""
+        if self._throttle.trouble is None and slot.is_due(self._jobs.waiting):
             slot.give_up()
             self._slot = None
 
