@@ -117,11 +117,14 @@ class Dealing:
         """What the lanes have room for, and what the batches may spend."""
         self._follow_plan(connection)
         closed = lane_states.held_lanes(connection) | self._health.resting().keys()
-        slots = trusted_slots(self._capacity(connection), self._health.trusts())
+        there, trusts = self._capacity(connection), self._health.trusts()
+        slots = trusted_slots(there, trusts)
         trials = self._health.on_trial()
         tried = {name for name, ended_s in trials.items() if self._is_tried(name, ended_s, now_us / _US)}
         rooms = {
-            name: self._empty_room(lane, self._slots_to_use(name, slots.get(name, 0)))
+            name: self._empty_room(
+                lane, self._slots_to_use(name, slots.get(name, 0)), trusts.get(name, 1.0) * there.get(name, 0)
+            )
             for name, lane in self._lanes.items()
             if name not in closed and name not in tried
         }
@@ -237,16 +240,17 @@ class Dealing:
         start_by_s = deadline_s - fastest.run_s if fastest and fastest.is_seen else deadline_s
         return Waiting(assignment.group_id, assignment.tenant_id, deadline_s, start_by_s)
 
-    def _empty_room(self, lane: Lane, slots: int) -> LaneRoom:
+    def _empty_room(self, lane: Lane, slots: int, trusted: float) -> LaneRoom:
+        """`slots` are whole ones; what a lane's health allows of its places, `trusted` slots' worth, may be a part."""
         places_each = lane.engine.concurrency
-        places = slots * places_each // lane.slots
-        least = max(1, places_each // PLACES_PART)
+        places = max(1, int(min(slots, trusted) * places_each / lane.slots)) if slots else 0
+        least = max(1, min(places, places_each // PLACES_PART))
         return LaneRoom(
             slots=slots,
             slots_each=lane.slots,
             places=places,
             is_shared=len(self._seen_s) > 1,
-            ahead=max(places, least, round(slots * lane.jobs_per_second * _AHEAD_S)),
+            ahead=max(places, least, round(min(slots, trusted) * lane.jobs_per_second * _AHEAD_S)),
             least=least,
         )
 

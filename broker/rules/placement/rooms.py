@@ -56,9 +56,14 @@ class LaneRoom(msgspec.Struct, kw_only=True):
     on_trial: bool = False
 
     @property
+    def jobs_waiting(self) -> int:
+        """How many have no place; below 0: so many places have no job."""
+        return self.jobs_count - self.places
+
+    @property
     def waiting(self) -> list[str]:
         """Whose shards have jobs that no place is there for: each shard's tenant, the newest first."""
-        beyond = self._jobs_waiting
+        beyond = self.jobs_waiting
         tenants = []
         for tenant, jobs_count in reversed(self.line):
             if beyond <= 0:
@@ -72,7 +77,7 @@ class LaneRoom(msgspec.Struct, kw_only=True):
         """How many shards may still come in line, as far as it doesn't depend on their jobs."""
         if self.on_trial:
             return min(self.slots, 1)
-        if not self.slots or self._jobs_waiting > self.ahead - self.least:
+        if not self.slots or self.jobs_waiting > self.ahead - self.least:
             return 0
         kept = (self.slots_each + 1) // 2 if self.is_shared else 0
         return max(0, 2 * self.slots - kept - len(self.waiting))
@@ -83,7 +88,7 @@ class LaneRoom(msgspec.Struct, kw_only=True):
             return Entry(beside=False, jobs_max=1) if self.free else None
         if not needs_slot and (jobs_max := self._beside(tenant_id, share)) > 0:
             return Entry(beside=True, jobs_max=jobs_max)
-        return Entry(beside=False, jobs_max=self.ahead - self._jobs_waiting) if self.free else None
+        return Entry(beside=False, jobs_max=self.ahead - self.jobs_waiting) if self.free else None
 
     def take(self, tenant_id: str, jobs_count: int, *, beside: bool, alone: bool = False) -> None:
         """The lane has this shard too, of which so many jobs haven't ended; one that is `alone` needs an engine."""
@@ -97,11 +102,6 @@ class LaneRoom(msgspec.Struct, kw_only=True):
             self.jobs_beside += jobs_count
         else:
             self.line.append((tenant_id, jobs_count))
-
-    @property
-    def _jobs_waiting(self) -> int:
-        """How many have no place; below 0: so many places have no job."""
-        return self.jobs_count - self.places
 
     def _beside(self, tenant_id: str, share: float) -> int:
         own = self.jobs.get(tenant_id, 0)
