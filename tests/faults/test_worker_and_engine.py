@@ -79,7 +79,7 @@ def test_a_worker_that_waits_for_its_engine_ends_when_it_is_told_to(stands):
     process = stand.start_worker()
     try:
         _until(lambda: stand.said, process)
-        assert "can't be reached: ConnectError" in stand.said[0]
+        assert "can't be reached: Connection refused" in stand.said[0]
         process.terminate()
         assert process.wait(10) == 0
         assert stand.instance().state is InstanceState.STOPPED

@@ -46,7 +46,7 @@ def test_a_server_that_is_out_holds_up_no_other(program, engines):
     two_lanes(program, gone, dear.url)
     program.give(request(number) for number in range(12))
     ran = program.finish()
-    assert f"Lane cheap is starting: the engine at {gone} can't be reached: ConnectError" in ran.said
+    assert f"Lane cheap is starting: the engine at {gone} can't be reached: Connection refused" in ran.said
     assert custom_ids(program.output) == [f"job-{number}" for number in range(12)]
     assert dear.served == 12
     assert {row["lane"] for row in program.ledger("lane")} == {"dear"}  # nothing was tried where nobody is

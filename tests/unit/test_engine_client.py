@@ -1,84 +1,23 @@
-"""The engine's HTTP client over raw sockets: when a connection is used again, when it is closed, and odd replies."""
+"""The engine's HTTP client over raw sockets: when a connection is used again, and when it is closed."""
 
 from __future__ import annotations
 
 import asyncio
-import gzip
-import json
-import socket
 import threading
-import time
-from collections.abc import Awaitable, Callable
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from broker.domain.errors import ErrorCode
 from tests.harness.certificates import Certificates
-from tests.harness.raw_server import CHAT, RawServer, reply
-from workers.engine import EngineError, EngineReply, EngineRequest
+from tests.harness.raw_server import RawServer, reply
+from tests.unit.engine_calls import CALL, HANG_UP_S, LARGE, always, run_one_after_another, told, with_engine
+from workers.engine import EngineError, EngineRequest
 from workers.engines import connections
-from workers.engines.openai_http import OpenAIHttpEngine
-
-CALL = EngineRequest("label-1", "/v1/chat/completions", b'{"model":"m","messages":[]}')
-LARGE = EngineRequest("label-1", "/v1/chat/completions", b'{"model":"m","messages":["%b"]}' % (b"x" * 20_000_000))
-HANG_UP_S = 2.0
-
-
-@pytest.fixture(autouse=True)
-def _no_proxies_of_this_machine(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
-def with_engine(server, act: Callable[[OpenAIHttpEngine], Awaitable], **options):
-    """What `act` gives; `server` is one, or its address."""
-
-    async def run():
-        engine = OpenAIHttpEngine(server if isinstance(server, str) else server.url, **options)
-        try:
-            await engine.start()
-            return await act(engine)
-        finally:
-            await engine.stop()
-
-    return asyncio.run(run())
-
-
-def outcome_of(server, request=CALL, **options) -> EngineReply | EngineError:
-    async def act(engine):
-        try:
-            return await engine.run(request)
-        except EngineError as error:
-            return error
-
-    return with_engine(server, act, **options)
-
-
-def told(outcome: EngineReply | EngineError) -> tuple[ErrorCode, bool]:
-    """The code of an error and whether it was free."""
-    assert isinstance(outcome, EngineError), outcome
-    return outcome.code, outcome.is_free
-
-
-def always(data: bytes):
-    """A connection that answers each request with these bytes."""
-
-    def converse(connection):
-        while connection.read():
-            connection.send(data)
-
-    return converse
 
 
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-async def run_one_after_another(engine, count: int) -> list[EngineReply]:
-    return [await engine.run(CALL) for _ in range(count)]
 
 
 # ------------------------------------------------------------------------------------------ connections used again
@@ -274,138 +213,3 @@ def test_a_cancelled_call_leaves_the_others_their_connections():
     with RawServer(converse) as server:
         with_engine(server, act, concurrency=2)
         assert len(server.connections) == 2
-
-
-# -------------------------------------------------------------------------------------------------- odd replies
-
-
-def chunked(*chunks: bytes, headers: str = "", end: bytes = b"0\r\n\r\n") -> bytes:
-    head = f"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n{headers}\r\n".encode()
-    return head + b"".join(b"%x\r\n%b\r\n" % (len(one), one) for one in chunks) + end
-
-
-LONG = f"x-policy: {'p' * 70_000}\r\n"
-GOOD = {
-    "blank chunks before the JSON": chunked(b" ", b"\n", b"  \n", CHAT),
-    "blank lines before the JSON": reply(b"\r\n" * 500 + CHAT),
-    "one byte a chunk": chunked(*(bytes([one]) for one in CHAT)),
-    "chunk extensions and trailers": chunked(CHAT, end=b"0;x=1\r\nx-sum: 1\r\n\r\n"),
-    "a header line of 9 KB": reply(headers=LONG[:9_000] + "\r\n"),
-    "a header line of 70 KB": reply(headers=LONG),
-    "200 header lines": reply(headers="".join(f"x-{n}: {n}\r\n" for n in range(200))),
-    "early hints first": b"HTTP/1.1 103 X\r\nlink: x\r\n\r\n" + reply(),
-    "gzip, though not asked for": reply(gzip.compress(CHAT), headers="content-encoding: gzip\r\n"),
-}
-
-
-@pytest.mark.parametrize("name", GOOD)
-def test_odd_replies_are_read_and_their_connection_goes_on(name):
-    with RawServer(always(GOOD[name])) as server:
-        replies = with_engine(server, lambda engine: run_one_after_another(engine, 3))
-        assert [json.loads(one.body) for one in replies] == [json.loads(CHAT)] * 3
-        assert len(server.connections) == 1
-        assert "accept-encoding: identity\r\n" in server.requests[0].head
-
-
-def test_a_reply_ends_with_its_connection_where_nothing_else_says_so():
-    with RawServer(
-        lambda connection: (connection.read(), connection.send_and_close(b"HTTP/1.0 200 X\r\n\r\n" + CHAT))
-    ) as server:
-        replies = with_engine(server, lambda engine: run_one_after_another(engine, 3))
-        assert [one.body for one in replies] == [CHAT] * 3
-
-
-def test_a_reply_of_20_mb_is_whole():
-    body = CHAT[:-1] + b', "x": "%b"}' % (b"y" * 20_000_000)
-    with RawServer(always(reply(body))) as server:
-        assert outcome_of(server).body == body
-
-
-def test_a_request_of_20_mb_is_whole_and_an_early_answer_to_it_is_read():
-    def early(connection):
-        connection.read_head()
-        connection.send(reply(b'{"error":{"message":"too large"}}', status=413))
-        connection.wait_for_end()
-
-    with RawServer(always(reply())) as server:
-        assert outcome_of(server, LARGE).status_code == 200
-        assert server.requests[0].body == LARGE.body
-    with RawServer(early) as server:
-        outcome = outcome_of(server, LARGE)
-        assert (outcome.code, outcome.message) == (ErrorCode.ENGINE_UNSUITED, "the engine answered HTTP 413: too large")
-        assert server.hung_up.wait(HANG_UP_S)
-
-
-CUT = {
-    "amid the head": b"HTTP/1.1 200 X\r\ncontent-le",
-    "amid the body": reply()[:-10],
-    "amid a chunk": chunked(CHAT, end=b"")[:-10],
-    "before the last chunk": chunked(CHAT, end=b""),
-    "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
-}
-
-
-@pytest.mark.parametrize("name", CUT)
-def test_a_reply_that_is_cut_is_the_engines_failure_and_is_asked_for_once(name):
-    with RawServer(lambda connection: (connection.read(), connection.send_and_close(CUT[name]))) as server:
-        assert told(outcome_of(server)) == (ErrorCode.ENGINE_FAILED, False)
-        assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize("body", [b"no gzip at all", gzip.compress(b"x" * 1000)[:12] + b"garbage" * 9])
-def test_a_broken_encoding_is_an_invalid_reply(body):
-    with RawServer(always(reply(body, headers="content-encoding: gzip\r\n"))) as server:
-        outcome = outcome_of(server)
-        assert (told(outcome), outcome.status_code) == ((ErrorCode.ENGINE_INVALID_REPLY, False), 200)
-
-
-def test_a_reply_that_grows_without_end_is_hung_up_on():
-    """Also one that is small on the wire."""
-
-    def endless(connection):
-        connection.read()
-        connection.send(b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n")
-        try:
-            while True:
-                connection.send(b"10000\r\n" + b" " * 65_536 + b"\r\n")
-        except OSError:
-            server.hung_up.set()
-
-    with RawServer(endless) as server:
-        assert told(outcome_of(server, reply_bytes_max=500_000)) == (ErrorCode.REPLY_TOO_LARGE, False)
-        assert server.hung_up.wait(HANG_UP_S)
-    bomb = reply(gzip.compress(b" " * 50_000_000), headers="content-encoding: gzip\r\n")
-    with RawServer(always(bomb)) as server:
-        assert told(outcome_of(server, reply_bytes_max=500_000)) == (ErrorCode.REPLY_TOO_LARGE, False)
-
-
-# ------------------------------------------------------------------------------------------------ no connection
-
-
-def test_what_never_was_sent_is_free(tmp_path):
-    certificates = Certificates(tmp_path)
-    free = (ErrorCode.ENGINE_UNREACHABLE, True)
-    with closing(socket.socket()) as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        port = deaf.getsockname()[1]
-        assert told(outcome_of(f"http://127.0.0.1:{port}")) == free  # refused
-        deaf.listen(0)
-        with closing(socket.create_connection(deaf.getsockname())):  # one waits in line, and there is no more room
-            began = time.monotonic()
-            assert told(outcome_of(f"http://127.0.0.1:{port}", connect_timeout_seconds=0.2)) == free
-            assert time.monotonic() - began < 2
-    assert told(outcome_of("http://no-such-name.invalid")) == free
-    with RawServer(always(reply()), certificates.stranger) as server:
-        assert told(outcome_of(server)) == free
-        assert not server.requests
-    with RawServer(always(reply())) as server:
-        assert told(outcome_of(server.url.replace("http:", "https:"), connect_timeout_seconds=0.3)) == free
-
-
-def test_https_works_with_a_certificate_that_is_trusted(tmp_path, monkeypatch):
-    certificates = Certificates(tmp_path)
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.trusted_file))
-    with RawServer(always(reply()), certificates.trusted) as server:
-        replies = with_engine(server, lambda engine: run_one_after_another(engine, 3))
-        assert [one.body for one in replies] == [CHAT] * 3
-        assert len(server.connections) == 1

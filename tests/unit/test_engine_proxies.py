@@ -95,11 +95,12 @@ def test_a_proxy_that_does_not_get_there_costs_nothing(environment):
         connection.read()
         connection.send(b"HTTP/1.1 403 X\r\ncontent-length: 0\r\n\r\n")
 
-    environment.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    assert error_of("https://engine.invalid")[:2] == UNREACHABLE
+    said = "the engine at https://engine.invalid can't be reached: its proxy"
+    environment.setenv("HTTPS_PROXY", "http://me:secret@127.0.0.1:9")
+    assert error_of("https://engine.invalid") == (*UNREACHABLE, f"{said}: Connection refused")
     with RawServer(refuse) as proxy:
-        environment.setenv("HTTPS_PROXY", proxy.url)
-        assert error_of("https://engine.invalid")[:2] == UNREACHABLE
+        environment.setenv("HTTPS_PROXY", proxy.url.replace("//", "//me:secret@"))
+        assert error_of("https://engine.invalid") == (*UNREACHABLE, f"{said} answers HTTP 403")
 
 
 def test_a_proxy_of_another_kind_is_refused_by_name(environment):
@@ -112,7 +113,9 @@ def test_a_proxy_of_another_kind_is_refused_by_name(environment):
 
 def test_certificates_that_cannot_be_read_are_a_misconfiguration(environment):
     environment.setenv("SSL_CERT_FILE", "no-such-file.pem")
-    assert error_of("https://engine.invalid")[0] is ErrorCode.ENGINE_MISCONFIGURED
+    code, _, message = error_of("https://engine.invalid")
+    assert code is ErrorCode.ENGINE_MISCONFIGURED
+    assert message.endswith("SSL_CERT_FILE='no-such-file.pem' can't be read: No such file or directory")
 
 
 def test_no_password_is_taken_from_a_netrc_file(environment, tmp_path):

@@ -16,7 +16,7 @@ import aiohttp
 import certifi
 from aiohttp.client_proto import ResponseHandler
 
-__all__ = ["open_session"]
+__all__ = ["open_session", "reason_of"]
 
 # Shorter than the 5 s after which llama.cpp and uvicorn close an idle connection: a request sent into a
 # connection that the server is just closing fails, and we may not send it again.
@@ -26,6 +26,8 @@ _KEEP_ALIVE_SECONDS = 2.0
 _HEADER_LINE_BYTES_MAX = 256_000
 _HEADER_LINES_MAX = 256
 
+_REASON_CHARACTERS_MAX = 200
+
 
 def open_session(
     base_url: str, headers: Mapping[str, str], *, connect_timeout_seconds: float, use_proxy: bool
@@ -34,7 +36,7 @@ def open_session(
 
     It limits nothing but connecting and the size of headers: the caller bounds how many calls there are, and how long
     one takes. It sends no cookies and reads no `.netrc`; `use_proxy` lets HTTP_PROXY and its kin apply, as they are
-    now. Raises ValueError where the proxy named there isn't one that can be used.
+    now. Raises ValueError where the proxy or the certificates named there can't be used.
     """
     proxy = _proxy_for(base_url) if use_proxy else None
     connector = aiohttp.TCPConnector(
@@ -88,12 +90,44 @@ def _has_something(descriptor: int) -> bool:
     return bool(poll.poll(0))
 
 
+def reason_of(error: Exception) -> str:
+    """Why there is no connection, in the system's words: refused, no such name, a certificate that isn't good.
+
+    It names no proxy, whose address may hold a password.
+    """
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            words = "it takes too long to connect"
+        case aiohttp.ClientHttpProxyError():
+            words = f"its proxy answers HTTP {error.status}"
+        case aiohttp.ClientProxyConnectionError():
+            words = f"its proxy: {_words_of(error.os_error)}"
+        case aiohttp.ClientConnectorCertificateError():
+            words = _words_of(error.certificate_error)
+        case aiohttp.ClientConnectorError():
+            words = _words_of(error.os_error)
+        case _:
+            words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return "".join(one if one.isprintable() else " " for one in words)[:_REASON_CHARACTERS_MAX]
+
+
+def _words_of(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is refused, {error.verify_message}"
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno:
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)  # below 0: no such name
+    return str(error) or type(error).__name__
+
+
 def _verifying() -> ssl.SSLContext:
     """SSL_CERT_FILE or SSL_CERT_DIR, where set, or else the authorities that browsers trust."""
     file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
-    context = ssl.create_default_context(
-        cafile=file or (None if folder else certifi.where()), capath=None if file else folder
-    )
+    try:
+        context = ssl.create_default_context(
+            cafile=file or (None if folder else certifi.where()), capath=None if file else folder
+        )
+    except OSError as error:
+        raise ValueError(f"the certificates of SSL_CERT_FILE={file!r} can't be read: {_words_of(error)}") from None
     context.set_alpn_protocols(["http/1.1"])
     return context
 

@@ -17,7 +17,7 @@ from aiohttp.http_exceptions import ContentEncodingError
 from broker.domain.errors import ErrorCode
 from workers.engine import EngineError, EngineReply, EngineRequest
 from workers.engines.calls import CallLog
-from workers.engines.connections import open_session
+from workers.engines.connections import open_session, reason_of
 from workers.engines.reply import ENDPOINTS, read_reply, refusal
 
 __all__ = ["ERROR_BODY_BYTES_MAX", "REPLY_BYTES_MAX", "OpenAIHttpEngine"]
@@ -27,7 +27,6 @@ ERROR_BODY_BYTES_MAX = 1_000_000
 
 _WHOLE_BYTES_MAX = 1_000_000  # what is larger is sent piece by piece, as the server takes it
 
-_REASON_CHARACTERS_MAX = 200
 _HEALTH_SECONDS = 10.0
 
 # No request has been sent: refused, no such name, TLS, too slow to connect, or a proxy that doesn't get there.
@@ -98,7 +97,7 @@ class OpenAIHttpEngine:
             ):
                 status_code = response.status
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise _unreachable(self._base_url, _reason(error)) from None
+            raise _unreachable(self._base_url, reason_of(error)) from None
         if not 200 <= status_code < 300:
             # Whatever it says: while a server or a proxy before it starts, that may be 503, 404 or a redirect.
             message = f"the engine at {self._base_url} isn't ready: its health check answers HTTP {status_code}"
@@ -144,8 +143,8 @@ class OpenAIHttpEngine:
                     connect_timeout_seconds=self._connect_timeout_seconds,
                     use_proxy=self._use_proxy,
                 )
-            except (ValueError, OSError) as error:  # a proxy that can't be used, certificates that can't be read
-                message = f"the engine at {self._base_url} can't be used: {_reason(error)}"
+            except ValueError as error:
+                message = f"the engine at {self._base_url} can't be used: {error}"
                 raise EngineError(ErrorCode.ENGINE_MISCONFIGURED, message, is_free=True) from None
         return self._session
 
@@ -186,7 +185,7 @@ class OpenAIHttpEngine:
                 body = await self._read_body(response)
                 return status_code, response.headers, body
         except _NOT_CONNECTED as error:
-            raise _unreachable(self._base_url, _reason(error)) from None
+            raise _unreachable(self._base_url, reason_of(error)) from None
         except TimeoutError:
             message = f"the engine gave no full answer within {self._request_timeout_seconds:g} s"
             raise EngineError(ErrorCode.ENGINE_TIMEOUT, message, status_code=status_code) from None
@@ -226,12 +225,6 @@ def _checked_base_url(base_url: str) -> str:
 def _unreachable(base_url: str, reason: str) -> EngineError:
     message = f"the engine at {base_url} can't be reached: {reason}"
     return EngineError(ErrorCode.ENGINE_UNREACHABLE, message, is_free=True)
-
-
-def _reason(error: Exception) -> str:
-    """Why there is no connection, in the system's words: refused, no such name, a certificate that isn't good."""
-    words = "".join(one if one.isprintable() else " " for one in str(error))[:_REASON_CHARACTERS_MAX]
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def _is_encoding(error: Exception) -> bool:
