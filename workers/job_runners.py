@@ -67,6 +67,11 @@ class JobRunners:
         return sorted(self._at_engine)
 
     @property
+    def waiting(self) -> int:
+        """How many jobs haven't begun."""
+        return self._count - self._next_index
+
+    @property
     def gave_up(self) -> ErrorCode | None:
         """Why jobs were never begun, where the engine's trouble is the reason."""
         is_left = any(index not in self._left_out for index in range(self._next_index, self._count))

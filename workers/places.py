@@ -44,6 +44,11 @@ class Places:
         """Whether more are taken than are open."""
         return self._free < self._closed
 
+    @property
+    def in_line(self) -> int:
+        """How many wait for a place, behind those that come ahead."""
+        return len(self._others)
+
     def has_room(self, *, for_all: bool = False) -> bool:
         """Whether a place is free now, closed or not; `for_all`: whether each is."""
         return self._free == self.count if for_all else self._free > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Awaitable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
@@ -27,6 +26,7 @@ from workers.meter import Meter, Reading
 from workers.outcomes import EventOutlet, EventPublisher, OutcomeReport
 from workers.places import Places
 from workers.shard_budget import JobCosts, ShardBudget
+from workers.slots import Slot, Slots
 from workers.spending import Spending
 from workers.telling import Stop, job_ran
 from workers.throttle import Throttle
@@ -34,7 +34,8 @@ from workers.throttle import Throttle
 __all__ = ["Deployment", "ShardRunner"]
 
 _SLOT_POLL_SECONDS = 0.5
-_RENEWALS_AT_ONCE = 64  # threads that are there only while so many wait: an outage must not make one wait for another
+# Threads that are there only while so many wait: an outage must not make one shard's renewal wait for another's.
+_RENEWALS_MIN, _RENEWALS_MAX = 64, 512
 
 _log = structlog.get_logger(__name__)
 
@@ -49,9 +50,9 @@ class Deployment:
         self.signer = signer
         self.meter = Meter()
         self.spending = Spending(lane)
-        self.slots = threading.Semaphore(lane.slots)
         # Metering begins where the engine begins: who waits here uses no accelerator, and is no crash's suspect.
         self.places = Places(lane.engine.concurrency)
+        self.slots = Slots(lane.slots, self.places)
         self.job_costs: JobCosts = {}
         self.throttle = Throttle(self.places)
         self._starting = ""
@@ -93,15 +94,17 @@ class ShardRunner:
         self._clock = clock
         self._stopping: Stop | None = None
         self._running: set[_ShardRun] = set()
-        self._beside: set[Future[None]] = set()
+        self._under_way: dict[Future[None], bytes] = {}
         # Not the loop's own threads: publishing and name look-ups may hang there for longer than a lease lasts.
-        self._renewals = ThreadPoolExecutor(_RENEWALS_AT_ONCE, thread_name_prefix="renewals")
+        places = sum(deployment.places.count for deployment in deployments.values())  # as many as shards under way
+        at_once = min(max(_RENEWALS_MIN, places), _RENEWALS_MAX)
+        self._renewals = ThreadPoolExecutor(at_once, thread_name_prefix="renewals")
 
     def run(self, envelope: bytes) -> None:
-        """Returns when the shard is no longer this worker's: done and confirmed, handed back, or never its own.
+        """Returns when the next message may come: once the shard gave up its slot, or never was this worker's.
 
-        One that runs beside the slots is left to itself once it is claimed, so that its message makes room for the
-        next: the lease holds it from then on. Raises NotTaken where the broker could not be asked whether it is.
+        From then on it is left to itself, as is one that runs beside the slots once it is claimed: the lease holds it,
+        not its message. Raises NotTaken where the broker could not be asked whether it is this worker's.
         """
         opened = self._open(envelope)
         if opened is None:
@@ -109,22 +112,25 @@ class ShardRunner:
         order = opened.body
         deployment = self._deployments[order.lane]
         if order.beside:
-            self._run_beside(order, deployment)
+            if self._stopping is not Stop.INTERRUPTED:
+                self._start(order, deployment, None)
             return
-        has_slot = self._wait_for_slot(deployment, opened.expires_us)
+        slot = self._wait_for_slot(deployment, opened.expires_us)
         # One that waits here when the worker leaves is claimed only to be handed back: sooner than it would be missed.
-        if not has_slot and self._stopping is not Stop.PREEMPTED:
+        if slot is None:
+            if self._stopping is Stop.PREEMPTED:
+                self._start(order, deployment, None)
             return
         try:
-            if running := self._start(order, deployment):
-                running.result()
+            if self._start(order, deployment, slot):
+                slot.wait()
         finally:
-            if has_slot:
-                deployment.slots.release()
+            slot.give_up()
 
-    def wait(self, timeout_seconds: float) -> None:
-        """Until what runs beside the slots has ended, which `run` didn't wait for."""
-        wait(tuple(self._beside), timeout_seconds)
+    def wait(self, timeout_seconds: float, shard_id: bytes | None = None) -> None:
+        """Until the shards under way have ended, or that one, for which `run` doesn't wait."""
+        under_way = dict(self._under_way)
+        wait([one for one, shard in under_way.items() if shard_id in (None, shard)], timeout_seconds)
 
     def preempt(self, *, interrupted: bool = False) -> None:
         """Stop everything that runs and hand it back; `interrupted` when it is our own process that ends."""
@@ -150,32 +156,28 @@ class ShardRunner:
             return None
         return opened
 
-    def _wait_for_slot(self, deployment: Deployment, expires_us: int) -> bool:
-        """False when the worker stops first, or the order expires, whose shard has then gone elsewhere."""
+    def _wait_for_slot(self, deployment: Deployment, expires_us: int) -> Slot | None:
+        """None when the worker stops first, or the order expires, whose shard has then gone elsewhere."""
         while self._stopping is None and self._clock() <= expires_us:
-            if deployment.slots.acquire(timeout=_SLOT_POLL_SECONDS):
-                return True
-        return False
+            if slot := deployment.slots.take(_SLOT_POLL_SECONDS):
+                return slot
+        return None
 
-    def _run_beside(self, order: RunShard, deployment: Deployment) -> None:
-        if self._stopping is Stop.INTERRUPTED:
-            return
-        if running := self._start(order, deployment):
-            self._beside.add(running)
-            running.add_done_callback(self._end_beside)
-
-    def _end_beside(self, running: Future[None]) -> None:
-        self._beside.discard(running)
+    def _end(self, running: Future[None]) -> None:
+        self._under_way.pop(running, None)
         if not running.cancelled() and (error := running.exception()):
             _log.error("shard_failed", error=named(error), exc_info=error)
 
-    def _start(self, order: RunShard, deployment: Deployment) -> Future[None] | None:
-        """The shard under way on the loop, once it is claimed; None where it is another's."""
+    def _start(self, order: RunShard, deployment: Deployment, slot: Slot | None) -> bool:
+        """Claim the shard, and set it under way on the loop; False where it is another's."""
         lease = Lease(self._door, order.shard_id, order.lane, self._worker_id)
-        if self._claim(lease):
-            return asyncio.run_coroutine_threadsafe(self._work(order, deployment, lease), self._loop)
-        _log.info("shard_not_ours", shard=order.shard_id.hex(), lane=order.lane)
-        return None
+        if not self._claim(lease):
+            _log.info("shard_not_ours", shard=order.shard_id.hex(), lane=order.lane)
+            return False
+        running = asyncio.run_coroutine_threadsafe(self._work(order, deployment, lease, slot), self._loop)
+        self._under_way[running] = order.shard_id
+        running.add_done_callback(self._end)
+        return True
 
     def _claim(self, lease: Lease) -> bool:
         try:
@@ -185,13 +187,17 @@ class ShardRunner:
             time.sleep(_SLOT_POLL_SECONDS)
             raise NotTaken(f"the broker can't be asked: {type(error).__name__}") from error
 
-    async def _work(self, order: RunShard, deployment: Deployment, lease: Lease) -> None:
-        run = _ShardRun(order, deployment, lease, self._renewals, self._worker_id, self._clock)
-        self._running.add(run)
+    async def _work(self, order: RunShard, deployment: Deployment, lease: Lease, slot: Slot | None) -> None:
         try:
-            await run.run(self._stopping)
+            run = _ShardRun(order, deployment, lease, slot, self._renewals, self._worker_id, self._clock)
+            self._running.add(run)
+            try:
+                await run.run(self._stopping)
+            finally:
+                self._running.discard(run)
         finally:
-            self._running.discard(run)
+            if slot is not None:
+                slot.give_up()
 
     def _stop_all(self, reason: Stop) -> None:
         for run in self._running:
@@ -210,6 +216,7 @@ class _ShardRun:
         order: RunShard,
         deployment: Deployment,
         lease: Lease,
+        slot: Slot | None,
         renewals: Executor,
         worker_id: str,
         clock: Clock,
@@ -227,6 +234,7 @@ class _ShardRun:
             throttle=deployment.throttle,
         )
         self._lease = lease
+        self._slot = None if order.exclusive else slot  # a suspect has the engine to itself to its end
         self._renewals = renewals
         self._clock = clock
         self._budget: ShardBudget | None = None
@@ -254,6 +262,8 @@ class _ShardRun:
         keeper = asyncio.ensure_future(self._keep_lease())
         if already_stopping or self._lease.cancelled:
             self.stop(already_stopping or Stop.CANCELLED)
+        if self._slot is not None:
+            self._give_up_slot(self._slot)
         await self._jobs.run_all()
         # A shard whose lease is lost is no longer ours to hand back; what it brought still counts.
         is_ours = self._stopped is not Stop.LEASE_LOST
@@ -285,6 +295,8 @@ class _ShardRun:
     async def _run_job(self, index: int) -> None:
         """One job at the engine, unless it may no longer begin. A cancel ends it like any other outcome."""
         job = self._order.jobs[index]
+        if self._slot is not None and self._jobs.waiting <= self._slot.few:
+            self._give_up_slot(self._slot)
         started_us = self._clock()
         if index in self._cancelled:
             self._end(index, job, Stop.JOB_CANCELLED, self._meter.begin(), started_us, sent=False)
@@ -296,6 +308,12 @@ class _ShardRun:
         ran = self._end(index, job, await self._call(index, request), reading, started_us)
         if self._budget:
             self._budget.end(ran)
+
+    def _give_up_slot(self, slot: Slot) -> None:
+        """Not in trouble: while one tries the engine, others would be claimed only to wait, and be handed back."""
+        if self._throttle.trouble is None and slot.is_due(self._jobs.waiting):
+            slot.give_up()
+            self._slot = None
 
     async def _call(self, index: int, request: EngineRequest) -> EngineReply | EngineError | Stop:
         throttle = self._throttle

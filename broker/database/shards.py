@@ -17,9 +17,9 @@ from broker.domain.shard import Bitmap, ShardSpan, ShardState
 
 __all__ = [
     "Holding",
+    "OpenShard",
     "OutboxRow",
     "ShardRecord",
-    "TenantWork",
     "claim",
     "close",
     "forget_sent",
@@ -33,7 +33,7 @@ __all__ = [
     "save_recorded",
     "silent_shards",
     "unclosed_taken_back",
-    "work_by_tenant",
+    "unended",
     "write_shards",
 ]
 
@@ -87,14 +87,14 @@ class OutboxRow(msgspec.Struct, frozen=True):
     lane: str
 
 
-class TenantWork(msgspec.Struct, frozen=True):
-    """What a tenant has on a lane, either beside its slots or not."""
+class OpenShard(msgspec.Struct, frozen=True):
+    """A shard that a lane has, and how many of its jobs haven't ended; `alone`: it is of one suspect."""
 
     lane: str
     tenant_id: str
     beside: bool
-    shards_count: int
     jobs_count: int
+    alone: bool
 
 
 def write_shards(connection: Connection, records: Sequence[ShardRecord]) -> None:
@@ -300,18 +300,27 @@ def open_shards(connection: Connection) -> dict[str, int]:
     return {lane: count for lane, count in connection.execute(_OPEN_SHARDS)}  # noqa: C416 (dict() can't take rows)
 
 
+_IS_ALONE = select(shard_span.c.alone).where(shard_span.c.shard_id == shard.c.shard_id).limit(1).scalar_subquery()
 _LANE_WORK = (
-    select(shard.c.lane, shard.c.tenant_id, shard.c.beside, func.count(), func.sum(shard.c.jobs_count))
+    select(
+        shard.c.lane,
+        shard.c.tenant_id,
+        shard.c.beside,
+        shard.c.jobs_count,
+        shard.c.recorded,
+        # a suspect's shard is of one job
+        case((shard.c.jobs_count == 1, _IS_ALONE), else_=false()),
+    )
     .where(shard.c.closed_us.is_(None), shard.c.state.in_(OPEN_STATES))
-    .group_by(shard.c.lane, shard.c.tenant_id, shard.c.beside)
+    .order_by(shard.c.claimed_us.is_(None), shard.c.claimed_us, shard.c.created_us, shard.c.shard_id)
 )
 
 
-def work_by_tenant(connection: Connection) -> list[TenantWork]:
-    """What each tenant has sent or running on each lane, that beside the slots apart."""
+def unended(connection: Connection) -> list[OpenShard]:
+    """Every shard that is sent or running, in the order in which they were claimed: what its lane still has of it."""
     return [
-        TenantWork(lane, tenant_id, bool(beside), shards_count, int(jobs_count))
-        for lane, tenant_id, beside, shards_count, jobs_count in connection.execute(_LANE_WORK)
+        OpenShard(lane, tenant_id, bool(beside), jobs_count - len(Bitmap(recorded)), bool(alone))
+        for lane, tenant_id, beside, jobs_count, recorded, alone in connection.execute(_LANE_WORK)
     ]
 
 

@@ -101,9 +101,10 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Lane(msgspec.Struct, frozen=True, kw_only=True):
     """What the planner, the dispatcher and a worker know of a lane.
 
-    `slots` is how many shards may run at once on one of its workers, which is one instance; `jobs_per_second` is the
-    speed one slot is believed to have before the ledger has seen any; `message_bytes_max` is the queue's limit.
-    `parked_bytes_max` is that of a single job's shard which goes by reference; 0 where nothing does.
+    `slots` is how many shards of one of its workers, which is one instance, may have jobs that wait for the engine's
+    places at once; `jobs_per_second` is the speed one slot is believed to have before the ledger has seen any;
+    `message_bytes_max` is the queue's limit. `parked_bytes_max` is that of a single job's shard which goes by
+    reference; 0 where nothing does.
 
     `supply` says whether somebody starts and stops instances as the planner desires, up to `quota` of them; one takes
     `start_unbilled_seconds` and then `start_billed_seconds` to be ready.

@@ -8,7 +8,7 @@ __all__ = ["Candidate", "GroupPlan", "Removed"]
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A lane that may serve a group. Candidates stand in the order in which their free slots are used.
+    """A lane that may serve a group. Candidates stand in the order in which their room is used.
 
     `expected_job_cost_nano_usd` is at the load that the lane had lately, and what is set aside for a job;
     `busy_job_cost_nano_usd` at full load, by which lanes are compared. `ready_in_s` is 0 where an instance is up;

@@ -1,6 +1,6 @@
 """Which lanes may serve a group, in which order, and why: a decision as it is recorded.
 
-Late binding: nothing here binds a job. The order is used at the moment when a lane has a free slot.
+Late binding: nothing here binds a job. The order is used at the moment when a lane has room.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _reason(candidates: Sequence[Candidate], rank: int) -> str:
         return "the only lane allowed"
     if rank == 0:
         return f"the cheapest of {len(candidates)} allowed lanes"
-    return f"the cheapest allowed lane with a free slot; {_names(candidates[:rank])} had none"
+    return f"the cheapest allowed lane with room; {_names(candidates[:rank])} had none"
 
 
 def _reason_by_share(
@@ -121,7 +121,7 @@ def _reason_by_share(
     full = f"; {_names(order[:rank])} had none" if rank else ""
     words = ", ".join(sorted({over[one.lane].words for one in passed}))
     return (
-        f"the cheapest allowed lane with a free slot within its provider's share{full};"
+        f"the cheapest allowed lane with room within its provider's share{full};"
         f" share: {_names(passed)} passed over, as {words}"
     )
 

@@ -27,7 +27,7 @@ from broker.rules.placement.rooms import Entry, LaneRoom, shares_of
 from broker.rules.placement.turns import Hand, Turns
 from broker.rules.planning import BeyondShare, pick_lane
 from broker.rules.regrouping import failed_lanes, refusing_lanes
-from broker.rules.sharding import body_bytes_max, fits_message
+from broker.rules.sharding import PLACES_PART, body_bytes_max, fits_message
 
 __all__ = ["Choice", "Dealing", "Room", "Waiting"]
 
@@ -37,6 +37,10 @@ _ASSIGNMENTS_MAX = 2_000
 
 _TRIAL_S = 15.0
 """After so long a job that tries a lane is taken for lost, and another is sent."""
+
+_AHEAD_S = 2.0
+"""How much believed work may wait at a lane, where that is more than a job for each place: engines can be so quick that
+a second passes between a job's end and the next shard."""
 
 _LATELY_S = 86_400.0
 """How long a tenant that had work is expected back."""
@@ -113,17 +117,20 @@ class Dealing:
         """What the lanes have room for, and what the batches may spend."""
         self._follow_plan(connection)
         closed = lane_states.held_lanes(connection) | self._health.resting().keys()
-        slots = trusted_slots(self._capacity(connection), self._health.trusts())
+        there, trusts = self._capacity(connection), self._health.trusts()
+        slots = trusted_slots(there, trusts)
         trials = self._health.on_trial()
         tried = {name for name, ended_s in trials.items() if self._is_tried(name, ended_s, now_us / _US)}
         rooms = {
-            name: self._empty_room(lane, self._slots_to_use(name, slots.get(name, 0)))
+            name: self._empty_room(
+                lane, self._slots_to_use(name, slots.get(name, 0)), trusts.get(name, 1.0) * there.get(name, 0)
+            )
             for name, lane in self._lanes.items()
             if name not in closed and name not in tried
         }
-        for work in shards.work_by_tenant(connection):
-            if room := rooms.get(work.lane):
-                room.take(work.tenant_id, work.jobs_count, beside=work.beside, shards_count=work.shards_count)
+        for one in shards.unended(connection):
+            if room := rooms.get(one.lane):
+                room.take(one.tenant_id, one.jobs_count, beside=one.beside, alone=one.alone)
         for name in trials.keys() & rooms.keys():
             rooms[name].on_trial = True
         terms = batches.open_terms(connection)
@@ -233,12 +240,18 @@ class Dealing:
         start_by_s = deadline_s - fastest.run_s if fastest and fastest.is_seen else deadline_s
         return Waiting(assignment.group_id, assignment.tenant_id, deadline_s, start_by_s)
 
-    def _empty_room(self, lane: Lane, slots: int) -> LaneRoom:
+    def _empty_room(self, lane: Lane, slots: int, trusted: float) -> LaneRoom:
+        """`slots` are whole ones; what a lane's health allows of its places, `trusted` slots' worth, may be a part."""
+        places_each = lane.engine.concurrency
+        places = max(1, int(min(slots, trusted) * places_each / lane.slots)) if slots else 0
+        least = max(1, min(places, places_each // PLACES_PART))
         return LaneRoom(
             slots=slots,
             slots_each=lane.slots,
-            places=slots * lane.engine.concurrency // lane.slots,
+            places=places,
             is_shared=len(self._seen_s) > 1,
+            ahead=max(places, least, round(min(slots, trusted) * lane.jobs_per_second * _AHEAD_S)),
+            least=least,
         )
 
     def _follow_plan(self, connection: Connection) -> None:

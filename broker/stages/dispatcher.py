@@ -1,7 +1,7 @@
 """Dispatcher: cut shards from the groups whose turn it is, for the lanes that dealing chose for them.
 
-Late binding: work waits in the database until a lane has room, and a lane holds at most one shard per slot
-beyond those running, so that no slot waits on the broker and little is bound early.
+Late binding: work waits in the database until a lane has room: for its engines' places, and about as much again that
+waits for them, so that no place waits on the broker and little is bound early.
 """
 
 from __future__ import annotations
@@ -216,9 +216,11 @@ class Dispatcher:
                     room.held_batches.add(first.batch_id)
                     continue
             if spans := line.take(lane, jobs_max):
-                record = _record(choice, first, spans, now_us, budget_left)
+                there = room.rooms[choice.candidate.lane]
+                ahead_s = max(0, there.jobs_waiting) / (lane.jobs_per_second * max(1, there.slots))
+                record = _record(choice, first, spans, now_us, budget_left, ahead_s)
                 room.shards_left -= 1
-                room.rooms[record.lane].take(record.tenant_id, record.jobs_count, beside=record.beside)
+                there.take(record.tenant_id, record.jobs_count, beside=record.beside, alone=first.alone)
                 if first.batch_id in room.budgets:
                     room.budgets[first.batch_id] -= record.hold_nano_usd
                 return record
@@ -226,12 +228,13 @@ class Dispatcher:
 
 
 def _record(
-    choice: Choice, first: WaitingSpan, spans: list[ShardSpan], now_us: int, budget_left: int | None
+    choice: Choice, first: WaitingSpan, spans: list[ShardSpan], now_us: int, budget_left: int | None, ahead_s: float
 ) -> shards.ShardRecord:
+    """`ahead_s`: the expected work that waits at its lane already."""
     lane = choice.lane
     jobs_count = sum(span.jobs_count for span in spans)
     cost = choice.candidate.expected_job_cost_nano_usd
-    ahead_seconds = jobs_count / lane.jobs_per_second + 2 * lane.shard_seconds
+    ahead_seconds = ahead_s + jobs_count / lane.jobs_per_second + 2 * lane.shard_seconds
     return shards.ShardRecord(
         shard_id=new_id(),
         tenant_id=choice.assignment.tenant_id,

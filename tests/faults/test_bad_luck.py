@@ -102,7 +102,7 @@ def test_a_job_that_kills_its_engine_ends_alone(program):
     """It is to blame as long as others succeed beside it, so they take a while."""
     with _FragileEngine() as engine:
         options = {"base_url": engine.url}
-        program.catalog.write_text(lane("fragile", "google-tpu", driver="openai_http", options=options))
+        program.catalog.write_text(lane("fragile", "google-tpu", driver="openai_http", concurrency=4, options=options))
         program.give(request(number) for number in range(120))
         program.finish()
     _all_there(program, 120)

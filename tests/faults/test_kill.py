@@ -81,7 +81,7 @@ class Killing:
 def test_kills_at_random_moments_lose_and_repeat_nothing_that_was_recorded(tmp_path):
     program = Program(tmp_path)
     # At most 30 jobs run in the 0.25 s that each of the kills leaves, so that it can't end before the last.
-    program.three_lanes(0.05, slots=1, shard_jobs_max=2)
+    program.three_lanes(0.05, concurrency=2, shard_jobs_max=2)
     program.give(request(number) for number in range(JOBS))
     killing = Killing(program, SEED)
     for number in range(KILLS):
@@ -104,7 +104,7 @@ def test_kills_amid_a_shard_repeat_only_what_had_not_ended(tmp_path):
     """Every seventh call is silent for a second, while its shard's other ends are recorded."""
     program = Program(tmp_path)
     quirks = {"hang_every": 7}
-    program.three_lanes(0.05, slots=1, shard_jobs_max=8, request_timeout_seconds=1.0, options=quirks)
+    program.three_lanes(0.05, concurrency=1, shard_jobs_max=8, request_timeout_seconds=1.0, options=quirks)
     program.give(request(number) for number in range(96))
     killing = Killing(program, SEED)
     amid = 0

@@ -59,13 +59,14 @@ def lane(
     price = settings.pop("price", "1.20")
     driver = settings.pop("driver", "echo")
     request_timeout = settings.pop("request_timeout_seconds", 300.0)
+    concurrency = settings.pop("concurrency", 64)
     lines = [
         "[[lane]]",
         *(f"{key} = {json.dumps(value)}" for key, value in {"name": name, "provider": provider, **settings}.items()),
         'region = "r"\naccelerator = "a"\naccelerator_count = 1\nmarket = "on-demand"',
         f'price = {{ instance_hour_usd = "{price}", source = "the test", as_of = "2026-11-22" }}',
         f"[lane.engine]\ndriver = {json.dumps(driver)}\nmodels = {json.dumps(list(models))}",
-        f"request_timeout_seconds = {request_timeout}",
+        f"request_timeout_seconds = {request_timeout}\nconcurrency = {concurrency}",
         *(f"options.{key} = {json.dumps(value)}" for key, value in (options or {}).items()),
     ]
     return "\n".join(lines) + "\n"

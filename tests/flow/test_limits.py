@@ -16,8 +16,8 @@ def program(tmp_path) -> Program:
     program = Program(tmp_path)
     options = {"delay_seconds": JOB_SECONDS, "call_log": str(program.call_log)}
     believed = 50 * PLACES / JOB_SECONDS
-    catalog = lane("tpu", "google-tpu", options=options, price="3.60", jobs_per_second=believed, shard_jobs_max=512)
-    program.catalog.write_text(catalog.replace("[lane.engine]", f"[lane.engine]\nconcurrency = {PLACES}"))
+    fields = {"jobs_per_second": believed, "shard_jobs_max": 512, "concurrency": PLACES}
+    program.catalog.write_text(lane("tpu", "google-tpu", options=options, price="3.60", **fields))
     program.give(request(number) for number in range(LINES))
     return program
 

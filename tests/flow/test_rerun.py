@@ -125,7 +125,7 @@ def test_a_batch_on_a_running_broker_is_run_again_by_its_id(program):
 def test_a_rerun_that_was_killed_goes_on(program):
     fails(program, 1)
     assert program.run().code == 1
-    program.three_lanes(0.2, slots=1, shard_jobs_max=1)
+    program.three_lanes(0.2, concurrency=1, shard_jobs_max=1)
     words = ("batch", "rerun", str(program.prompts), "--data", str(program.data), "--catalog", str(program.catalog))
     process = program.start(*words)
     try:

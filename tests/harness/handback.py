@@ -17,10 +17,10 @@ _CLAIM_SECONDS_MAX = 5.0
 
 
 class HandbackTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """So many jobs of a minute each, one after the other, in one shard."""
+    """So many jobs of five minutes each, in one shard: half of them are at the engine, the others wait for a place."""
 
-    jobs: int = 10
-    job_seconds: float = 60.0
+    jobs: int = 20
+    job_seconds: float = 300.0
     bus: str = "amqp"
     layout: Layout = IN_PAIRS
     settle_seconds: float = 60.0
@@ -29,20 +29,20 @@ class HandbackTerms(msgspec.Struct, frozen=True, kw_only=True):
 def run_handback(terms: HandbackTerms, *, keep: bool = False) -> Report:
     """The cheap lane takes all; when its only worker leaves, the dear one has what is left.
 
-    A job that takes a minute is not cheap by itself, hence the other's price.
+    A job that takes so long is not cheap by itself, hence the other's price.
     """
     slow = LaneTerms(
         name="slow",
         workers=1,
         slots=1,
-        concurrency=1,
+        concurrency=terms.jobs // 2,
         delay_seconds=terms.job_seconds,
         jobs_per_second=1 / terms.job_seconds,
         shard_seconds=terms.jobs * terms.job_seconds,
         shard_jobs_max=terms.jobs,
     )
     spare = LaneTerms(name="spare", provider="azure-gpu", price="90000", delay_seconds=0.05, shard_jobs_max=terms.jobs)
-    report = Report(title=f"SIGTERM amid a shard of {terms.jobs * terms.job_seconds / 60:g} minutes, over {terms.bus}")
+    report = Report(title=f"SIGTERM amid a shard of {2 * terms.job_seconds / 60:g} minutes, over {terms.bus}")
     with Stand(StandTerms(lanes=[slow, spare], layout=terms.layout, bus=terms.bus), keep=keep) as stand:
         say(f"up in {stand.folder}")
         producer = Producer(stand)

@@ -43,7 +43,7 @@ class LaneStand:
         self.redis_url = redis_url
         self.name = f"lane-{uuid.uuid4().hex[:10]}"
         self.program = Program(folder)
-        settings = {"slots": 1, "options": {"delay_seconds": 60.0}, **fields}
+        settings = {"concurrency": 1, "options": {"delay_seconds": 60.0}, **fields}
         self.program.catalog.write_text(lane(self.name, "azure-gpu", bus_url=redis_url, **settings))
         self.broker, broker_private = load_or_create_signer(folder, "broker")
         signer, private = load_or_create_signer(folder, "lane")

@@ -252,10 +252,7 @@ class Stand:
             if one.delay_can_change:
                 self.set_delay(one.name, one.delay_seconds)
                 options["delay_file"] = str(self._delay_file(one.name))
-            text = lane(one.name, one.provider, options=options, **fields)
-            texts.append(
-                text.replace("request_timeout_seconds", f"concurrency = {one.concurrency}\nrequest_timeout_seconds")
-            )
+            texts.append(lane(one.name, one.provider, options=options, concurrency=one.concurrency, **fields))
         self._catalog.write_text("\n".join(texts))
 
     def _role(self, number: int, roles: Sequence[Role], database_url: str, ports: Sequence[int]) -> Supervised:

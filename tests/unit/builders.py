@@ -68,6 +68,10 @@ def a_price(usd_per_hour_nano: int = 3_600_000_000, **changes: Any) -> Price:
     return Price(**fields | changes)
 
 
+ONE_PLACE = EngineSettings(driver="echo", models=(MODEL,), concurrency=1)
+"""Of an engine that runs one job at a time: its lane takes few shards, however small they are."""
+
+
 def a_lane(name: str = "lane-a", *, models: tuple[str, ...] = (MODEL,), **changes: Any) -> Lane:
     fields = {
         "name": LaneName(name),

@@ -68,14 +68,19 @@ class Worker:
         return seal(self.broker, Kind.SHARD, audience, order, now_us=NOW_US, valid_us=valid_us)
 
     def run(self, order, **sealing):
-        self.runner.run(self.seal(order, **sealing))
+        self._work(order, **sealing)
         return self.events()
 
     def in_background(self, order):
         # A daemon: where a test fails with work under way, it must not wait for that for ever.
-        thread = threading.Thread(target=self.runner.run, args=[self.seal(order)], daemon=True)
+        thread = threading.Thread(target=self._work, args=[order], daemon=True)
         thread.start()
         return thread
+
+    def _work(self, order, **sealing):
+        """Until the shard has ended."""
+        self.runner.run(self.seal(order, **sealing))
+        self.runner.wait(10, order.shard_id)
 
     def settle(self):
         """Until all has happened that can without a word from outside, however slow the machine is."""

@@ -16,7 +16,7 @@ from broker.database.tables import shard as shard_table
 from broker.domain.errors import BrokerError
 from broker.ledger.tables import job_outcome
 from broker.stages.recorder import Recorder
-from tests.unit.builders import World, a_job_ran, a_lane, some_lines
+from tests.unit.builders import ONE_PLACE, World, a_job_ran, a_lane, some_lines
 
 JOBS = 6
 
@@ -94,7 +94,7 @@ class Bench:
 
 @pytest.fixture
 def bench(make_world, request, monkeypatch):
-    world = make_world(a_lane("one", shard_jobs_max=3, slots=2), a_lane("two", shard_jobs_max=3, slots=2))
+    world = make_world(*(a_lane(name, shard_jobs_max=3, slots=2, engine=ONE_PLACE) for name in ("one", "two")))
     made = Bench(world, request.node.name.replace("[", "-").replace("]", ""), monkeypatch)
     yield made
     made.close()

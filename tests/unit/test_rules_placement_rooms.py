@@ -22,14 +22,44 @@ def a_full_room(**changes) -> LaneRoom:
     return room
 
 
-def test_a_tenant_alone_gets_two_shards_for_each_slot_and_goes_beside_nothing():
-    room = a_room(is_shared=False)
+def fill(room, jobs_each, *, alone=False):
+    """How many shards of so many jobs a tenant alone gets into the line."""
     shards = 0
     while entry := room.entry("t", 1.0):
         assert not entry.beside
-        room.take("t", 1, beside=False)
+        room.take("t", min(jobs_each, entry.jobs_max), beside=False, alone=alone)
         shards += 1
-    assert shards == 8
+    return shards
+
+
+def test_a_tenant_alone_gets_a_job_for_each_place_and_two_shards_for_each_slot_behind_and_goes_beside_nothing():
+    assert fill(a_room(is_shared=False), 1) == 64 + 8
+    assert fill(a_room(is_shared=False), 64) == 1 + 8
+    assert fill(a_room(is_shared=False), FULL_SHARD) == 8  # the first has jobs that wait, too
+
+
+def test_no_more_jobs_wait_than_it_is_worth_and_none_are_sent_for_the_sake_of_a_few():
+    room = a_room(is_shared=False, ahead=32, least=8)
+    assert room.entry("t", 1.0) == Entry(beside=False, jobs_max=64 + 32)
+    room.take("t", 64 + 24, beside=False)
+    assert room.entry("t", 1.0) == Entry(beside=False, jobs_max=8)
+    room.take("t", 1, beside=False)
+    assert room.entry("t", 1.0) is None
+
+
+def test_a_shard_of_which_a_straggler_is_left_counts_as_one_job():
+    room = a_room(is_shared=False)
+    for _ in range(63):
+        room.take("t", 1, beside=False)  # what is left of each
+    assert room.waiting == []
+    assert room.entry("t", 1.0)
+
+
+def test_a_suspect_takes_all_places_of_an_engine():
+    assert fill(a_room(is_shared=False, ahead=64), 1, alone=True) == 4  # two have an engine each, two wait
+    room = a_room(is_shared=False)
+    room.take("t", 1, beside=False, alone=True)
+    assert room.jobs == {"t": 32}
 
 
 def test_some_room_is_kept_free_where_several_tenants_come():
@@ -60,7 +90,7 @@ def test_while_a_slot_is_free_for_certain_nobody_goes_beside():
 def test_nobody_goes_beside_its_own_work():
     room = a_room()
     for _ in range(4):
-        room.take("t", 1, beside=False)
+        room.take("t", 32, beside=False)
     assert not room.entry("t", 1.0).beside
 
 
@@ -98,7 +128,7 @@ def test_beside_the_slots_nobody_gets_more_than_its_part_and_all_together_leave_
             assert len(room.jobs) > 0
             beside[tenant] += taken
         room.take(tenant, taken, beside=entry.beside)
-    assert sum(room.in_line.values()) <= 2 * room.slots
+    assert len(room.waiting) <= 2 * room.slots
     for tenant in tenants:
         assert beside[tenant] <= max(1, room.places * shares[tenant])
     if room.jobs_beside:

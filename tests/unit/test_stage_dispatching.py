@@ -26,6 +26,7 @@ from broker.stages.relay import Relay
 from tests.unit.builders import (
     LEASE_SECONDS,
     MODEL,
+    ONE_PLACE,
     SECOND_US,
     a_failure,
     a_job_ran,
@@ -36,8 +37,8 @@ from tests.unit.builders import (
     some_lines,
 )
 
-DEAR = a_lane("dear", price=a_price(7_200_000_000), slots=2)
-CHEAP = a_lane("cheap")
+DEAR = a_lane("dear", price=a_price(7_200_000_000), slots=2, engine=ONE_PLACE)
+CHEAP = a_lane("cheap", engine=ONE_PLACE)
 COST = 10_000
 """What one job on CHEAP is expected to cost: a hundredth of a second at 3.60 dollars an hour, in nano-dollars."""
 
@@ -72,7 +73,7 @@ def test_the_cheapest_lane_with_room_comes_first_and_none_gets_more_than_it_has_
     written = world.dispatch()
     assert [(record.lane, record.jobs_count) for record in written] == [("cheap", 2)] * 2 + [("dear", 3)] * 4
     assert written[0].reason == "the cheapest of 2 allowed lanes"
-    assert written[2].reason == "the cheapest allowed lane with a free slot; cheap had none"
+    assert written[2].reason == "the cheapest allowed lane with room; cheap had none"
     assert world.dispatch() == []
     assert world.claim(written[0]).granted
     assert world.dispatch() == []  # running still takes its place
@@ -97,7 +98,7 @@ def test_the_earliest_deadline_goes_first(make_world):
     world = make_world(msgspec.structs.replace(CHEAP, shard_jobs_max=1))
     late = world.take_in(some_lines(3), window_seconds=80_000)
     soon = world.take_in(some_lines(1, "s"), window_seconds=1_000)
-    assert [record.batch_id for record in world.dispatch()] == [soon.batch_id, late.batch_id]
+    assert [record.batch_id for record in world.dispatch()] == [soon.batch_id, late.batch_id, late.batch_id]
 
 
 def test_a_constrained_group_never_leaves_its_lanes(make_world):
@@ -374,11 +375,11 @@ def test_preempted_three_times_a_job_stays_on_machines_that_are_not_taken_away(m
 
 
 def test_an_elastic_lane_is_used_as_far_as_the_plan_wants_it(make_world):
-    lane = a_lane(supply=Supply.ELASTIC, quota=4, slots=1, jobs_per_second=1.0, shard_jobs_max=1)
+    lane = a_lane(supply=Supply.ELASTIC, quota=4, slots=1, jobs_per_second=1.0, shard_jobs_max=1, engine=ONE_PLACE)
     world = make_world(lane)
     world.take_in(some_lines(3))
     assert world.dispatch() == []  # three seconds of work, due in a day: not worth an instance yet
     assert world.read(plans.lane_plans)["lane-a"].desired == 0
     world.take_in(some_lines(20, "u"), window_seconds=30)
-    assert len(world.dispatch()) == 2
+    assert len(world.dispatch()) == 3  # a place, and two behind it
     assert world.read(plans.lane_plans)["lane-a"].desired >= 1

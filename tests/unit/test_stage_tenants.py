@@ -51,7 +51,7 @@ def test_a_tenant_alone_goes_beside_nothing(make_world):
     world = make_world(CHEAP)
     for number in range(6):
         world.take_in(some_lines(1, f"{number}-"), window_seconds=1_000 + 100 * number)
-    assert [one.beside for one in world.dispatch()] == [False] * 4
+    assert [one.beside for one in world.dispatch()] == [False] * 6
 
 
 def test_a_suspect_never_goes_beside(make_world):

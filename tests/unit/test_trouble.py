@@ -153,8 +153,8 @@ def test_a_server_is_left_alone_for_as_long_as_it_says(make_world):
 def test_a_lane_that_works_rests_too_where_its_server_asks_for_longer_than_its_worker_waits(make_world):
     """Its worker sends nothing meanwhile, so what it were given would come back at once, over and over."""
     world = make_world(CHEAP)
-    world.take_in(some_lines(20))
-    shard, other = world.claimed()
+    world.take_in(some_lines(40))
+    shard, other, _ = world.claimed()
     world.record(world.ran(shard, *(a_job_ran(n) for n in range(7)), a_failure(7, ErrorCode.ENGINE_BUSY)))
     assert len(world.claimed()) == 1
     world.record(world.ran(other, a_job_ran(0), a_failure(1, ErrorCode.ENGINE_BUSY, retry_after_s=20)))

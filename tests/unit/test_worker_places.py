@@ -65,6 +65,48 @@ def test_an_engine_never_has_more_jobs_than_places_over_all_its_shards(hire):
     assert sum(len(event.jobs) for event in worker.events()) == 20
 
 
+def _numbered(first, jobs_count):
+    """Jobs numbered from `first` on."""
+    order = an_order(first + jobs_count)
+    return msgspec.structs.replace(order, jobs=order.jobs[first:])
+
+
+def test_the_next_shards_jobs_get_the_places_that_a_straggler_leaves_and_all_share_the_accelerators_time(hire):
+    engine, worker = _crowded(hire, slots=1)
+    threads = [worker.in_background(_numbered(0, 3))]
+    until(lambda: engine.inside == {0, 1})
+    engine.ended = {1, 2}
+    threads.append(worker.in_background(_numbered(10, 3)))
+    until(lambda: engine.inside == {0, 10})
+    threads.append(worker.in_background(_numbered(20, 1)))
+    engine.ended = {1, 2, 10, 11, 12}
+    until(lambda: engine.inside == {0, 20})  # one shard's last job keeps two shards from nothing
+    assert len(worker.door.claims) == 3
+    worker.runner.renew_soon()
+    until(lambda: len(worker.door.renewals) >= 2)
+    assert {Bitmap(one.running).to_bytes() for one in worker.door.renewals[-2:]} == {b"\x01"}
+    engine.ended = set(range(30))
+    for thread in threads:
+        thread.join(5)
+    jobs = [job for event in worker.events() for job in event.jobs]
+    busy_us = worker.deployment.meter.busy_us
+    assert len(jobs) == 7
+    assert busy_us - len(jobs) <= sum(job.usage.accelerator_us for job in jobs) <= busy_us
+    assert engine.most_inside == 2
+
+
+def test_few_small_shards_are_claimed_before_there_is_a_place_for_them(hire):
+    engine, worker = _crowded(hire, slots=1)
+    threads = [worker.in_background(_numbered(number, 1)) for number in range(8)]
+    until(lambda: engine.inside_count == 2 and len(worker.door.claims) >= 3)
+    worker.settle()
+    assert len(worker.door.claims) <= 4  # one has the slot, and one may have given it up before its job began
+    engine.ended = set(range(8))
+    for thread in threads:
+        thread.join(5)
+    assert sum(len(event.jobs) for event in worker.events()) == 8
+
+
 def test_a_cancelled_job_ends_alone_whether_it_runs_or_waits(hire):
     engine, worker = _crowded(hire)
     thread = worker.in_background(an_order(5))
@@ -124,23 +166,22 @@ def test_a_suspect_has_the_engine_to_itself_and_two_suspects_one_after_the_other
 
 
 def _beside(first, jobs_count=1):
-    """Jobs numbered from `first` on."""
-    order = an_order(first + jobs_count)
-    return msgspec.structs.replace(order, jobs=order.jobs[first:], tenant_id="small", beside=True)
+    return msgspec.structs.replace(_numbered(first, jobs_count), tenant_id="small", beside=True)
 
 
 def test_what_runs_beside_needs_no_slot_and_gets_the_next_place_and_its_message_is_done_with_once_claimed(hire):
     engine, worker = _crowded(hire, slots=1)
     thread = worker.in_background(an_order(10))
     until(lambda: engine.inside == {0, 1})
-    worker.runner.run(worker.seal(_beside(50)))  # comes back although engine and slot are taken
+    beside = _beside(50)
+    worker.runner.run(worker.seal(beside))  # comes back although engine and slot are taken
     assert len(worker.door.claims) == 2
     until(lambda: worker.deployment.places.is_wanted)
     engine.ended.add(1)
     until(lambda: engine.inside == {0, 50})
     engine.ended.add(50)
     until(lambda: engine.inside == {0, 2})
-    worker.runner.wait(5)
+    worker.runner.wait(5, beside.shard_id)
     (event,) = worker.events()
     assert event.shard_id == worker.door.claims[1].shard_id
     engine.ended = set(range(10))

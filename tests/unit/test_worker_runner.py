@@ -60,7 +60,7 @@ def test_a_claim_refused_runs_nothing(hire):
     worker.door.grants = False
     assert worker.run(an_order()) == []
     assert worker.deployment.meter.busy_us == 0
-    assert worker.deployment.slots.acquire(blocking=False)  # its place is free again
+    assert worker.deployment.slots.take(0)  # its slot is free again
 
 
 def test_what_is_not_ours_is_not_even_claimed(hire):
@@ -227,17 +227,20 @@ def test_events_are_published_until_the_bus_has_them(hire, monkeypatch):
     assert len(ran_jobs(worker.run(an_order(2)))) == 2
 
 
-def test_a_lane_runs_as_many_shards_as_it_has_places(hire):
-    engine = Held(2)
-    worker = hire(engine, slots=2)
-    threads = [worker.in_background(an_order()) for _ in range(3)]
-    assert engine.all_there.wait(5)
-    time.sleep(0.03)
-    assert (engine.waiting, len(worker.door.claims)) == (2, 2)
+def test_shards_wait_in_line_while_others_have_jobs_that_have_not_begun(hire):
+    engine = Held(4)
+    settings = EngineSettings(driver="echo", models=("m",), concurrency=4)
+    worker = hire(engine, slots=2, engine=settings)
+    threads = [worker.in_background(an_order(4))]
+    assert engine.all_there.wait(5)  # all its jobs have begun, so it has no slot any more
+    threads += [worker.in_background(an_order(4)) for _ in range(3)]
+    until(lambda: len(worker.door.claims) == 3)
+    worker.settle()
+    assert (engine.waiting, len(worker.door.claims)) == (4, 3)
     engine.let_go(worker.loop)
     for thread in threads:
         thread.join(5)
-    assert len(worker.events()) == 3
+    assert sum(len(event.jobs) for event in worker.events()) == 16
 
 
 class Hanging:

@@ -142,7 +142,7 @@ def test_two_shards_under_way_both_give_up_and_so_does_what_runs_beside(hire):
     until(lambda: worker.deployment.throttle.trouble is FAILED)
     beside = msgspec.structs.replace(an_order(3), tenant_id="small", beside=True)
     worker.runner.run(worker.seal(beside))
-    worker.runner.wait(5)
+    worker.runner.wait(5, beside.shard_id)
     assert len(engine.begun) == 6  # two held, three that failed, and a probe at the place that was free
     events = worker.run(msgspec.structs.replace(an_order(1), exclusive=True))  # it would have to wait, and comes back
     assert len(engine.begun) == 6
