@@ -112,18 +112,21 @@ def _place_for_copy(data: Path) -> Iterator[BinaryIO]:
     """A file without a name: whatever ends this process takes it away. No folder is left of what is refused at once."""
     is_new = not data.exists()
     try:
-        data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        copy = tempfile.TemporaryFile(dir=data)  # noqa: SIM115 (it is closed below)
-    except OSError as error:
-        raise UsageError(f"can't write in the data folder {data}: {reason_of(error)}") from None
-    try:
-        with copy:
+        with _nameless(data) as copy:
             yield copy
-    except BaseException:
+    except BaseException:  # a signal may come as soon as the folder is there
         if is_new:
             with suppress(OSError):
                 data.rmdir()
         raise
+
+
+def _nameless(data: Path) -> BinaryIO:
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return tempfile.TemporaryFile(dir=data)
+    except OSError as error:
+        raise UsageError(f"can't write in the data folder {data}: {reason_of(error)}") from None
 
 
 def _looked_through(
