@@ -96,8 +96,11 @@ class AttemptEnds:
         *,
         sent_on: bool = False,
         lane_works: bool = False,
+        patience: int = 0,
     ) -> None:
-        """One attempt ended. `cost_upper_nano_usd` bounds a cost that nobody could measure. `lane_works`: see `Around`.
+        """One attempt ended. `cost_upper_nano_usd` bounds a cost that nobody could measure.
+
+        `lane_works` and `patience`: see `Around`.
 
         A job that needs another try waits again, unless its shard was taken back or handed back, which sent it on.
 
@@ -114,7 +117,7 @@ class AttemptEnds:
             failures=span.failures,
             crashes=span.crashes,
             alone=span.alone,
-            around=_FINE if ran.outcome is Outcome.SUCCEEDED else self._around(shard, span, lane_works),
+            around=_FINE if ran.outcome is Outcome.SUCCEEDED else self._around(shard, span, lane_works, patience),
         )
         ids = (next(self._attempt_ids), job_id)
         row = _attempt_row(ids, shared, ran, span, settlement, cost_upper_nano_usd)
@@ -193,11 +196,12 @@ class AttemptEnds:
                 last = id_at(span.first_job_id, span.jobs_count - 1)
                 self._ended |= ended_jobs(self._connection, span.first_job_id, last)
 
-    def _around(self, shard: ShardRecord, span: ShardSpan, lane_works: bool) -> Around:
+    def _around(self, shard: ShardRecord, span: ShardSpan, lane_works: bool, patience: int) -> Around:
         refusing = set(refusing_lanes(span)) - {shard.lane}
         left = bool(self._may_serve(shard) - refusing - {shard.lane})
         since_us = span.submitted_us or time_us_of(span.first_job_id)
-        return Around(lane_works, left, bool(refusing), (self._now_us - since_us) / max(1, span.deadline_us - since_us))
+        part = (self._now_us - since_us) / max(1, span.deadline_us - since_us)
+        return Around(lane_works, left, bool(refusing), part, patience)
 
     def _may_serve(self, shard: ShardRecord) -> set[str]:
         """The lanes of the catalog that the shard's constraints allow; looked up once for all that ask the same."""

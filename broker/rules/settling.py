@@ -28,13 +28,15 @@ class Around(msgspec.Struct, frozen=True):
 
     `lane_works`: its lane has done other jobs, and didn't just fail several in a row. `lanes_left`: another lane may
     serve the job, and has not said that it can't. `refused_before`: another lane has refused it already.
-    `window_part`: how much of the time that the job has is over.
+    `window_part`: how much of the time that the job has is over. `patience`: how many more failures it may have than on
+    a server that hardly fails any other.
     """
 
     lane_works: bool = False
     lanes_left: bool = False
     refused_before: bool = False
     window_part: float = 0.0
+    patience: int = 0
 
 
 _NOTHING_KNOWN = Around()
@@ -133,7 +135,7 @@ def _by_evidence(code: ErrorCode, before: Retry, attempt_number: int, around: Ar
             if not around.lane_works and not is_suspected:
                 return msgspec.structs.replace(before, delay_seconds=pause_s, lane_failed=True)
             failures = before.failures + 1
-            if failures >= failures_max(code) or is_suspected:
+            if failures >= failures_max(code) + around.patience or is_suspected:
                 return ended
             # A lane that works fails now and then: another may be several times as dear, and is for the second time.
             return msgspec.structs.replace(

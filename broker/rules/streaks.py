@@ -9,28 +9,39 @@ no job for another's successes. Whether the lane rests is judged by all of them 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 from broker.domain.errors import ErrorCode
 from broker.domain.outcome import Outcome
 from broker.rules.evidence import RETRY_AFTER_LONG_S, Evidence, evidence_of
+from broker.rules.retrying import FAILURES_MAX
 
-__all__ = ["FAILURES_IN_A_ROW", "Streaks"]
+__all__ = ["FAILURES_IN_A_ROW", "PATIENCE_MAX", "Streaks"]
 
 FAILURES_IN_A_ROW = 3
 """So many failures with no success between them are the lane's."""
 
+PATIENCE_MAX = 8
+"""So many more tries at most has a job on a server that fails many jobs, of which nearly all go well in the end."""
+
+_BY_CHANCE = 1e-5
+_LOOKED_BACK = 256  # jobs; what is older counts half, and half of that
 _REMEMBERED_MAX = 10_000
 _WORKERS_MAX = 10_000
 """Of workers that come and go; of more, who came first is forgotten, and has to show anew that it works."""
 
 
 class _Streak:
-    """`in_a_row`: the failures since the last success, FAILURES_IN_A_ROW before the first."""
+    """`in_a_row`: the failures since the last success, FAILURES_IN_A_ROW before the first.
 
-    __slots__ = ("failed_since", "in_a_row", "succeeded_us")
+    `done`: the jobs that succeeded lately, and `failed_once` those that failed for a first time while it worked.
+    """
+
+    __slots__ = ("done", "failed_once", "failed_since", "in_a_row", "succeeded_us")
 
     def __init__(self) -> None:
+        self.done = self.failed_once = 0.0
         self.succeeded_us = -1
         self.in_a_row = FAILURES_IN_A_ROW
         self.failed_since: set[bytes] = set()
@@ -72,6 +83,25 @@ class Streaks:
         failed = self._worker(lane, worker).failed_since
         if len(failed) < _REMEMBERED_MAX:
             failed.add(job_id)
+
+    def note_ends(self, lane: str, worker: str, done: int, failed_once: int) -> None:
+        """So many jobs succeeded there, and so many failed for a first time though the server worked."""
+        own = self._worker(lane, worker)
+        own.done += done
+        own.failed_once += failed_once
+        if own.done + own.failed_once > _LOOKED_BACK:
+            own.done, own.failed_once = own.done / 2, own.failed_once / 2
+
+    def patience(self, lane: str, worker: str) -> int:
+        """How many more failures than of a good server are needed to blame a job: so many that chance can't be it.
+
+        A server that fails every second call fails one job in sixteen four times; it would be blamed for nothing.
+        """
+        own = self._worker(lane, worker)
+        part = min((own.failed_once - 1) / max(1.0, own.done), 0.9)  # without the job that is judged
+        if part <= 0:
+            return 0
+        return min(max(0, math.ceil(math.log(_BY_CHANCE) / math.log(part)) - FAILURES_MAX), PATIENCE_MAX)
 
     def has_failed_since(self, lane: str, worker: str, job_id: bytes) -> bool:
         """Whether this job has failed there since the worker's last success."""

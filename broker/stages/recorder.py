@@ -20,7 +20,7 @@ from broker.database import shards
 from broker.database.connection import Connection, Database
 from broker.database.shards import ShardRecord
 from broker.domain.errors import ErrorCode
-from broker.domain.events import JobsRan, ShardReturned, WorkerEvent
+from broker.domain.events import JobRan, JobsRan, ShardReturned, WorkerEvent
 from broker.domain.lane import Lane
 from broker.domain.outcome import Outcome
 from broker.domain.shard import ShardState
@@ -29,6 +29,7 @@ from broker.ledger.digests import Decisions
 from broker.ledger.ending import AttemptEnds
 from broker.ledger.prices import PricedLanes
 from broker.ledger.streams import FixedSlot, OpenStream, OwnStream, StreamSlot
+from broker.rules.evidence import Evidence, evidence_of
 from broker.rules.streaks import Streaks
 from broker.signing import KeyRing
 from broker.wakeups import Topic, Wakeups
@@ -55,17 +56,20 @@ class Delivered(Protocol):
 class _News:
     """An event, and what its jobs' ends say about its lane.
 
-    `in_company`: the indices of those that failed while their worker did others; `failed`: the jobs that did. `fault`:
-    the last that speaks against the lane, and for how many seconds its server asks to be left alone. `is_well`: it
-    succeeded after that.
+    `in_company`: the indices of those that failed while their worker did others; `failed`: the jobs that did;
+    `failed_once`: the indices of those that so failed for a first time; `done`: how many succeeded. `fault`: the last
+    that speaks against the lane, and for how many seconds its server asks to be left alone. `is_well`: it succeeded
+    after that.
     """
 
-    __slots__ = ("event", "failed", "fault", "has_succeeded", "in_company", "is_well")
+    __slots__ = ("done", "event", "failed", "failed_once", "fault", "has_succeeded", "in_company", "is_well")
 
     def __init__(self, event: WorkerEvent) -> None:
         self.event = event
         self.in_company: set[int] = set()
         self.failed: set[bytes] = set()
+        self.failed_once: set[int] = set()
+        self.done = 0
         self.fault: tuple[ErrorCode, int] | None = None
         self.has_succeeded = False
         self.is_well = False
@@ -125,8 +129,10 @@ class Recorder:
             news = [self._news_of(event) for event in events.values()]
             written = self._database.write(lambda connection: self._write(connection, news, stream))
             for one in news:
+                who = (one.event.lane, one.event.worker_id)
                 for job_id in one.failed:
-                    self._streaks.note_job(one.event.lane, one.event.worker_id, job_id)
+                    self._streaks.note_job(*who, job_id)
+                self._streaks.note_ends(*who, one.done, len(one.failed_once))
             self._wakeups.notify(Topic.DISPATCHER, Topic.ASSEMBLER)
             self._wakeups.endings.announce(written.ended)
             for one in news:
@@ -190,6 +196,7 @@ class Recorder:
         news, after_success = _News(event), False
         for ran in event.jobs if isinstance(event, JobsRan) else ():
             if ran.outcome is Outcome.SUCCEEDED:
+                news.done += 1
                 if not after_success:  # a success right after another says nothing new
                     self._streaks.note_success(event.lane, event.worker_id, ran.ended_us)
                     news.is_well = news.has_succeeded = after_success = True
@@ -204,11 +211,17 @@ class Recorder:
                 news.is_well = False
         return news
 
-    def _is_in_company(self, news: _News, record: ShardRecord, index: int) -> bool:
+    def _is_in_company(self, news: _News, record: ShardRecord, ran: JobRan) -> bool:
         """Whether its worker did others while this job failed there, or since it failed there before."""
-        job_id, event = record.job_id_at(index), news.event
+        index, event = ran.index, news.event
+        job_id = record.job_id_at(index)
         news.failed.add(job_id)
-        return index in news.in_company and not self._streaks.has_failed_since(event.lane, event.worker_id, job_id)
+        if index not in news.in_company or self._streaks.has_failed_since(event.lane, event.worker_id, job_id):
+            return False
+        is_open = ran.error_code is not None and evidence_of(ran.error_code) is Evidence.OPEN
+        if is_open and record.span_at(index).failures == 0:
+            news.failed_once.add(index)
+        return True
 
     def _tell_health(self, news: _News) -> None:
         lane = news.event.lane
@@ -230,7 +243,9 @@ class Recorder:
                     if ran.outcome is Outcome.SUCCEEDED:
                         ends.add(record, lane, ran)
                     else:
-                        ends.add(record, lane, ran, lane_works=self._is_in_company(news, record, ran.index))
+                        works = self._is_in_company(news, record, ran)
+                        patience = self._streaks.patience(event.lane, event.worker_id) if works else 0
+                        ends.add(record, lane, ran, lane_works=works, patience=patience)
             case ShardReturned():
                 if record.state is ShardState.RUNNING:
                     ends.give_back(record, record.recorded.missing(record.jobs_count))

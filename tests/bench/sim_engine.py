@@ -47,6 +47,10 @@ class SimEngine:
         self._free = places
         self._line: deque[tuple[_Talk, int]] = deque()
 
+    def talk(self) -> asyncio.Protocol:
+        """One more connection."""
+        return _Talk(self)
+
     def submit(self, talk: _Talk, tokens: int) -> None:
         """Begin, or wait in line."""
         self._line.append((talk, tokens))
@@ -136,7 +140,7 @@ def _answer(tokens: int) -> bytes:
 
 async def _serve(port: int, engine: SimEngine) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Talk(engine), "127.0.0.1", port, backlog=4096)
+    server = await loop.create_server(engine.talk, "127.0.0.1", port, backlog=4096)
     await server.serve_forever()
 
 

@@ -84,7 +84,7 @@ def test_an_idle_connection_that_the_server_has_closed_is_not_used(is_busy):
         assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize("cut", [b"", b"HTTP/1.1 200 X\r\ncont"])
+@pytest.mark.parametrize("cut", [b"", b"HTTP/1.1 200 X\r\ncont"], ids=["at once", "amid the head"])
 def test_a_request_that_breaks_on_a_kept_connection_is_never_sent_again(cut):
     def converse(connection):
         connection.read()

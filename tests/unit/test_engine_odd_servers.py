@@ -89,7 +89,9 @@ def test_a_reply_that_is_cut_is_the_engines_failure_and_is_asked_for_once(name):
         assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("body", [b"no gzip at all", gzip.compress(b"x" * 1000)[:12] + b"garbage" * 9])
+@pytest.mark.parametrize(
+    "body", [b"no gzip at all", gzip.compress(b"x" * 1000)[:12] + b"garbage" * 9], ids=["from the start", "further on"]
+)
 def test_a_broken_encoding_is_an_invalid_reply(body):
     with RawServer(always(reply(body, headers="content-encoding: gzip\r\n"))) as server:
         outcome = outcome_of(server)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 
 import msgspec
@@ -12,6 +13,8 @@ from broker.domain.job import Constraints
 from broker.domain.lane import EngineSettings
 from broker.ledger.tables import attempt, job_outcome
 from broker.rules.evidence import Evidence, evidence_of
+from broker.rules.retrying import FAILURES_MAX
+from broker.rules.streaks import PATIENCE_MAX
 from tests.unit.builders import MODEL, a_failure, a_job_ran, a_lane, a_price, some_lines
 
 ENGINE = EngineSettings(driver="echo", models=(MODEL,), concurrency=8)
@@ -318,3 +321,32 @@ def test_a_job_that_fails_beside_others_of_its_own_worker_ends_whatever_the_othe
         world.record(of_worker(world, "well", shard, a_failure(0, ErrorCode.ENGINE_FAILED, **now)))
         world.clock.advance(31)
     assert ends(world) == {"succeeded": 4, "failed": 1}
+
+
+@pytest.mark.parametrize(("of", "fail"), [(2, 1), (10, 1)])
+def test_a_server_that_fails_part_of_its_calls_fails_no_job(make_world, of, fail):
+    """Where every second call fails, one job in sixteen fails four times; which, is drawn anew for each call."""
+    world = make_world(a_lane("cheap", engine=ENGINE, shard_jobs_max=64))
+    world.take_in(some_lines(200))
+    calls = Counter()
+
+    def server(_lane, job, _second):
+        calls[job] += 1
+        drawn = hashlib.sha256(job + bytes([calls[job]])).digest()[0]
+        return ErrorCode.ENGINE_FAILED if drawn % of < fail else None
+
+    played = Played(world, server)
+    played.run(900)
+    assert ends(world) == {"succeeded": 200}
+
+
+def test_where_some_jobs_always_fail_each_is_tried_so_often_and_no_more(make_world):
+    world = make_world(CHEAP)
+    world.take_in(some_lines(40))
+    poison = {job_id for job_id, line in line_numbers(world).items() if line % 10 == 0}
+    played = Played(world, lambda _lane, job, _second: ErrorCode.ENGINE_FAILED if job in poison else None)
+    for _ in range(8):
+        played.run(60)
+        world.take_in(some_lines(20, f"{played.second}"))
+    assert ends(world)["failed"] == len(poison)
+    assert max(played.calls["cheap", job] for job in poison) <= 3 * (FAILURES_MAX + PATIENCE_MAX)
