@@ -53,6 +53,7 @@ class LaneRoom(msgspec.Struct, kw_only=True):
 
     jobs_count: int = 0
     jobs_beside: int = 0
+    seen_waiting: list[str] | None = None
     on_trial: bool = False
 
     @property
@@ -63,6 +64,11 @@ class LaneRoom(msgspec.Struct, kw_only=True):
     @property
     def waiting(self) -> list[str]:
         """Whose shards have jobs that no place is there for: each shard's tenant, the newest first."""
+        if self.seen_waiting is None:
+            self.seen_waiting = self._find_waiting()
+        return self.seen_waiting
+
+    def _find_waiting(self) -> list[str]:
         beyond = self.jobs_waiting
         tenants = []
         for tenant, jobs_count in reversed(self.line):
@@ -98,6 +104,7 @@ class LaneRoom(msgspec.Struct, kw_only=True):
             self.slots = 0  # that was the one
         self.jobs[tenant_id] = self.jobs.get(tenant_id, 0) + jobs_count
         self.jobs_count += jobs_count
+        self.seen_waiting = None
         if beside:
             self.jobs_beside += jobs_count
         else:
