@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
-import msgspec
 import structlog
 
 from broker.bus.apps import NotTaken
@@ -365,8 +364,8 @@ class _ShardRun:
             )
         else:
             spent = self._deployment.spending.of_unsent()
-        spent = spent._replace(usage=msgspec.structs.replace(spent.usage, accelerator_us=accelerator_us))
-        ran = job_ran(index, job, ended, spent, (started_us, started_us + run_us, run_us), sent=sent)
+        times = (started_us, started_us + run_us, run_us)
+        ran = job_ran(index, job, ended, spent, times, accelerator_us, sent=sent)
         self._report.add(ran)
         return ran
 

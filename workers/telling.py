@@ -11,6 +11,7 @@ from broker.domain.errors import ErrorCode
 from broker.domain.events import JobRan
 from broker.domain.outcome import Outcome
 from broker.domain.shard import ShardJob
+from broker.domain.usage import Usage
 from workers.engine import EngineError, EngineReply
 from workers.spending import Spent
 
@@ -36,29 +37,34 @@ def job_ran(
     ended: EngineReply | EngineError | Stop,
     spent: Spent,
     times: tuple[int, int, int],
+    accelerator_us: int,
     *,
     sent: bool,
 ) -> JobRan:
     """The attempt, as it is told, with its start, its end and how long it ran. `sent`: the engine may have had it."""
-    digest = _digest(job, job.body)
+    digest, known = _digest(job, job.body), spent.usage
+    usage = Usage(
+        known.input_tokens, known.cached_input_tokens, known.output_tokens, known.reasoning_tokens, accelerator_us
+    )
+    if isinstance(ended, EngineReply):
+        body = ended.body
+        return JobRan(
+            index,
+            Outcome.SUCCEEDED,
+            ended.status_code,
+            *times,
+            usage,
+            body,
+            None,
+            "",
+            ended.request_id,
+            digest,
+            _digest(job, body),
+            spent.basis,
+            spent.upper,
+        )
     retry_after_s = 0
     match ended:
-        case EngineReply(status_code, body, request_id=request_id):
-            return JobRan(
-                index,
-                Outcome.SUCCEEDED,
-                status_code,
-                *times,
-                spent.usage,
-                body,
-                None,
-                "",
-                request_id,
-                digest,
-                _digest(job, body),
-                spent.basis,
-                spent.upper,
-            )
         case EngineError():
             outcome, code, status, body = Outcome.FAILED, ended.code, ended.status_code, ended.body
             message, retry_after_s = ended.message, math.ceil(ended.retry_after_s)
@@ -74,7 +80,7 @@ def job_ran(
         outcome,
         status,
         *times,
-        spent.usage,
+        usage,
         body,
         code,
         message,

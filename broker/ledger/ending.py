@@ -33,12 +33,11 @@ from broker.ledger.writing import AttemptRow, Flush, OutcomeRow, ShardFacts, app
 from broker.rules.planning import plan_group
 from broker.rules.pricing import Costs, charged_nano_usd, costs_of
 from broker.rules.regrouping import another_try, refusing_lanes, regroup, waiting_job
-from broker.rules.settling import Around, Ended, Retry, Settlement, settle
+from broker.rules.settling import SUCCEEDED, Around, Ended, Retry, Settlement, settle
 
 __all__ = ["AttemptEnds"]
 
 _NOT_KNOWN = (UsageBasis.NONE, UsageBasis.IMPLAUSIBLE)
-_FINE = Around(lane_works=True)
 
 
 class _Shared(NamedTuple):
@@ -109,16 +108,19 @@ class AttemptEnds:
         shared = self._shared.get(shard.shard_id) or self._share(shard, lane)
         span = shard.span_at(ran.index)
         job_id = id_at(span.first_job_id, ran.index - span.first_index)
-        settlement = settle(
-            ran.outcome,
-            ran.error_code,
-            sent_on or job_id in self._ended,
-            attempt_number=span.attempt_number,
-            failures=span.failures,
-            crashes=span.crashes,
-            alone=span.alone,
-            around=_FINE if ran.outcome is Outcome.SUCCEEDED else self._around(shard, span, lane_works, patience),
-        )
+        if ran.outcome is Outcome.SUCCEEDED and not sent_on and job_id not in self._ended:
+            settlement = SUCCEEDED
+        else:
+            settlement = settle(
+                ran.outcome,
+                ran.error_code,
+                sent_on or job_id in self._ended,
+                attempt_number=span.attempt_number,
+                failures=span.failures,
+                crashes=span.crashes,
+                alone=span.alone,
+                around=self._around(shard, span, lane_works, patience),
+            )
         ids = (next(self._attempt_ids), job_id)
         row = _attempt_row(ids, shared, ran, span, settlement, cost_upper_nano_usd)
         self._flush.attempts.append(row)

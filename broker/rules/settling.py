@@ -20,7 +20,7 @@ from broker.rules.retrying import (
     verdict,
 )
 
-__all__ = ["Around", "Ended", "Retry", "Settlement", "settle"]
+__all__ = ["SUCCEEDED", "Around", "Ended", "Retry", "Settlement", "settle"]
 
 
 class Around(msgspec.Struct, frozen=True):
@@ -73,7 +73,8 @@ class Settlement(msgspec.Struct, frozen=True):
     then: Ended | Retry | None
 
 
-_SUCCEEDED = Settlement(Outcome.SUCCEEDED, Ended(Outcome.SUCCEEDED, None))
+SUCCEEDED = Settlement(Outcome.SUCCEEDED, Ended(Outcome.SUCCEEDED, None))
+"""Of the first success of a job."""
 
 
 def settle(
@@ -91,7 +92,7 @@ def settle(
     if outcome is Outcome.SUCCEEDED:
         if already_ended:
             return Settlement(Outcome.SUPERSEDED, None)
-        return _SUCCEEDED
+        return SUCCEEDED
     if already_ended:
         return Settlement(outcome, None)
     if outcome is Outcome.CANCELLED:
