@@ -31,7 +31,7 @@ from broker.ledger.digests import Decisions, price_digest, submission_digest
 from broker.ledger.submitted import TAGS, submitted
 from broker.ledger.writing import AttemptRow, Flush, OutcomeRow, ShardFacts, append, ended_jobs
 from broker.rules.planning import plan_group
-from broker.rules.pricing import Costs, charged_nano_usd, costs_of
+from broker.rules.pricing import accelerator_cost_nano_usd, charged_nano_usd, costs_of
 from broker.rules.regrouping import another_try, refusing_lanes, regroup, waiting_job
 from broker.rules.settling import SUCCEEDED, Around, Ended, Retry, Settlement, settle
 
@@ -307,6 +307,19 @@ def _usage_basis(ran: JobRan) -> UsageBasis:
     return UsageBasis.ENGINE if is_stated else UsageBasis.NONE
 
 
+def _costs(
+    shared: _Shared, ran: JobRan, usage_basis: UsageBasis, cost_upper_nano_usd: int | None
+) -> tuple[NanoUsd, NanoUsd, CostBasis]:
+    """What is known of the attempt's cost, its bound, and how it is known."""
+    if cost_upper_nano_usd is None and shared.price.meter is not PriceMeter.TOKEN:
+        known = accelerator_cost_nano_usd(shared.price, ran.usage.accelerator_us)
+        return known, known, shared.basis
+    cost = costs_of(shared.price, ran.usage, usage_basis, ran.usage_upper)
+    if cost_upper_nano_usd is not None:
+        return cost.known, NanoUsd(max(cost.known, cost_upper_nano_usd)), CostBasis.UNKNOWN
+    return cost.known, cost.upper, shared.basis if cost.is_known else CostBasis.UNKNOWN
+
+
 def _attempt_row(
     ids: tuple[bytes, bytes],
     shared: _Shared,
@@ -319,9 +332,7 @@ def _attempt_row(
     submitted_us = time_us_of(job_id) if span.submitted_us is None else span.submitted_us
     usage, usage_basis = ran.usage, _usage_basis(ran)
     is_known = usage_basis not in _NOT_KNOWN
-    cost = costs_of(shared.price, usage, usage_basis, ran.usage_upper)
-    if cost_upper_nano_usd is not None:
-        cost = Costs(cost.known, NanoUsd(max(cost.known, cost_upper_nano_usd)), is_bounded=False)
+    known, upper, basis = _costs(shared, ran, usage_basis, cost_upper_nano_usd)
     return AttemptRow(
         attempt_id,
         job_id,
@@ -342,10 +353,10 @@ def _attempt_row(
         usage.output_tokens if is_known else None,
         usage.reasoning_tokens if is_known else None,
         usage.accelerator_us,
-        cost.known,
-        cost.known,
-        cost.upper,
-        (shared.basis if cost.is_known else CostBasis.UNKNOWN)._value_,
+        known,
+        known,
+        upper,
+        basis._value_,
         ran.request_digest or None,
         ran.reply_digest or None,
         len(ran.body),
@@ -359,5 +370,5 @@ def _attempt_row(
         None,
         None,
         None,
-        charged_nano_usd(settlement.outcome, cost.known),
+        charged_nano_usd(settlement.outcome, known),
     )
