@@ -17,6 +17,7 @@ from tests.harness.supervised import Supervised
 
 __all__ = ["FreezeTerms", "run_freezes"]
 
+_RAN_US = 1_000
 _REST_SECONDS = 3.0
 _TAKEN_BACK_SECONDS = 18.0  # a lease, the rescuer's second, and what a busy machine adds
 
@@ -117,7 +118,7 @@ def _tell(stand: Stand, stopped: list[Stopped], report: Report, terms: FreezeTer
     for hold in held.values():
         for job in hold.jobs:
             claims[job].append((hold.claimed, hold.shard_id))
-    rows = "SELECT shard_id, job_id, outcome, decisive, cost_nano_usd FROM attempt"
+    rows = "SELECT shard_id, job_id, outcome, decisive, cost_nano_usd, run_us FROM attempt"
     attempts = {(shard.bytes, job.bytes): rest for shard, job, *rest in stand.query(rows)}
     late: Counter[str] = Counter()
     elsewhere = free = kept = jobs = 0
@@ -127,9 +128,10 @@ def _tell(stand: Stand, stopped: list[Stopped], report: Report, terms: FreezeTer
             for job in missing:
                 jobs += 1
                 elsewhere += any(at > one.at and other != shard for at, other in claims[job])
-                outcome, decisive, cost = attempts.get((shard, job), ("not recorded", False, 0))
+                outcome, decisive, cost, run_us = attempts.get((shard, job), ("not recorded", False, 0, _RAN_US))
                 late[f"{outcome}{', and first' if decisive else ''}"] += 1
-                free += not cost
+                # One that began as the worker woke, and was stopped at once for the lease was lost, cost nothing.
+                free += not cost and run_us >= _RAN_US
     report.at_least("stops with work in hand", sum(bool(one.hands) for one in stopped), terms.stops)
     report.add({"jobs in hand": jobs})
     if kept:
