@@ -137,7 +137,8 @@ def test_jobs_in_flight_end_by_themselves_and_the_rest_goes_back_after_them(hire
 
 def test_two_shards_under_way_both_give_up_and_so_does_what_runs_beside(hire):
     engine = Told([None, None, *[EngineError(FAILED, "no")] * 8], holds={0, 1})
-    worker = told(hire, engine, concurrency=3, slots=2)
+    # A slot for each of the two, whichever has the calls that hang, and one for what comes then.
+    worker = told(hire, engine, concurrency=3, slots=3)
     threads = [worker.in_background(an_order(20)) for _ in range(2)]
     until(lambda: worker.deployment.throttle.trouble is FAILED)
     beside = msgspec.structs.replace(an_order(3), tenant_id="small", beside=True)
