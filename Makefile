@@ -51,6 +51,7 @@ faults: $(VENV)/.dev $(VENV)/.demo ## Kill it, fill its disk, set its clock, bre
 
 faults-all: $(VENV)/.dev $(VENV)/.demo ## Outside CI: every campaign at full size, long simulations, an hour under load (hours)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m long tests || test $$? -eq 5 # 5: none is marked so
+	BROKER_SEQUENCES=10000 $(BIN)/python -m pytest tests/faults/test_sequences.py
 	$(BIN)/python -m tests.harness all
 	$(BIN)/python -m tests.bench.soak 60
 
